@@ -1,0 +1,1 @@
+"""The chunked algorithms that generated code calls, one file each, with its formula on top."""

@@ -1,0 +1,213 @@
+"""What is left, at each tick of a span, of the start state and of each write of the span.
+
+Per batch element, C ticks, keep_t the fraction kept, momentum_t the fraction of the last write
+repeated (memory-family.md B3, B5; Gated DeltaNet, GLA, KDA, Titans 2501.00663, MDN 2605.05838):
+
+    W_t = keep_t W_{t-1} + S_t          S_t = momentum_t S_{t-1} + r_t x_t'
+
+    W_t = A_t W_0 + F_t S_0 + sum_{j<=t} L_tj r_j x_j'
+
+    D_ti = prod_{i<r<=t} keep_r         N_ij = prod_{j<r<=i} momentum_r
+    A_t = D_t0    L = D N over the ticks    F_t = sum_{1<=i<=t} D_ti N_i0
+
+Without momentum L = D and F is absent. With one keep for each input channel, A and L have a
+channel axis, and L is never made: only its sums against pairs of vectors are.
+
+Products are multiplied, not exponentials of sums of logarithms and not quotients, so that a keep
+of exactly zero (or below) has its exact value and gradient, and nothing can overflow.
+
+The state is [..., m, s]: W alone (s = n), or W beside S (s = 2 n).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+from typing import Protocol
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+
+class View(Enum):
+    """Which state a query of tick t meets."""
+
+    AFTER = "W_t"
+    RETAINED = "keep_t W_{t-1}"
+    BEFORE = "W_{t-1}"
+
+
+class Retention(Protocol):
+    """How a span carries its start state and its writes through its ticks."""
+
+    def carry(self, u: Tensor, view: View) -> Tensor:
+        """[..., C, s]: what u_t [..., C, n] has to meet in the start state."""
+
+    def pairs(self, u: Tensor, x: Tensor, view: View) -> Tensor:
+        """[..., C, C]: u_t' x_j, weighted by what is left at t of the write of j; else 0."""
+
+    def tail(self, x: Tensor) -> Tensor:
+        """[..., C, s]: x_j [..., C, n] weighted by what is left of its write at the end."""
+
+    def end(self, state: Tensor) -> Tensor:
+        """[..., m, s]: the start state as it is at the end, without the writes."""
+
+
+def products(factor: Tensor) -> Tensor:
+    """[..., C + 1, C + 1] from [..., C]: at (t, i) the product of factor_r over i < r <= t.
+
+    It is the inverse of I with -factor below its diagonal.
+    """
+    below = torch.diag_embed(-factor, -1)
+    eye = torch.eye(below.shape[-1], dtype=factor.dtype, device=factor.device)
+    return torch.linalg.solve_triangular(below, eye, upper=False, unitriangular=True)
+
+
+@dataclass(frozen=True)
+class ScalarRetention:
+    """One keep a tick, with or without momentum; k = 1, or 2 with momentum.
+
+    keep    [..., C], or None where it is 1
+    start   [..., C + 1, k]    A_t, F_t for t = 0 .. C; None where all are 1
+    writes  [..., C + 1, C]    L_tj
+    last    [..., C, k]        L_Cj, N_Cj; None where all are 1
+    """
+
+    keep: Tensor | None
+    start: Tensor | None
+    writes: Tensor
+    last: Tensor | None
+    momentum: Tensor | None = None
+
+    def _at(self, table: Tensor, view: View) -> Tensor:
+        if view is View.AFTER:
+            return table[..., 1:, :]
+        before = table[..., :-1, :]
+        if view is View.BEFORE or self.keep is None:
+            return before
+        return self.keep.unsqueeze(-1) * before
+
+    def carry(self, u: Tensor, view: View) -> Tensor:
+        return u if self.start is None else _outer(u, self._at(self.start, view))
+
+    def pairs(self, u: Tensor, x: Tensor, view: View) -> Tensor:
+        return (u @ x.mT) * self._at(self.writes, view)
+
+    def tail(self, x: Tensor) -> Tensor:
+        return x if self.last is None else _outer(x, self.last)
+
+    def end(self, state: Tensor) -> Tensor:
+        if self.start is None:
+            return state
+        kept = self.start[..., -1, :, None, None]
+        if self.momentum is None:
+            return state * kept[..., 0, :, :]
+        w, s = state.chunk(2, -1)
+        left = w * kept[..., 0, :, :] + s * kept[..., 1, :, :]
+        return torch.cat((left, s * self.momentum[..., None, None]), -1)
+
+
+def _outer(u: Tensor, weights: Tensor) -> Tensor:
+    """[..., C, k n]: u_t [..., C, n] once for each of its weights [..., C, k]."""
+    return (weights.unsqueeze(-1) * u.unsqueeze(-2)).flatten(-2)
+
+
+def kept(keep: Tensor | None, like: Tensor) -> ScalarRetention:
+    """keep [..., C], or None for 1; like [..., C, n] tells C, dtype and device."""
+    if keep is None:
+        ticks = like.shape[-2]
+        ones = torch.ones(ticks + 1, ticks, dtype=like.dtype, device=like.device)
+        return ScalarRetention(None, None, ones.tril(-1), None)
+    table = products(keep)
+    start, writes = table[..., :1], table[..., 1:]
+    return ScalarRetention(keep, start, writes, writes[..., -1, :, None])
+
+
+def kept_with_momentum(keep: Tensor | None, momentum: Tensor) -> ScalarRetention:
+    """keep [..., C], or None for 1; momentum [..., C] (memory-family.md B5)."""
+    of_keep = products(torch.ones_like(momentum) if keep is None else keep)
+    of_momentum = products(momentum)
+    both = of_keep[..., 1:] @ of_momentum[..., 1:, :]
+    start = torch.stack((of_keep[..., 0].expand_as(both[..., 0]), both[..., 0]), -1)
+    writes = both[..., 1:]
+    end = of_momentum[..., -1, :].expand_as(both[..., -1, :])
+    last = torch.stack((writes[..., -1, :], end[..., 1:]), -1)
+    return ScalarRetention(keep, start, writes, last, end[..., 0])
+
+
+@dataclass(frozen=True)
+class ChannelRetention:
+    """One keep for each input channel, by halving: no weight is above 1 if no keep is.
+
+    With t in the right half of a block and j in its left half, what is left at t of the write of
+    j is a product of one number of t (from the middle to t) and one of j (from j to the middle).
+
+    keep    [..., C, n]
+    levels  for blocks of 1, 2, 4, ... ticks, each [..., ticks, n], ticks a power of two: the
+            products over the ticks of its block before a tick, and after it
+    whole   [..., 1, n]    the product over all ticks
+    """
+
+    keep: Tensor
+    levels: tuple[tuple[Tensor, Tensor], ...]
+    whole: Tensor
+
+    def _seen(self, u: Tensor, view: View) -> Tensor:
+        return u if view is View.BEFORE else u * self.keep
+
+    def carry(self, u: Tensor, view: View) -> Tensor:
+        before, _ = self.levels[-1]
+        return self._seen(u, view) * before[..., : u.shape[-2], :]
+
+    def pairs(self, u: Tensor, x: Tensor, view: View) -> Tensor:
+        ticks = u.shape[-2]
+        table = self._earlier(self._seen(u, view), x)[..., :ticks, :ticks]
+        if view is not View.AFTER:
+            return table
+        return table + torch.diag_embed((u * x).sum(-1))
+
+    def _earlier(self, u: Tensor, x: Tensor) -> Tensor:
+        """[..., ticks, ticks]: the pairs j < t, with the products over j < r < t."""
+        missing = (0, 0, 0, self.levels[-1][0].shape[-2] - u.shape[-2])
+        u, x = functional.pad(u, missing), functional.pad(x, missing)
+        table = u.new_zeros(*u.shape[:-1], 1, 1)
+        for level, (before, after) in enumerate(self.levels[:-1]):
+            right = _blocks(u * before, 1 << level)[..., 1::2, :, :]
+            left = _blocks(x * after, 1 << level)[..., ::2, :, :]
+            table = _join(table, right @ left.mT)
+        return table.squeeze(-3)
+
+    def tail(self, x: Tensor) -> Tensor:
+        _, after = self.levels[-1]
+        return x * after[..., : x.shape[-2], :]
+
+    def end(self, state: Tensor) -> Tensor:
+        return state * self.whole
+
+
+def _blocks(u: Tensor, size: int) -> Tensor:
+    """[..., C, n] -> [..., C / size, size, n]."""
+    return u.unflatten(-2, (-1, size))
+
+
+def _join(table: Tensor, corner: Tensor) -> Tensor:
+    """[..., b, 2h, 2h] from the diagonal blocks [..., 2b, h, h] and the corners below them."""
+    top = functional.pad(table[..., ::2, :, :], (0, corner.shape[-1]))
+    return torch.cat((top, torch.cat((corner, table[..., 1::2, :, :]), -1)), -2)
+
+
+def kept_by_channel(keep: Tensor) -> ChannelRetention:
+    """keep [..., C, n]."""
+    ticks = keep.shape[-2]
+    size = 1 << max(ticks - 1, 0).bit_length()
+    whole = functional.pad(keep, (0, 0, 0, size - ticks), value=1.0).unsqueeze(-2)
+    before = after = torch.ones_like(whole)
+    levels = [(before.flatten(-3, -2), after.flatten(-3, -2))]
+    while whole.shape[-3] > 1:
+        left, right = whole[..., ::2, :, :], whole[..., 1::2, :, :]
+        before = torch.cat((before[..., ::2, :, :], left * before[..., 1::2, :, :]), -2)
+        after = torch.cat((after[..., ::2, :, :] * right, after[..., 1::2, :, :]), -2)
+        whole = left * right
+        levels.append((before.flatten(-3, -2), after.flatten(-3, -2)))
+    return ChannelRetention(keep, tuple(levels), whole.squeeze(-3))
