@@ -1,0 +1,1 @@
+"""The shipped specs: data only, one `.nl` file each; memories in `memory/`, optimizers in `optim/`."""
