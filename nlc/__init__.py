@@ -1,0 +1,1 @@
+"""nlc: a compiler for nested learning systems."""
