@@ -60,7 +60,8 @@ def learned(call: FunctionCall) -> Value:
 
 def slot(call: FunctionCall, window: int, chance: float = 0.0) -> Slot:
     body = call.body
-    path = body.prefix + body.unique(f"{body.where}.{call.name}" if body.where and body.where != call.name else call.name)
+    part = f"{call.name}_past"
+    path = body.prefix + body.unique(f"{body.where}.{part}" if body.where else part)
     return Slot(path, call.name, window, body.box, chance)
 
 

@@ -1,0 +1,159 @@
+"""The order of the stages, and the only place that knows it.
+
+    text -> syntax -> system -> level graph -> plan -> Python source -> nn.Module
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from . import syntax as S
+from .checks import check as check_system
+from .diagnostics import Diagnostic
+from .parse import parse
+from .placement import placement
+from .resolve import resolve
+from .resolve.files import SHIPPED, shipped_names
+from .system import Level, System
+from .text import Source
+
+if TYPE_CHECKING:
+    import networkx
+
+    from .levels import LevelGraph
+
+
+class SpecError(Exception):
+    """The spec has mistakes; `diagnostics` holds them all, and the message shows them."""
+
+    def __init__(self, diagnostics: tuple[Diagnostic, ...]) -> None:
+        from .render import render_text
+
+        self.diagnostics = diagnostics
+        super().__init__("\n" + render_text(diagnostics))
+
+
+@dataclass(frozen=True)
+class Checked:
+    """Every intermediate of a check. `system` is None where there is none, or mistakes left none.
+
+    `files`: the texts of this file and of those of its folder that it uses, by relative name.
+    """
+
+    source: Source
+    syntax: S.File | None
+    system: System | None
+    diagnostics: tuple[Diagnostic, ...]
+    files: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def errors(self) -> tuple[Diagnostic, ...]:
+        return tuple(d for d in self.diagnostics if d.severity == "error")
+
+    @cached_property
+    def levels(self) -> LevelGraph | None:
+        from .order import order
+
+        return order(self.system) if self.system is not None and not self.errors else None
+
+
+def check_text(text: str, name: str = "<text>", folder: Path | None = None, settings: Mapping[str, Any] | None = None) -> Checked:
+    """Parse, resolve and check; all mistakes of the file in one run."""
+    return check_source(Source(name, text), folder, settings)
+
+
+def check_source(source: Source, folder: Path | None = None, settings: Mapping[str, Any] | None = None) -> Checked:
+    # text -> syntax
+    file, told = parse(source)
+    if file is None:
+        return Checked(source, None, None, tuple(told))
+    told += placement(file)
+    # syntax -> system
+    resolved = resolve(file, folder, settings)
+    told += resolved.diagnostics
+    # system -> what is wrong in it, if nothing was wrong so far
+    if resolved.system is not None and not any(d.severity == "error" for d in told):
+        told += check_system(resolved.system)
+    files = {Path(source.name).name: source.text, **resolved.texts}
+    return Checked(source, file, resolved.system, tuple(in_order(told)), files)
+
+
+def in_order(told: list[Diagnostic]) -> list[Diagnostic]:
+    return sorted(told, key=lambda d: (d.span.source.name, d.span.start))
+
+
+def check_file(path: str | Path, settings: Mapping[str, Any] | None = None) -> Checked:
+    """A path, or the name of a shipped spec. Raises OSError if there is no such file."""
+    from .text import read_source
+
+    found = locate(path)
+    source = read_source(found)
+    if isinstance(source, Diagnostic):
+        return Checked(source.span.source, None, None, (source,))
+    return check_source(source, found.parent, settings)
+
+
+def locate(path: str | Path) -> Path:
+    """A file as named, else the shipped spec of that name."""
+    here = Path(path)
+    if here.is_file():
+        return here
+    name = str(path).removesuffix(".nl").removeprefix("specs/")
+    return SHIPPED / f"{name}.nl" if name in shipped_names() else here
+
+
+class Spec:
+    """A checked system, ready to be looked at and compiled."""
+
+    def __init__(self, checked: Checked) -> None:
+        if checked.errors or checked.system is None:
+            raise SpecError(checked.diagnostics)
+        self.checked = checked
+        self.system: System = checked.system
+        self.text = checked.source.text
+        self.name = checked.source.name
+        self.files = checked.files
+
+    @property
+    def levels(self) -> tuple[Level, ...]:
+        """Slowest first."""
+        graph = self.level_graph
+        by_name = {level.name: level for level in self.system.levels}
+        names = [name for rank in graph.levels for name in rank.names if name in by_name]
+        return tuple(by_name[n] for n in dict.fromkeys(names))
+
+    @cached_property
+    def level_graph(self) -> LevelGraph:
+        levels = self.checked.levels
+        assert levels is not None
+        return levels
+
+    @cached_property
+    def graph(self) -> networkx.MultiDiGraph:
+        from .order import graph
+
+        return graph(self.level_graph)
+
+    def __repr__(self) -> str:
+        return f"Spec({self.system.name}: {', '.join(l.name for l in self.system.levels)})"
+
+
+def load(spec: str | Path, **settings: Any) -> Spec:
+    """A spec by path, by shipped name, or as text that begins with `nl 1`; settings by name (2.2.4).
+
+    Raises SpecError with every mistake, or OSError if there is no such file.
+    """
+    if isinstance(spec, str) and "\n" in spec:
+        checked = check_text(spec, settings=settings)
+    else:
+        checked = check_file(spec, settings)
+    if checked.system is None and not checked.errors:
+        from .text import Span
+
+        where = Span(checked.source, 0, 0)
+        raise SpecError((Diagnostic("NL308", "this file declares no system", where, help="add `system name() { .. }`"),))
+    return Spec(checked)
