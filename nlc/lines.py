@@ -228,6 +228,8 @@ class _Braces:
             elif token.kind == "symbol" and token.text == "}":
                 token = self._closing(token, column, line)
             self.out.append(token)
+            if self.by_columns and self.faults > 1:
+                return
 
     def _fault(self, span: Span, message: str, help: str) -> Diagnostic:
         self.faults += 1
@@ -250,8 +252,7 @@ class _Braces:
         self.out.append(made("}", token.span))
 
     def _closing(self, token: Token, column: int, line: int) -> Token:
-        inside = self.open and self.open[-1][2] < line and self.open[-1][1] < column
-        if self.open and not (self.by_columns and inside and token.span.column == column):
+        if self.open and not (self.by_columns and self._is_stray(token, column, line)):
             self.open.pop()
             return token
         if self.by_columns and self._open_before(token, column, line):
@@ -259,14 +260,20 @@ class _Braces:
         fault = self._fault(token.span, "nothing is open here that `}` could close", "take it out")
         return Token("nothing", "", token.span, fault)
 
+    def _is_stray(self, token: Token, column: int, line: int) -> bool:
+        """Of a block of several lines, the brace begins a line, no further right than the block's first."""
+        _, opened, at = self.open[-1]
+        return at < line and (token.span.column != column or opened < column)
+
     def _open_before(self, token: Token, column: int, line: int) -> bool:
         """Put the missing `{` at the end of the line that this `}` is under, if one fits."""
         first = next((i for i in reversed(range(len(self.out))) if self._heads(i, column)), None)
         if first is None:
             return False
         header = self.out[first].span.line
-        end = next(i for i in range(first, len(self.out)) if self.out[i].kind == "newline")
-        if self.out[end].span.line != header or end + 1 >= len(self.out):
+        ends = (i for i in range(first, len(self.out) - 1) if self.out[i].kind == "newline")
+        end = next(ends, None)
+        if end is None or self.out[end].span.line != header:
             return False
         if self.out[end + 1].span.column <= column:
             return False

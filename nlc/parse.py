@@ -8,7 +8,7 @@ statement began. At a mistake it goes back there and on from the next line; wher
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from functools import cache, lru_cache
 from pathlib import Path
@@ -170,8 +170,8 @@ class _Run:
         if not self._feed(token):
             return self.mistake(at)
         if token.kind == "newline":
+            self.stray = self.stray and (self.mark.told or bool(self.outer))
             self.mark = _Mark(self._depth(), at + 1)
-            self.stray = self.stray and not self.outer
         elif token.kind == "symbol" and token.text == "{":
             self.outer.append(self.mark)
             self.mark = _Mark(self._depth(), at + 1)
@@ -209,16 +209,15 @@ class _Run:
         """Read `nl 1`, or say what is wrong with it and go on as if it were there."""
         at = next(i for i, token in enumerate(self.tokens) if token.kind != "nothing")
         first, second = self.tokens[at], self.tokens[min(at + 1, len(self.tokens) - 1)]
-        says = first.text.lower() in ("nl", "n1") and second.kind == "number"
-        right = says and first.text == "nl" and second.text == str(VERSION)
-        if not right:
-            self.tell(self._version_fault(first, second, says))
-            if says and first.text == "nl" and second.text.isdigit() and int(second.text) > VERSION:
-                raise _Stop
+        says = first.text.lower() in ("nl", "n1")
+        if says and second.kind == "number" and first.text == "nl":
+            self._check_number(first.span.to(second.span), second.text)
+        else:
+            self.tell(self._no_version(first, second if says else None))
         for token in (made("nl", first.span, kind="word"), made(str(VERSION), first.span)):
             self._feed(token)
         self.mark = _Mark(self._depth(), at)
-        return self._after_version(at + 2 if says else at, says)
+        return self._after_version(at + says + (says and second.kind == "number"), says)
 
     def _after_version(self, at: int, says: bool) -> int:
         """Bring the parser to the start of the next line."""
@@ -233,17 +232,27 @@ class _Run:
         self.mark = _Mark(self._depth(), at)
         return at
 
-    def _version_fault(self, first: Token, second: Token, says: bool) -> Diagnostic:
+    def _no_version(self, first: Token, second: Token | None) -> Diagnostic:
         wanted = f"nl {VERSION}"
-        if not says:
-            span = Span(self.source, first.span.start, first.span.start)
-            what = "this file is empty; a spec begins" if first.kind == "end" else "a file begins"
-            fault = slip("NL002", span, f"{what} with `{wanted}`", f"{wanted}\n")
-            return replace(fault, help=f"write `{wanted}` as the first line")
-        span = first.span.to(second.span)
+        what = "this file is empty; a spec begins" if first.kind == "end" else "a file begins"
+        message, help = f"{what} with `{wanted}`", f"write `{wanted}` as the first line"
+        if second is None:
+            place = Span(self.source, first.span.start, first.span.start)
+            return slip("NL002", place, message, f"{wanted}\n", help)
+        place = first.span.to(second.span) if second.kind == "number" else first.span
+        return slip("NL002", place, message, wanted, help)
+
+    def _check_number(self, span: Span, number: str) -> None:
+        """A later version ends the reading: nobody knows what it says."""
+        if number == str(VERSION):
+            return
+        newer = number.isdigit() and int(number) > VERSION
+        wanted = f"nl {VERSION}"
+        help = "a newer compiler reads it" if newer else f"write `{wanted}`"
         message = f"this file says `{span.text}`; this compiler reads `{wanted}`"
-        return slip("NL002", span, message, None if second.text.isdigit() and int(second.text) > VERSION else wanted,
-                    "a newer compiler reads it" if second.text.isdigit() else f"write `{wanted}`")  # fmt: skip
+        self.tell(slip("NL002", span, message, None if newer else wanted, help))
+        if newer:
+            raise _Stop
 
     # ---- mistakes ------------------------------------------------------------------------
 
@@ -258,17 +267,17 @@ class _Run:
     def mistake(self, at: int) -> int:
         """Say what is wrong with the token there, and mend the line or leave it out."""
         mark = self.mark
-        stray, self.stray = self.stray, False
         mistake = find(self._line(at))
-        if mistake.stray:
-            self.stray = True
-        if not mark.told and not (stray and mistake.stray):
+        if not mark.told and not (self.stray and mistake.stray):
             self.tell(mistake.diagnostic)
+        self.stray = self.stray or mistake.stray
         mark.told = True
         if mistake.mended is not None and not mark.mended:
             mark.mended = True
             return self._mend(at, mistake)
-        return self._skip(at if mistake.resume is None else mark.at + mistake.resume, mistake.resume is not None)
+        if mistake.resume is not None:
+            return self._resume(mark.at + mistake.resume)
+        return self._skip(at)
 
     def _line(self, at: int) -> Line:
         """The statement that holds the mistake, and what could have stood there."""
@@ -277,9 +286,7 @@ class _Run:
         while not _ends(self.tokens[end]):
             end += 1
         expected = frozenset(self.parser.accepts())
-        accepts: Callable[[str], bool] = lambda text: any(c in expected for c in candidates(text))  # noqa: E731
-        in_block = bool(self.outer)
-        return Line(tuple(self.tokens[start : end + 1]), at - start, expected, accepts, in_block)
+        return Line(tuple(self.tokens[start : end + 1]), at - start, expected, bool(self.outer))
 
     def _mend(self, at: int, mistake: Mistake) -> int:
         """Put the mended tokens in the place of the line so far, or of the one token, and read them."""
@@ -292,18 +299,20 @@ class _Run:
         self.tokens[start:end] = mistake.mended
         return start
 
-    def _skip(self, at: int, resumes: bool) -> int:
-        """Leave the statement out; the place where the next begins. What has a block keeps it, under a stand-in."""
+    def _resume(self, at: int) -> int:
+        """Leave out what was read of the statement: the next begins here."""
         self._rewind()
-        if resumes:
-            self.mark = _Mark(self._depth(), at)
-            return at
+        self.mark = _Mark(self._depth(), at)
+        return at
+
+    def _skip(self, at: int) -> int:
+        """Leave the statement out. What has a block keeps it, under a stand-in."""
+        self._rewind()
         while not _ends(self.tokens[at]):
-            at = at + 1
+            at += 1
         token = self.tokens[at]
         if token.kind == "newline":
-            self.mark = _Mark(self._depth(), at + 1)
-            return at + 1
+            return self._resume(at + 1)
         if token.kind == "symbol" and token.text == "{":
             self._stand_in(token.span)
         return at

@@ -34,6 +34,7 @@ _TOKEN = re.compile(
   | (?P<word>[^\W\d]\w*)
   | (?P<number>(?:[0-9]|(?<![\w)\]])\.[0-9])(?:(?<=[0-9.][eE])[+-](?=[0-9])|[\w.])*)
   | (?P<string>"[^"\n]*")
+  | (?P<unclosed>"[^"\n\#]*)
   | (?P<quoted>[“”„«"][^“”»"\n]*[“”»"]|(?<![\w)\]])['‘’][^'‘’\n]*['‘’])
   | (?P<foreign>\*\*|//|!=|-=|\*=|/=|:=|=>|&&|\|\||\.\.+)
   | (?P<symbol>->|\+=|<=|>=|==|[-+*/@^<>=(){}\[\],.:])
@@ -123,6 +124,16 @@ def _quoted(span: Span) -> Iterator[Token]:
     yield Token("string", write, span, fault)
 
 
+def _unclosed(span: Span) -> Iterator[Token]:
+    written = span.text.rstrip()
+    end = span.start + len(written)
+    place = Span(span.source, end, end)
+    message = "the quotes are never closed on this line"
+    fault = Diagnostic("NL001", message, Span(span.source, span.start, end),
+                       'close them with `"`', fix=Fix(place, '"', 'close them with `"`'))  # fmt: skip
+    yield Token("string", written + '"', span, fault)
+
+
 def _foreign(span: Span) -> Iterator[Token]:
     if span.text in _FOREIGN:
         write, why = _FOREIGN[span.text]
@@ -142,8 +153,7 @@ def _other(span: Span) -> Iterator[Token]:
     write = _LOOK_ALIKE.get(character, "") or _narrow(character)
     if not write:
         message = f"{described(character)} means nothing here"
-        help = "close the quotes on the same line" if character in '"“”' else "take it out"
-        yield Token("nothing", "", span, slip("NL001", span, message, None, help))
+        yield Token("nothing", "", span, slip("NL001", span, message, None, "take it out"))
         return
     shown = "a space" if write == " " else f"`{write}`"
     fault = slip("NL001", span, f"{described(character)} only looks like {shown}", write)
@@ -167,7 +177,7 @@ def described(character: str) -> str:
     return f"{shown}(U+{ord(character):04X}, {name})"
 
 
-_SLIPS = {"quoted": _quoted, "foreign": _foreign, "other": _other}
+_SLIPS = {"unclosed": _unclosed, "quoted": _quoted, "foreign": _foreign, "other": _other}
 
 
 def _foreign_word(span: Span) -> Iterator[Token]:
