@@ -1,0 +1,354 @@
+"""What each command does. In: the arguments of its call. Out: files, text, and an exit status.
+
+Each imports what it needs when it runs, so that a check does not wait for torch or sympy.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+import re
+import sys
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+from .calls import Arguments, Parser, amount, minutes, natural, positive, setting, several
+from .files import CallError, did_you_mean, near_file, read_text, why, write_output
+
+ROUNDS_OF_FIXES = 10
+
+
+@dataclass(frozen=True)
+class Verb:
+    """One command: how it is called, and what it does."""
+
+    help: str
+    words: Callable[[Parser], None]
+    act: Callable[[Arguments], int]
+
+
+def _add_file(parser: Parser) -> None:
+    parser.add("file", metavar="FILE", help="a spec, or the name of a shipped one")
+    _add_set(parser)
+
+
+def _add_set(parser: Parser) -> None:
+    parser.add(
+        "--set", metavar="NAME=VALUE", type=setting, action="append", default=[],
+        dest="settings", help="give a setting of the system another value",
+    )  # fmt: skip
+
+
+def _add_output(parser: Parser) -> None:
+    parser.add("-o", "--output", metavar="OUT", help="write to this file (default: print)")
+
+
+def _find(name: str) -> Path:
+    """The file that a call names: a path, or a shipped spec."""
+    from .driver import locate
+
+    path = locate(name)
+    if path.is_dir():
+        raise CallError(f"{name} is a folder; a spec is needed.")
+    if not path.exists() and not path.suffix:
+        raise CallError(f"There is no file {name}, and no shipped spec of that name.{_near(name)}")
+    try:
+        path.open("rb").close()
+    except OSError as error:
+        raise CallError(f"{name} cannot be read: {why(error)}.{near_file(path)}") from None
+    return path
+
+
+def _near(name: str) -> str:
+    from .resolve.files import shipped_names
+
+    return did_you_mean(name, [*shipped_names(), *(str(p) for p in Path().glob("*.nl"))])
+
+
+def _emit(data: str | bytes, output: str | None) -> int:
+    if output is not None:
+        write_output(Path(output), data)
+    elif isinstance(data, bytes):
+        sys.stdout.buffer.write(data)
+    else:
+        sys.stdout.write(data if data.endswith("\n") else data + "\n")
+    return 0
+
+
+def _load(arguments: Arguments) -> Any:
+    """The checked spec that a call names."""
+    from .driver import load
+
+    return load(str(_find(arguments.file)), **dict(arguments.settings))
+
+
+def print_diagnostics(diagnostics: Iterable[Any], stream: IO[str]) -> None:
+    from .render import render_text
+
+    print(render_text(tuple(diagnostics), color=_colored(stream)), file=stream)
+
+
+def _colored(stream: IO[str]) -> bool:
+    return stream.isatty() and "NO_COLOR" not in os.environ
+
+
+# ---- check -----------------------------------------------------------------------------------
+
+
+def _check_words(parser: Parser) -> None:
+    parser.add("files", metavar="FILE", nargs="+", help="specs, or names of shipped ones")
+    parser.add("--format", choices=("text", "json", "github"), default="text", help="of the output")
+    parser.add("--fix", action="store_true", help="apply the fixes that are safe, then check again")
+    _add_set(parser)
+
+
+def _check(arguments: Arguments) -> int:
+    from . import render
+    from .driver import check_file
+
+    settings = dict(arguments.settings)
+    paths = [_find(name) for name in arguments.files]
+    if arguments.fix:
+        for path in paths:
+            _fix(path, settings)
+    checked = [check_file(path, settings) for path in paths]
+    found = [d for c in checked for d in c.diagnostics]
+    if arguments.format == "json":
+        _emit(render.render_json(found), None)
+    elif arguments.format == "github":
+        sys.stdout.write(render.render_github(found))
+    else:
+        if found:
+            print_diagnostics(found, sys.stdout)
+        _summarise(checked)
+    return 1 if any(d.severity == "error" for d in found) else 0
+
+
+def _summarise(checked: Iterable[Any]) -> None:
+    """A line for each file without errors."""
+    for one in checked:
+        if not any(d.severity == "error" for d in one.diagnostics):
+            levels = f", {len(one.system.levels)} levels" if one.system is not None else ""
+            print(f"{one.source.name}: fine{levels}")
+
+
+def _fix(path: Path, settings: dict[str, Any]) -> None:
+    """Apply fixes until none is left; one may uncover the next."""
+    from .driver import check_text
+    from .render import apply_fixes
+
+    before = text = read_text(path)
+    for _ in range(ROUNDS_OF_FIXES):
+        checked = check_text(text, str(path), path.parent, settings)
+        fixed = apply_fixes(checked.source, checked.diagnostics)
+        if fixed == text:
+            break
+        text = fixed
+    if text != before:
+        write_output(path, text)
+        print(f"{path}: mended", file=sys.stderr)
+
+
+# ---- fmt -------------------------------------------------------------------------------------
+
+
+def _fmt_words(parser: Parser) -> None:
+    parser.add("files", metavar="FILE", nargs="+", help="specs; - reads one and prints it")
+    parser.add("--check", action="store_true", help="write nothing; status 1 if one would change")
+    parser.add("--diff", action="store_true", help="write nothing; print what would change")
+
+
+def _fmt(arguments: Arguments) -> int:
+    texts = {n: sys.stdin.read() if n == "-" else read_text(Path(n)) for n in arguments.files}
+    formatted = {name: _formatted(name, text) for name, text in texts.items()}
+    whole = {name: text for name, text in formatted.items() if text is not None}
+    if len(whole) < len(formatted):  # a mistake of syntax, which has been told
+        return 1
+    changed = [name for name, text in whole.items() if text != texts[name]]
+    if arguments.diff:
+        for name in changed:
+            sys.stdout.write(_difference(name, texts[name], whole[name]))
+    if arguments.check or arguments.diff:
+        for name in changed:
+            print(f"{name}: not in the one style", file=sys.stderr)
+        return 1 if changed and arguments.check else 0
+    if "-" in whole:
+        sys.stdout.write(whole["-"])
+    for name in changed:
+        if name != "-":
+            write_output(Path(name), whole[name])
+            print(f"{name}: formatted", file=sys.stderr)
+    return 0
+
+
+def _formatted(name: str, text: str) -> str | None:
+    """The text in the one style; None, and diagnostics, where it cannot be read."""
+    from .format import format_file
+    from .parse import parse
+    from .text import Source
+
+    source = Source("<stdin>" if name == "-" else name, text)
+    mistakes = [d for d in parse(source)[1] if d.severity == "error"]
+    if mistakes:
+        print_diagnostics(mistakes, sys.stderr)
+        return None
+    return format_file(source)
+
+
+def _difference(name: str, before: str, after: str) -> str:
+    lines = (before.splitlines(keepends=True), after.splitlines(keepends=True))
+    return "".join(difflib.unified_diff(*lines, name, f"{name} (formatted)"))
+
+
+# ---- graph, schedule, explain, build -----------------------------------------------------------
+
+GRAPH_FORMATS = ("dot", "mermaid", "json", "svg", "png")
+
+
+def _graph_words(parser: Parser) -> None:
+    _add_file(parser)
+    parser.add("--format", choices=GRAPH_FORMATS, help="default: by the suffix of OUT, else dot")
+    _add_output(parser)
+
+
+def _graph(arguments: Arguments) -> int:
+    from . import draw
+    from .order import order
+
+    suffix = Path(arguments.output or "").suffix.lstrip(".")
+    kind = arguments.format or ({"mmd": "mermaid"}.get(suffix, suffix) if suffix else "dot")
+    if kind not in GRAPH_FORMATS:
+        raise CallError(f"No picture is made as .{suffix}: --format {', '.join(GRAPH_FORMATS)}.")
+    if kind == "png" and arguments.output is None and sys.stdout.isatty():
+        raise CallError("A png does not fit a terminal: say where to write it with -o OUT.png.")
+    spec = _load(arguments)
+    graph = order(spec.system)
+    return _emit(draw.render(graph, kind), arguments.output)
+
+
+def _schedule_words(parser: Parser) -> None:
+    _add_file(parser)
+    _add_output(parser)
+
+
+def _schedule(arguments: Arguments) -> int:
+    from .order import order
+    from .schedule import schedule
+
+    return _emit(schedule(order(_load(arguments).system)), arguments.output)
+
+
+def _explain_words(parser: Parser) -> None:
+    parser.add("file", metavar="FILE|CODE", help="a spec, or the code of a diagnostic (NL203)")
+    _add_set(parser)
+    _add_output(parser)
+
+
+def _explain(arguments: Arguments) -> int:
+    if re.fullmatch(r"(?i)nl\d+", arguments.file):
+        from .codes import explain_code
+
+        return _emit(explain_code(arguments.file.upper()), arguments.output)
+    from .explain import explain
+
+    return _emit(explain(_load(arguments)), arguments.output)
+
+
+def _build_words(parser: Parser) -> None:
+    _add_file(parser)
+    _add_output(parser)
+
+
+def _build(arguments: Arguments) -> int:
+    from .driver import generated_source
+
+    return _emit(generated_source(_load(arguments)), arguments.output)
+
+
+# ---- train, generate -------------------------------------------------------------------------
+
+
+def _train_words(parser: Parser) -> None:
+    parser.add("spec", metavar="SPEC", nargs="?", help="a spec, or the name of a shipped one")
+    parser.add("--data", metavar="PATH", nargs="+", default=[], help="text files or folders")
+    parser.add(
+        "--only", metavar="PATTERN", action="append", default=[],
+        help="in folders, only files of such names, as '*.py'",
+    )  # fmt: skip
+    parser.add(
+        "--skip", metavar="PATTERN", action="append", default=[],
+        help="in folders, no files or folders of such names",
+    )  # fmt: skip
+    parser.add("--tokenizer", metavar="FILE", help="a tokenizers file (default: bytes)")
+    parser.add("--out", metavar="FOLDER", help="the run folder (default: runs/NAME)")
+    parser.add("--resume", metavar="RUN", help="go on with this run, bit for bit")
+    parser.add("--steps", metavar="N", type=positive, help="train so many steps (default: 1000)")
+    parser.add("--minutes", metavar="M", type=minutes, help="train so long")
+    parser.add("--batch", metavar="N", type=positive, help="sequences a step (default: 8)")
+    parser.add("--length", metavar="N", type=several, help="tokens a sequence (default: 256)")
+    parser.add("--seed", metavar="N", type=natural, help="of weights and data (default: 0)")
+    parser.add("--device", metavar="NAME", help="cpu or cuda (default: cuda if there is one)")
+    parser.add("--dtype", choices=("float32", "bfloat16"), help="bfloat16 is mixed precision")
+    parser.add("--threads", metavar="N", type=positive, help="threads of the CPU")
+    parser.add("--val-every", metavar="N", type=positive, help="steps (default: 100)")
+    parser.add("--val-bytes", metavar="N", type=several, help="held-out text (default: 65536)")
+    parser.add("--save-every", metavar="N", type=positive, help="steps (default: each minute)")
+    parser.add("--keep", metavar="N", type=positive, help="newest checkpoints to keep (default: 3)")
+    _add_set(parser)
+
+
+def _train(arguments: Arguments) -> int:
+    if arguments.resume is None and (arguments.spec is None or not arguments.data):
+        raise CallError("A run needs a spec and text: nlc train SPEC --data PATH...")
+    if arguments.spec is not None:
+        arguments.spec = str(_find(arguments.spec))
+    from .train import Options, train
+
+    given: dict[str, Any] = {**vars(arguments), "settings": dict(arguments.settings)}
+    given.update((k, tuple(given[k])) for k in ("data", "only", "skip"))
+    return train(Options(**given))
+
+
+def _generate_words(parser: Parser) -> None:
+    parser.add("run", metavar="RUN", help="a run folder")
+    parser.add("--prompt", metavar="TEXT", default="", help="what the text begins with")
+    parser.add("--tokens", metavar="N", type=natural, default=400, help="how many (default: 400)")
+    parser.add(
+        "--temperature", metavar="T", type=amount, default=0.8,
+        help="0 always takes the likeliest (default: 0.8)",
+    )  # fmt: skip
+    parser.add("--top-k", metavar="K", type=positive, help="draw from the K likeliest only")
+    parser.add("--seed", metavar="N", type=natural, default=0, help="of the draws (default: 0)")
+    parser.add("--memory", metavar="FILE", help="loaded first if it is there, and saved after")
+    parser.add("--device", metavar="NAME", help="cpu or cuda (default: cuda if there is one)")
+    parser.add("--threads", metavar="N", type=positive, help="threads of the CPU")
+
+
+def _generate(arguments: Arguments) -> int:
+    if not Path(arguments.run).is_dir():
+        raise CallError(f"There is no run folder {arguments.run}.")
+    from .generate import Options, generate
+
+    sys.stdout.write(arguments.prompt)
+    generate(Options(**vars(arguments)), _say)
+    _say("\n")
+    return 0
+
+
+def _say(text: str) -> None:
+    sys.stdout.write(text)
+    sys.stdout.flush()
+
+
+VERBS = {
+    "check": Verb("say what is wrong in specs, and how to mend it", _check_words, _check),
+    "fmt": Verb("put specs into the one style", _fmt_words, _fmt),
+    "graph": Verb("draw the levels and what passes between them", _graph_words, _graph),
+    "schedule": Verb("who updates when", _schedule_words, _schedule),
+    "explain": Verb("the derived update rules, or a diagnostic's page", _explain_words, _explain),
+    "build": Verb("write the PyTorch module", _build_words, _build),
+    "train": Verb("train on real text", _train_words, _train),
+    "generate": Verb("stream text from a trained run", _generate_words, _generate),
+}
