@@ -18,20 +18,28 @@ write of j (retention.py),
     (I + diag(rate erase) G) R = -rate (E + erase c W_0')
 
 and W_t q_t = (c W_0')_t + sum_{j<=t} G_tj r_j with c and G made of q in place of x. R is affine in
-the start state, R = U + Y W_0', so a whole chunk is one matrix step, W_0 -> W_0 (end + Y' X) + U' X:
-everything but these steps is done for all chunks at once.
+the start state, R = U + Y W_0', so a whole chunk is one matrix step, W_0 (end + Y' X) + U' X with
+X the x_j as they are left at the end: all but these steps is done for all chunks at once.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from functools import reduce
 
 import torch
 from torch import Tensor
 
-from .retention import Retention, View, kept, kept_by_channel, kept_with_momentum
+from .retention import (
+    Retention,
+    View,
+    kept,
+    kept_by_channel,
+    kept_with_momentum,
+    unit_inverse,
+    unit_solve,
+)
 
 Number = Tensor | float
 
@@ -115,7 +123,7 @@ class _Writes:
     def affine(self) -> tuple[Tensor, Tensor]:
         """(U [..., C, m], Y [..., C, s]) with R = U + Y state'."""
         assert self.erase is not None
-        inverse = _inverse(self.system())
+        inverse = unit_inverse(self.system())
         return inverse @ self.amount, inverse @ (-self.erase.unsqueeze(-1) * self.met())
 
 
@@ -131,12 +139,14 @@ class _Ticks:
     erase: Number
 
     def each(self, change: Callable[[Tensor, int], Tensor]) -> _Ticks:
-        def maybe(value: Number | None) -> Number | None:
+        def gate(value: Number) -> Number:
             if not isinstance(value, Tensor):
                 return value
             return change(value, -2 if value.ndim == self.x.ndim else -1)
 
-        return _Ticks(*(maybe(getattr(self, f.name)) for f in fields(self)))
+        momentum = None if self.momentum is None else gate(self.momentum)
+        x, e = change(self.x, -2), change(self.e, -2)
+        return _Ticks(x, e, gate(self.rate), gate(self.keep), momentum, gate(self.erase))
 
     def part(self, start: int, stop: int) -> _Ticks:
         if (start, stop) == (0, self.x.shape[-2]):
@@ -145,7 +155,7 @@ class _Ticks:
 
     def chunks(self, chunk: int) -> _Ticks:
         """Time split in two: chunks, ticks of a chunk."""
-        return self.each(lambda value, axis: value.unflatten(axis, (-1, chunk)))
+        return self.each(lambda value, axis: torch.unflatten(value, axis, (-1, chunk)))
 
     def writes(self, view: View) -> _Writes:
         minus = -self.rate
@@ -156,7 +166,8 @@ class _Ticks:
         if isinstance(self.keep, Tensor) and self.keep.ndim == self.x.ndim:
             assert self.momentum is None, "one keep for each channel does not go with momentum"
             return kept_by_channel(self.keep)
-        keep = None if isinstance(self.keep, float) and self.keep == 1.0 else self._row(self.keep)
+        all_kept = not isinstance(self.keep, Tensor) and self.keep == 1.0
+        keep = None if all_kept else self._row(self.keep)
         if self.momentum is None:
             return kept(keep, self.x)
         return kept_with_momentum(keep, self._row(self.momentum))
@@ -187,7 +198,7 @@ def span(
 ) -> Span:
     """One chunk, exactly; the formula is on top of the file.
 
-    W0, S0     [..., m, n]    S0 is nought if not given
+    W0, S0     [..., m, n], the two alike; S0 is nought if not given
     x, e       [..., T, n], [..., T, m], with all the leading axes; the others may lack some
     rate       a number, [..., T], or [..., T, m] with as many axes as x: one an output channel
     keep       a number, [..., T], or, without momentum, [..., T, n] with as many axes as x
@@ -225,7 +236,7 @@ def scan(
         whole = time - time % chunk if time >= 2 * chunk else 0
         if whole:
             spans, state = _chunks(ticks.part(0, whole).chunks(chunk), state, view)
-            asked = q.narrow(-2, 0, whole).unflatten(-2, (-1, chunk))
+            asked = torch.unflatten(q.narrow(-2, 0, whole), -2, (-1, chunk))
             reads.append(spans.read(asked, before_write).flatten(-3, -2))
         if whole < time or not time:
             rest = _alone(ticks.part(whole, time), state, view)
@@ -307,15 +318,8 @@ def _one_by_one(writes: _Writes, state: Tensor) -> tuple[tuple[Tensor, Tensor], 
 def _solve(system: Tensor, right: Tensor) -> Tensor:
     """[..., C, m]: (I + system) R = right, with [..., C, C] or a system a column [..., m, C, C]."""
     if system.ndim == right.ndim:
-        return torch.linalg.solve_triangular(system, right, upper=False, unitriangular=True)
-    columns = right.mT.unsqueeze(-1)
-    solved = torch.linalg.solve_triangular(system, columns, upper=False, unitriangular=True)
-    return solved.squeeze(-1).mT
-
-
-def _inverse(system: Tensor) -> Tensor:
-    eye = torch.eye(system.shape[-1], dtype=system.dtype, device=system.device)
-    return torch.linalg.solve_triangular(system, eye, upper=False, unitriangular=True)
+        return unit_solve(system, right)
+    return unit_solve(system, right.mT.unsqueeze(-1)).squeeze(-1).mT
 
 
 def _column(value: Tensor, x: Tensor) -> Tensor:
@@ -343,7 +347,7 @@ def _widened(W0: Tensor, S0: Tensor | None, ticks: _Ticks) -> tuple[Tensor, _Tic
     if ticks.momentum is None:
         return state, ticks
     momentum = torch.zeros_like(state) if S0 is None else S0.to(wide)
-    return torch.cat(torch.broadcast_tensors(state, momentum), -1), ticks
+    return torch.cat((state, momentum), -1), ticks
 
 
 def _state_arithmetic(x: Tensor) -> torch.autocast:

@@ -23,7 +23,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import Enum
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -54,14 +54,53 @@ class Retention(Protocol):
         """[..., m, s]: the start state as it is at the end, without the writes."""
 
 
+def unit_solve(lower: Tensor, right: Tensor) -> Tensor:
+    """(I + lower)^-1 right, by substitution; only what is below lower's diagonal is read."""
+    solved: Tensor = torch.linalg.solve_triangular(lower, right, upper=False, unitriangular=True)
+    return solved
+
+
+class _Inverse(torch.autograd.Function):
+    """(I + A)^-1 of a strictly lower A; A's own upper part is neither read nor masked.
+
+    Its derivative from its own value: two products, in place of another solve and two masks.
+    """
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(lower: Tensor) -> Tensor:
+        return _inverse(lower)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor], output: Tensor) -> None:
+        ctx.save_for_backward(output)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        inverse: Tensor = ctx.saved_tensors[0]
+        return -(inverse.mT @ grad @ inverse.mT)
+
+
+def unit_inverse(lower: Tensor) -> Tensor:
+    """(I + lower)^-1 for strictly lower triangular [..., C, C]."""
+    if torch.compiler.is_compiling():
+        # The tracer warns about every autograd.Function, and users turn warnings into errors.
+        return _inverse(lower)
+    inverse: Tensor = _Inverse.apply(lower)  # type: ignore[no-untyped-call]
+    return inverse
+
+
+def _inverse(lower: Tensor) -> Tensor:
+    return unit_solve(lower, torch.eye(lower.shape[-1], dtype=lower.dtype, device=lower.device))
+
+
 def products(factor: Tensor) -> Tensor:
     """[..., C + 1, C + 1] from [..., C]: at (t, i) the product of factor_r over i < r <= t.
 
     It is the inverse of I with -factor below its diagonal.
     """
-    below = torch.diag_embed(-factor, -1)
-    eye = torch.eye(below.shape[-1], dtype=factor.dtype, device=factor.device)
-    return torch.linalg.solve_triangular(below, eye, upper=False, unitriangular=True)
+    return unit_inverse(torch.diag_embed(-factor, -1))
 
 
 @dataclass(frozen=True)
@@ -144,21 +183,24 @@ class ChannelRetention:
     j is a product of one number of t (from the middle to t) and one of j (from j to the middle).
 
     keep    [..., C, n]
-    levels  for blocks of 1, 2, 4, ... ticks, each [..., ticks, n], ticks a power of two: the
-            products over the ticks of its block before a tick, and after it
-    whole   [..., 1, n]    the product over all ticks
+    before  [..., C, n]    the product over the ticks before t
+    after   [..., C, n]    the product over the ticks after j
+    whole   [..., 1, n]    the product over all
+    halves  for blocks of 2, 4, 8, ... ticks, each [..., blocks, half, n]: the same two products
+            inside a half, before t in the right and after j in the left
     """
 
     keep: Tensor
-    levels: tuple[tuple[Tensor, Tensor], ...]
+    before: Tensor
+    after: Tensor
     whole: Tensor
+    halves: tuple[tuple[Tensor, Tensor], ...]
 
     def _seen(self, u: Tensor, view: View) -> Tensor:
         return u if view is View.BEFORE else u * self.keep
 
     def carry(self, u: Tensor, view: View) -> Tensor:
-        before, _ = self.levels[-1]
-        return self._seen(u, view) * before[..., : u.shape[-2], :]
+        return self._seen(u, view) * self.before
 
     def pairs(self, u: Tensor, x: Tensor, view: View) -> Tensor:
         ticks = u.shape[-2]
@@ -169,45 +211,47 @@ class ChannelRetention:
 
     def _earlier(self, u: Tensor, x: Tensor) -> Tensor:
         """[..., ticks, ticks]: the pairs j < t, with the products over j < r < t."""
-        missing = (0, 0, 0, self.levels[-1][0].shape[-2] - u.shape[-2])
+        missing = (0, 0, 0, (1 << len(self.halves)) - u.shape[-2])
         u, x = functional.pad(u, missing), functional.pad(x, missing)
         table = u.new_zeros(*u.shape[:-1], 1, 1)
-        for level, (before, after) in enumerate(self.levels[:-1]):
-            right = _blocks(u * before, 1 << level)[..., 1::2, :, :]
-            left = _blocks(x * after, 1 << level)[..., ::2, :, :]
+        for before, after in self.halves:
+            blocks = (-1, 2, before.shape[-2])
+            right = torch.unflatten(u, -2, blocks).select(-3, 1) * before
+            left = torch.unflatten(x, -2, blocks).select(-3, 0) * after
             table = _join(table, right @ left.mT)
         return table.squeeze(-3)
 
     def tail(self, x: Tensor) -> Tensor:
-        _, after = self.levels[-1]
-        return x * after[..., : x.shape[-2], :]
+        return x * self.after
 
     def end(self, state: Tensor) -> Tensor:
         return state * self.whole
 
 
-def _blocks(u: Tensor, size: int) -> Tensor:
-    """[..., C, n] -> [..., C / size, size, n]."""
-    return u.unflatten(-2, (-1, size))
-
-
 def _join(table: Tensor, corner: Tensor) -> Tensor:
     """[..., b, 2h, 2h] from the diagonal blocks [..., 2b, h, h] and the corners below them."""
-    top = functional.pad(table[..., ::2, :, :], (0, corner.shape[-1]))
-    return torch.cat((top, torch.cat((corner, table[..., 1::2, :, :]), -1)), -2)
+    first, second = _halved(table)
+    top = functional.pad(first, (0, corner.shape[-1]))
+    return torch.cat((top, torch.cat((corner, second), -1)), -2)
+
+
+def _halved(blocks: Tensor) -> tuple[Tensor, Tensor]:
+    """[..., 2b, h, n] -> the left and the right halves of b larger blocks."""
+    left, right = torch.unflatten(blocks, -3, (-1, 2)).unbind(-3)
+    return left, right
 
 
 def kept_by_channel(keep: Tensor) -> ChannelRetention:
-    """keep [..., C, n]."""
+    """keep [..., C, n]; short spans are made a power of two long by ticks that keep all."""
     ticks = keep.shape[-2]
-    size = 1 << max(ticks - 1, 0).bit_length()
-    whole = functional.pad(keep, (0, 0, 0, size - ticks), value=1.0).unsqueeze(-2)
+    missing = (1 << max(ticks - 1, 0).bit_length()) - ticks
+    whole = functional.pad(keep, (0, 0, 0, missing), value=1.0).unsqueeze(-2)
     before = after = torch.ones_like(whole)
-    levels = [(before.flatten(-3, -2), after.flatten(-3, -2))]
+    halves = []
     while whole.shape[-3] > 1:
-        left, right = whole[..., ::2, :, :], whole[..., 1::2, :, :]
-        before = torch.cat((before[..., ::2, :, :], left * before[..., 1::2, :, :]), -2)
-        after = torch.cat((after[..., ::2, :, :] * right, after[..., 1::2, :, :]), -2)
-        whole = left * right
-        levels.append((before.flatten(-3, -2), after.flatten(-3, -2)))
-    return ChannelRetention(keep, tuple(levels), whole.squeeze(-3))
+        (w, whole), (b, before), (a, after) = _halved(whole), _halved(before), _halved(after)
+        halves.append((before, a))
+        before, after = torch.cat((b, w * before), -2), torch.cat((a * whole, after), -2)
+        whole = w * whole
+    before, after = (v.squeeze(-3)[..., :ticks, :] for v in (before, after))
+    return ChannelRetention(keep, before, after, whole.squeeze(-3), tuple(halves))

@@ -1,0 +1,87 @@
+"""The small pieces of a flow, on spans of any length.
+
+Functions of a vector work on the last axis; every one is the same for a token and for a span.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+SMALL = 1e-6
+
+
+def rms_norm(x: Tensor, gain: Tensor) -> Tensor:
+    """x / sqrt(mean x^2 + 1e-6) * gain; x [..., n], gain [n] (1910.07467)."""
+    wide = _wide(x)
+    return (wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + SMALL)).to(x.dtype) * gain
+
+
+def layer_norm(x: Tensor, gain: Tensor | None = None, bias: Tensor | None = None) -> Tensor:
+    """(x - mean) / sqrt(var + 1e-6) * gain + bias; x [..., n], gain, bias [n] (1607.06450)."""
+    return functional.layer_norm(x, x.shape[-1:], gain, bias, SMALL)
+
+
+def unit(x: Tensor) -> Tensor:
+    """x / sqrt(sum x^2 + 1e-30); x [..., n]."""
+    wide = _wide(x)
+    return (wide * torch.rsqrt(wide.square().sum(-1, keepdim=True) + 1e-30)).to(x.dtype)
+
+
+def smooth_abs(x: Tensor) -> Tensor:
+    """sqrt(x^2 + 1e-6), element by element (MIRAS 2504.13173: gradients flow through the kink)."""
+    return torch.sqrt(x.square() + SMALL)
+
+
+def smooth_sign(x: Tensor) -> Tensor:
+    """x / sqrt(x^2 + 1e-6), element by element: the derivative of `smooth_abs`."""
+    return x * torch.rsqrt(x.square() + SMALL)
+
+
+def length(x: Tensor, p: float = 2) -> Tensor:
+    """(sum |x|^p)^(1/p), p >= 1; [..., n] -> [...]. Its derivative at 0 is 0."""
+    wide = _wide(x)
+    # |x|^2 would lose the second derivative of x^2 where x = 0.
+    total = (wide.square() if p == 2 else wide.abs().pow(p)).sum(-1)
+    nought = total == 0
+    return torch.where(nought, 0.0, torch.where(nought, 1.0, total).pow(1 / p)).to(x.dtype)
+
+
+def rope(x: Tensor, position: Tensor, axis: int) -> Tensor:
+    """Rotary positions (2104.09864), the first half of the features paired with the second.
+
+    (a, b) -> (a cos - b sin, b cos + a sin)    angle = position / 10000^(2 i / n), i < n / 2
+
+    x [..., n] with time on `axis`; position [T].
+    """
+    half = x.shape[-1] // 2
+    wide = torch.promote_types(x.dtype, torch.float32)
+    power = torch.arange(half, device=x.device, dtype=wide) / half
+    angle = position.to(wide).unsqueeze(-1) * torch.pow(10000.0, -power)
+    shape = [1] * x.ndim
+    shape[axis], shape[-1] = position.shape[0], half
+    cos, sin = (f(angle).view(shape).to(x.dtype) for f in (torch.cos, torch.sin))
+    a, b = x.chunk(2, -1)
+    return torch.cat((a * cos - b * sin, b * cos + a * sin), -1)
+
+
+def causal_conv(x: Tensor, weight: Tensor, past: Tensor, detach_past: bool = False) -> Tensor:
+    """y_t = sum_i weight[:, i] x_{t - (taps - 1) + i}, each channel for itself.
+
+    x [B, T, ..., n], weight [n, taps], past [B, taps - 1, ..., n] (the inputs before x, oldest
+    first) -> y [B, T, ..., n]. With detach_past every input but the token's own is a constant, in
+    the span as well as before it.
+    """
+    ticks, taps = x.shape[1], weight.shape[-1]
+    line = torch.cat((past, x), 1)
+    seen = line.detach() if detach_past else line
+    y = x * weight[:, -1]
+    for tap in range(taps - 1):
+        y = y + seen.narrow(1, tap, ticks) * weight[:, tap]
+    return y
+
+
+def _wide(x: Tensor) -> Tensor:
+    """Sums of squares are made in float32 at least."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))

@@ -1,0 +1,455 @@
+"""Every chunked algorithm against its literal definition, one token at a time, in float64."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+from torch.nn import functional
+
+from nlc.backends.ops.attention import attend
+from nlc.backends.ops.parts import (
+    causal_conv,
+    layer_norm,
+    length,
+    rms_norm,
+    rope,
+    smooth_abs,
+    smooth_sign,
+    unit,
+)
+from nlc.backends.ops.recurrence import Number, scan, span
+
+torch.set_num_threads(1)
+
+FORWARD, GRADIENT = 1e-12, 1e-10
+Result = tuple[Tensor, Tensor, Tensor | None]
+
+
+@dataclass(frozen=True)
+class Case:
+    """The arguments of one scan."""
+
+    W0: Tensor
+    q: Tensor
+    x: Tensor
+    e: Tensor
+    rate: Number
+    keep: Number = 1.0
+    momentum: Number | None = None
+    S0: Tensor | None = None
+    erase: Number = 0.0
+    after_retain: bool = False
+
+    def leaves(self) -> list[Tensor]:
+        return [v for v in self.arguments().values() if isinstance(v, Tensor)]
+
+    def arguments(self) -> dict[str, object]:
+        return {f.name: getattr(self, f.name) for f in fields(self)}
+
+    def scan(self, chunk: int = 16, before_write: bool = False) -> Result:
+        return scan(**self.arguments(), chunk=chunk, before_write=before_write)  # type: ignore[arg-type]
+
+    def each(self, change: Callable[[Tensor], Tensor]) -> Case:
+        given = self.arguments()
+        return Case(**{k: change(v) if isinstance(v, Tensor) else v for k, v in given.items()})  # type: ignore[arg-type]
+
+
+def at(gate: Number, x: Tensor, t: int) -> Number:
+    """The gate of a tick, as it multiplies a vector [..., features]."""
+    if not isinstance(gate, Tensor):
+        return gate
+    return gate[..., t, :] if gate.ndim == x.ndim else gate[..., t, None]
+
+
+def row(gate: Number) -> Number:
+    """The same, as it multiplies a matrix [..., m, n]."""
+    return gate.unsqueeze(-2) if isinstance(gate, Tensor) else gate
+
+
+def literal(c: Case, before_write: bool = False) -> Result:
+    w = c.W0
+    s = torch.zeros_like(w) if c.S0 is None else c.S0
+    reads = [w.new_empty(*c.x.shape[:-2], 0, w.shape[-2])]
+    for t in range(c.x.shape[-2]):
+        x, keep = c.x[..., t, :], row(at(c.keep, c.x, t))
+        probe = keep * w if c.after_retain else w
+        pred = (probe @ x.unsqueeze(-1)).squeeze(-1)
+        r = -at(c.rate, c.x, t) * (c.e[..., t, :] + at(c.erase, c.x, t) * pred)
+        carried = 0.0 if c.momentum is None else row(at(c.momentum, c.x, t))
+        s = carried * s + r.unsqueeze(-1) * x.unsqueeze(-2)
+        old, w = w, keep * w + s
+        read = (old if before_write else w) @ c.q[..., t, :].unsqueeze(-1)
+        reads.append(read.mT)
+    return torch.cat(reads, -2), w, None if c.momentum is None else s
+
+
+def numbers(*shape: int, seed: int = 0, like: str = "normal") -> Tensor:
+    source = torch.Generator().manual_seed(seed)
+    make = torch.randn if like == "normal" else torch.rand
+    return make(*shape, generator=source, dtype=torch.float64)
+
+
+def leaf(x: Tensor) -> Tensor:
+    return x.detach().requires_grad_()
+
+
+def case(
+    lead: tuple[int, ...],
+    ticks: int,
+    keep: str = "tick",
+    momentum: str = "none",
+    erase: str = "one",
+    rate: str = "tick",
+    after_retain: bool = False,
+    n: int = 4,
+    m: int = 3,
+    seed: int = 0,
+) -> Case:
+    def of(k: int, *shape: int, like: str = "normal") -> Tensor:
+        return leaf(numbers(*lead, *shape, seed=10 * seed + k, like=like))
+
+    def gate(kind: str, k: int, channels: int) -> Number:
+        shapes = {"tick": (ticks,), "channel": (ticks, channels)}
+        fixed = {"nought": 0.0, "one": 1.0, "number": 0.7}
+        return fixed[kind] if kind in fixed else of(k, *shapes[kind], like="uniform")
+
+    return Case(
+        W0=of(1, m, n),
+        q=of(2, ticks, n),
+        x=leaf(0.5 * of(3, ticks, n)),
+        e=of(4, ticks, m),
+        rate=gate(rate, 5, m),
+        keep=gate(keep, 6, n),
+        momentum=None if momentum == "none" else gate(momentum, 7, n),
+        S0=of(8, m, n) if momentum == "tick" else None,
+        erase=gate(erase, 9, 1),
+        after_retain=after_retain,
+    )
+
+
+def assert_close(got: Sequence[Tensor | None], want: Sequence[Tensor | None], to: float) -> None:
+    for a, b in zip(got, want, strict=True):
+        if a is None or b is None:
+            assert a is b
+            continue
+        assert a.shape == b.shape
+        torch.testing.assert_close(a, b, rtol=to, atol=to)
+
+
+def gradients(results: Sequence[Tensor | None], leaves: list[Tensor]) -> list[Tensor]:
+    """Of a fixed random sum of the results."""
+    total = leaves[0].new_zeros(())
+    for k, y in enumerate(results):
+        if y is not None:
+            total = total + (y * numbers(*y.shape, seed=100 + k)).sum()
+    return list(torch.autograd.grad(total, leaves, allow_unused=True, materialize_grads=True))
+
+
+def assert_same(
+    got: Sequence[Tensor | None], want: Sequence[Tensor | None], leaves: list[Tensor]
+) -> None:
+    assert_close(got, want, FORWARD)
+    assert_close(gradients(got, leaves), gradients(want, leaves), GRADIENT)
+
+
+def assert_literal(c: Case, chunk: int, before_write: bool = False) -> None:
+    assert_same(c.scan(chunk, before_write), literal(c, before_write), c.leaves())
+
+
+# --- the recurrence -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("ticks", [0, 1, 5, 64, 67])
+@pytest.mark.parametrize("lead", [(), (2,), (2, 3)])
+@pytest.mark.parametrize("keep", ["one", "number", "tick", "channel"])
+def test_scan_is_the_recurrence(lead: tuple[int, ...], ticks: int, keep: str) -> None:
+    assert_literal(case(lead, ticks, keep), chunk=16)
+
+
+@settings(deadline=None, max_examples=60, derandomize=True)
+@given(
+    lead=st.sampled_from([(), (2,), (1, 2)]),
+    ticks=st.integers(0, 20),
+    keep=st.sampled_from(["one", "number", "tick", "channel"]),
+    momentum=st.sampled_from(["none", "number", "tick"]),
+    erase=st.sampled_from(["nought", "one", "tick"]),
+    rate=st.sampled_from(["number", "tick", "channel"]),
+    after_retain=st.booleans(),
+    before_write=st.booleans(),
+    chunk=st.integers(1, 9),
+    seed=st.integers(0, 99),
+)
+def test_scan_is_the_recurrence_in_every_mix(
+    lead: tuple[int, ...],
+    ticks: int,
+    keep: str,
+    momentum: str,
+    erase: str,
+    rate: str,
+    after_retain: bool,
+    before_write: bool,
+    chunk: int,
+    seed: int,
+) -> None:
+    if keep == "channel":
+        momentum = "none"
+    c = case(lead, ticks, keep, momentum, erase, rate, after_retain, seed=seed)
+    assert_literal(c, chunk, before_write)
+
+
+@pytest.mark.parametrize("momentum", ["none", "tick"])
+@pytest.mark.parametrize("keep", ["tick", "channel"])
+@pytest.mark.parametrize("fraction", [0.0, 1e-30, 1e-300, -0.5])
+def test_any_keep_has_its_exact_value_and_gradient(
+    keep: str, momentum: str, fraction: float
+) -> None:
+    if keep == "channel" and momentum == "tick":
+        return
+    c = case((2,), 37, keep, momentum)
+    assert isinstance(c.keep, Tensor)
+    with torch.no_grad():
+        c.keep[numbers(*c.keep.shape, like="uniform") < 0.3] = fraction
+        c.keep[0, 4:7] = fraction
+    for before_write in (False, True):
+        assert_literal(c, 8, before_write)
+
+
+@pytest.mark.parametrize("keep", ["tick", "channel"])
+@pytest.mark.parametrize("fraction", [0.0, 1e-30, 0.5, 1.0])
+def test_long_spans_neither_overflow_nor_vanish(keep: str, fraction: float) -> None:
+    c = case((1,), 4096, keep, n=8, m=8).each(lambda v: v.detach().float())
+    assert isinstance(c.keep, Tensor)
+    long = Case(c.W0, c.q, unit(c.x), c.e, c.rate, torch.full_like(c.keep, fraction), erase=1.0)
+    long = long.each(leaf)
+    y, w, _ = long.scan(64)
+    exact, end, _ = long.each(lambda v: v.detach().double()).scan(16)
+    torch.testing.assert_close(y.double(), exact, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(w.double(), end, rtol=1e-4, atol=1e-4)
+    for g in torch.autograd.grad(y.sum(), long.leaves()):
+        assert g.isfinite().all()
+
+
+@pytest.mark.parametrize("momentum", ["none", "tick"])
+@pytest.mark.parametrize("rate", ["tick", "channel"])
+def test_a_span_answers_any_reads(momentum: str, rate: str) -> None:
+    c = case((2,), 13, momentum=momentum, rate=rate)
+    s = span(c.W0, c.x, c.e, c.rate, c.keep, c.momentum, c.S0, c.erase)
+    want = literal(c)
+    assert_same((s.read(c.q), *s.end()), want, c.leaves())
+    other = Case(**{**c.arguments(), "q": leaf(c.x)})  # type: ignore[arg-type]
+    assert_close((s.read(other.q, before_write=True),), literal(other, True)[:1], FORWARD)
+
+
+@pytest.mark.parametrize("momentum", ["none", "tick"])
+@pytest.mark.parametrize("rate", ["tick", "channel"])
+def test_a_split_sequence_goes_on_where_it_stopped(momentum: str, rate: str) -> None:
+    c = case((2,), 40, momentum=momentum, rate=rate)
+    sequences = {
+        k: v for k, v in c.arguments().items() if isinstance(v, Tensor) and v.shape[1] == 40
+    }
+
+    def part(start: int, stop: int, w: Tensor, s: Tensor | None) -> Result:
+        cut = {k: v[:, start:stop] for k, v in sequences.items()}
+        return Case(**{**c.arguments(), **cut, "W0": w, "S0": s}).scan(8)  # type: ignore[arg-type]
+
+    first, w, s = part(0, 17, c.W0, c.S0)
+    second, w, s = part(17, 40, w, s)
+    assert_close((torch.cat((first, second), 1), w, s), c.scan(16), FORWARD)
+
+
+def test_gates_and_start_may_lack_leading_axes() -> None:
+    c = case((2, 3), 11, momentum="tick")
+    fewer = Case(
+        leaf(c.W0[0, 0]),
+        c.q,
+        c.x,
+        c.e,
+        leaf(c.rate[:, :1]),  # type: ignore[index]
+        leaf(c.keep[0, 0]),  # type: ignore[index]
+        0.5,
+        erase=1.0,
+    )
+    assert_literal(fewer, 4)
+
+
+def test_gradients_of_both_orders() -> None:
+    for keep, momentum, rate in [
+        ("tick", "tick", "tick"),
+        ("channel", "none", "tick"),
+        ("tick", "none", "channel"),
+    ]:
+        c = case((), 5, keep, momentum, erase="tick", rate=rate, n=2, m=2)
+
+        def run(*leaves: Tensor, c: Case = c) -> tuple[Tensor, ...]:
+            left = iter(leaves)
+            results = c.each(lambda v: next(left)).scan(2)
+            return tuple(y for y in results if y is not None)
+
+        assert torch.autograd.gradcheck(run, c.leaves())
+        assert torch.autograd.gradgradcheck(run, c.leaves())
+
+
+def test_functional_gradients_pass_through() -> None:
+    c = case((), 9)
+
+    def loss(w: Tensor) -> Tensor:
+        return Case(**{**c.arguments(), "W0": w}).scan(3)[0].square().sum()  # type: ignore[arg-type]
+
+    w = c.W0.detach()
+    (want,) = torch.autograd.grad(loss(c.W0), c.W0)
+    torch.testing.assert_close(torch.func.grad(loss)(w), want)
+    batch = torch.stack((w, 2 * w))
+    torch.testing.assert_close(torch.func.vmap(torch.func.grad(loss))(batch)[0], want)
+
+
+def test_states_stay_float32_under_autocast() -> None:
+    c = case((2,), 67, momentum="tick").each(lambda v: v.detach().float())
+    want = c.scan()
+    with torch.autocast("cpu", torch.bfloat16):
+        assert_close(c.scan(), want, 1e-6)
+        half = c.each(lambda v: v.bfloat16()).scan()
+    assert half[0].dtype == torch.bfloat16
+    assert half[1].dtype == torch.float32
+    torch.testing.assert_close(half[0].float(), want[0], rtol=0.1, atol=0.3)
+
+
+@pytest.mark.parametrize("keep", ["tick", "channel"])
+def test_scan_compiles(keep: str) -> None:
+    c = case((2,), 67, keep)
+
+    def run(w: Tensor, q: Tensor, x: Tensor, e: Tensor, rate: Number, keep: Number) -> Result:
+        return scan(w, q, x, e, rate, keep, erase=1.0)
+
+    compiled = torch.compile(run, backend="aot_eager", fullgraph=True)
+    got = compiled(c.W0, c.q, c.x, c.e, c.rate, c.keep)
+    assert_same(got, c.scan(), c.leaves())
+
+
+# --- attention ------------------------------------------------------------------------------------
+
+
+def literal_attention(
+    q: Tensor, k: Tensor, v: Tensor, scale: float, window: int | None, past: int
+) -> Tensor:
+    reads = [v[..., :0, :]]
+    for i in range(q.shape[-2]):
+        last = past + i + 1
+        first = 0 if window is None else max(0, last - window)
+        scores = scale * q[..., i : i + 1, :] @ k[..., first:last, :].mT
+        reads.append(scores.softmax(-1) @ v[..., first:last, :])
+    return torch.cat(reads, -2)
+
+
+@pytest.mark.parametrize("ticks", [0, 1, 5, 64, 150])
+@pytest.mark.parametrize("window", [None, 1, 7, 70, 1000])
+@pytest.mark.parametrize("past", [0, 3, 90])
+@pytest.mark.parametrize("lead", [(), (2, 3)])
+def test_attention(lead: tuple[int, ...], ticks: int, window: int | None, past: int) -> None:
+    q = leaf(numbers(*lead, ticks, 4, seed=1))
+    k = leaf(numbers(*lead, past + ticks, 4, seed=2))
+    v = leaf(numbers(*lead, past + ticks, 3, seed=3))
+    got = attend(q, k, v, window=window, past=past)
+    want = literal_attention(q, k, v, 0.5, window, past)
+    assert_same((got,), (want,), [q, k, v])
+    scaled = attend(q, k, v, 2.0, window, past)
+    assert_close((scaled,), (literal_attention(q, k, v, 2.0, window, past),), FORWARD)
+
+
+# --- parts ----------------------------------------------------------------------------------------
+
+
+def test_norms_and_units() -> None:
+    x, gain, bias = (leaf(numbers(*shape)) for shape in [(2, 5, 6), (6,), (6,)])
+    rms = x / (x.square().mean(-1, keepdim=True) + 1e-6).sqrt() * gain
+    assert_same((rms_norm(x, gain),), (rms,), [x, gain])
+
+    def standard() -> Tensor:
+        centred = x - x.mean(-1, keepdim=True)
+        return centred / (centred.square().mean(-1, keepdim=True) + 1e-6).sqrt()
+
+    assert_same((layer_norm(x, gain, bias),), (standard() * gain + bias,), [x, gain, bias])
+    assert_same((layer_norm(x),), (standard(),), [x])
+    one = x / (x.square().sum(-1, keepdim=True) + 1e-30).sqrt()
+    assert_same((unit(x),), (one,), [x])
+
+
+def test_half_precision_sums_in_float32() -> None:
+    x = numbers(3, 512).bfloat16()
+    for part in (unit, lambda v: rms_norm(v, torch.ones(512, dtype=v.dtype)), length):
+        got = part(x)
+        assert got.dtype == torch.bfloat16
+        torch.testing.assert_close(got, part(x.double()).bfloat16(), rtol=1e-2, atol=0)
+
+
+def test_smooth_functions() -> None:
+    x = leaf(torch.tensor([-2.0, -1e-4, 0.0, 3.0], dtype=torch.float64))
+    assert_close((smooth_abs(x),), ((x * x + 1e-6).sqrt(),), FORWARD)
+    (slope,) = torch.autograd.grad(smooth_abs(x).sum(), x)
+    assert_close((smooth_sign(x),), (slope,), FORWARD)
+
+
+@pytest.mark.parametrize("p", [1, 1.5, 2, 3, 4])
+def test_length(p: float) -> None:
+    x = leaf(numbers(5, 4))
+    want = torch.linalg.vector_norm(x, p, -1)
+    assert_same((length(x, p),), (want,), [x])
+    nought = leaf(torch.zeros(2, 4, dtype=torch.float64))
+    (slope,) = torch.autograd.grad(length(nought, p).sum(), nought)
+    assert (slope == 0).all()
+
+
+def test_length_has_its_second_derivative_beside_a_zero() -> None:
+    x = leaf(torch.tensor([0.0, 2.0], dtype=torch.float64))
+    (slope,) = torch.autograd.grad(length(x), x, create_graph=True)
+    curvature = torch.stack([torch.autograd.grad(s, x, retain_graph=True)[0] for s in slope])
+    want = torch.tensor([[0.5, 0.0], [0.0, 0.0]], dtype=torch.float64)
+    torch.testing.assert_close(curvature, want)
+
+
+@pytest.mark.parametrize("axis", [1, -3])
+def test_rope(axis: int) -> None:
+    shape = [2, 3, 5, 6] if axis == -3 else [2, 5, 3, 6]
+    x = leaf(numbers(*shape))
+    ticks = shape[axis]
+    turned = torch.zeros_like(x)
+    for t in range(ticks):
+        for i in range(3):
+            cos, sin = (f((7 + t) / 10000 ** (i / 3)) for f in (math.cos, math.sin))
+            a, b = (x.select(axis, t)[..., j] for j in (i, i + 3))
+            turned.select(axis, t)[..., i] = a * cos - b * sin
+            turned.select(axis, t)[..., i + 3] = b * cos + a * sin
+    assert_same((rope(x, torch.arange(7, 7 + ticks), axis),), (turned,), [x])
+
+
+@pytest.mark.parametrize("between", [(), (3,)])
+@pytest.mark.parametrize("ticks", [0, 1, 9])
+@pytest.mark.parametrize("taps", [1, 4])
+@pytest.mark.parametrize("detach_past", [False, True])
+def test_causal_conv(between: tuple[int, ...], ticks: int, taps: int, detach_past: bool) -> None:
+    x = leaf(numbers(2, ticks, *between, 5, seed=1))
+    weight = leaf(numbers(5, taps, seed=2))
+    past = leaf(numbers(2, taps - 1, *between, 5, seed=3))
+    line = torch.cat((past, x), 1)
+    reads = [x[:, :0]]
+    for t in range(ticks):
+        total = torch.zeros_like(line[:, 0])
+        for tap in range(taps):
+            value = line[:, t + tap]
+            earlier = detach_past and tap < taps - 1
+            total = total + weight[:, tap] * (value.detach() if earlier else value)
+        reads.append(total.unsqueeze(1))
+    got = causal_conv(x, weight, past, detach_past)
+    assert_same((got,), (torch.cat(reads, 1),), [x, weight, past])
+
+
+def test_causal_conv_is_torchs() -> None:
+    x, weight = numbers(2, 9, 5), numbers(5, 4)
+    want = functional.conv1d(functional.pad(x.mT, (3, 0)), weight.unsqueeze(1), groups=5).mT
+    assert_close((causal_conv(x, weight, x.new_zeros(2, 3, 5)),), (want,), FORWARD)
