@@ -8,14 +8,28 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 from .. import syntax as S
 from ..diagnostics import Diagnostic
-from ..system import Assign, Box, Clock, Flow, Learn, Level, Shape, System, Term, Transfer, Weight, line_terms
+from ..system import (
+    Assign,
+    Box,
+    Clock,
+    Flow,
+    Learn,
+    Level,
+    Shape,
+    System,
+    Term,
+    Transfer,
+    Weight,
+    line_terms,
+)
 from .bodies import Block, Body
-from .boxes import Boxes, Placed, cites, path_text
+from .boxes import Boxes, Placed, cites
 from .functions import Stop
 from .resolver import Resolver, as_foreign
 from .values import POISON, BoxValue, Declared, LevelValue, Poison, StateValue, is_known
@@ -23,7 +37,9 @@ from .values import POISON, BoxValue, Declared, LevelValue, Poison, StateValue, 
 
 @dataclass(frozen=True)
 class Resolved:
-    """What the stage gives: `system` is None if there is none, or mistakes left none. `texts`: files used, by name."""
+    """What the stage gives: `system` is None if there is none, or mistakes left none. `texts`:
+    files used, by name.
+    """
 
     system: System | None
     diagnostics: tuple[Diagnostic, ...]
@@ -31,8 +47,12 @@ class Resolved:
     texts: Mapping[str, str]
 
 
-def resolve(file: S.File, folder: Path | None = None, settings: Mapping[str, Any] | None = None) -> Resolved:
-    """Resolve a file whose `use` lines look in `folder` first; `settings` override those of its system (2.2.4)."""
+def resolve(
+    file: S.File, folder: Path | None = None, settings: Mapping[str, Any] | None = None
+) -> Resolved:
+    """Resolve a file whose `use` lines look in `folder` first; `settings` override those of its
+    system (2.2.4).
+    """
     r = Resolver(folder, settings)
     names = r.files.names_of(file, folder)
     node = next((i for i in file.items if isinstance(i, S.System)), None)
@@ -46,9 +66,13 @@ def resolve(file: S.File, folder: Path | None = None, settings: Mapping[str, Any
 
 
 def check_declarations(r: Resolver, file: S.File, names: Mapping[str, Any]) -> None:
-    """A file without a system: its memories and optimizers are resolved at example sizes, to find their mistakes."""
+    """A file without a system: its memories and optimizers are resolved at example sizes, to find
+    their mistakes.
+    """
     for item in file.items:
-        declared = names.get(item.name.id) if isinstance(item, S.Memory | S.Optimizer) else None
+        if not isinstance(item, S.Memory | S.Optimizer):
+            continue
+        declared = names.get(item.name.id)
         if not isinstance(declared, Declared):
             continue
         try:
@@ -74,18 +98,32 @@ def example_shapes(node: S.Memory) -> dict[str, Shape]:
     for p in node.params:
         if p.default is None:
             shapes[p.name.id] = tuple(
-                sizes.setdefault(d.id, 8) if isinstance(d, S.Name) else int(d.value) if isinstance(d, S.Number) else 8 for d in p.dims
+                sizes.setdefault(d.id, 8)
+                if isinstance(d, S.Name)
+                else int(d.value)
+                if isinstance(d, S.Number)
+                else 8
+                for d in p.dims
             )
     return shapes
 
 
-def memory_alone(r: Resolver, declared: Declared, shapes: Mapping[str, Shape], settings: Mapping[str, Any] | None = None) -> Box:
-    """A memory with a level of its own, on inputs of these shapes: what `nlc.memory` runs (2.13)."""
+def memory_alone(
+    r: Resolver,
+    declared: Declared,
+    shapes: Mapping[str, Shape],
+    settings: Mapping[str, Any] | None = None,
+) -> Box:
+    """A memory with a level of its own, on inputs of these shapes; `nlc.memory` runs it (2.13)."""
     node = declared.node
-    level = Level(node.name.id, node.name.id, Clock("token"), called=True, doc=declared.doc, span=node.span)
+    level = Level(
+        node.name.id, node.name.id, Clock("token"), called=True, doc=declared.doc, span=node.span
+    )
     outer = Box("", node.name.id, "level", level, span=node.span)
     body = Body(r, {}, box=outer)
-    named: dict[str, Any] = {n: Term("input", (), s, n, None, node.span) for n, s in shapes.items()} | dict(settings or {})
+    named: dict[str, Any] = {
+        n: Term("input", (), s, n, None, node.span) for n, s in shapes.items()
+    } | dict(settings or {})
     args = tuple(S.Argument(S.Name(n), S.Name(n), span=node.name.span) for n in named)
     call = S.Call(node.name, args, span=node.name.span)
     r.boxes_stage.call_memory(body, declared, [], named, call)
@@ -95,7 +133,14 @@ def memory_alone(r: Resolver, declared: Declared, shapes: Mapping[str, Shape], s
 class SystemStage:
     """One `system` block."""
 
-    def __init__(self, r: Resolver, node: S.System, names: Mapping[str, Any], doc: str, docs: Mapping[int, str]) -> None:
+    def __init__(
+        self,
+        r: Resolver,
+        node: S.System,
+        names: Mapping[str, Any],
+        doc: str,
+        docs: Mapping[int, str],
+    ) -> None:
         self.r = r
         self.node = node
         self.docs = docs
@@ -118,11 +163,20 @@ class SystemStage:
         if flow is None:
             return None
         return System(
-            self.node.name.id, self.settings, tuple(self.r.levels), flow, transfers, tuple(self.r.weights),
-            tuple(self.r.boxes), assume, cites(self.node.body), self.doc, self.node.span,
-        )  # fmt: skip
+            self.node.name.id,
+            self.settings,
+            tuple(self.r.levels),
+            flow,
+            transfers,
+            tuple(self.r.weights),
+            tuple(self.r.boxes),
+            assume,
+            cites(self.node.body),
+            self.doc,
+            self.node.span,
+        )
 
-    # ---- settings and plain lines ---------------------------------------------------------------
+    # ---- settings and plain lines ----
 
     def read_settings(self) -> None:
         overrides = self.r.overrides
@@ -130,8 +184,16 @@ class SystemStage:
         for name in overrides:
             if name not in known:
                 near = get_close_matches(name, known, n=1)
-                hint = f"; did you mean `{near[0]}`?" if near else f"; it has {', '.join(sorted(known)) or 'none'}"
-                self.r.report("NL101", f"system `{self.node.name.id}` has no setting `{name}`{hint}", self.node.name.span)
+                hint = (
+                    f"; did you mean `{near[0]}`?"
+                    if near
+                    else f"; it has {', '.join(sorted(known)) or 'none'}"
+                )
+                self.r.report(
+                    "NL101",
+                    f"system `{self.node.name.id}` has no setting `{name}`{hint}",
+                    self.node.name.span,
+                )
         for p in self.node.params:
             self.read_setting(p, overrides)
 
@@ -144,7 +206,12 @@ class SystemStage:
         if name in overrides:
             value = overrides[name]
         elif p.default is None:
-            self.r.report("NL107", f"setting `{name}` of a system needs a default", p.span, f"write `{name} = ..`")
+            self.r.report(
+                "NL107",
+                f"setting `{name}` of a system needs a default",
+                p.span,
+                f"write `{name} = ..`",
+            )
             value = POISON
         else:
             value = self.body.value(p.default)
@@ -161,10 +228,15 @@ class SystemStage:
                 self.body.line(node)
         for line in self.body.lines:
             if isinstance(line, Assign):
-                self.r.report("NL003", f"`{line.name}` changes while the system runs, so it belongs in the flow or a level", line.value.span)
+                self.r.report(
+                    "NL003",
+                    f"`{line.name}` changes while the system runs, so it belongs in the flow or a "
+                    "level",
+                    line.value.span,
+                )
         self.body.lines.clear()
 
-    # ---- levels -------------------------------------------------------------------------------------
+    # ---- levels ----
 
     def level_statements(self) -> list[S.Level]:
         return [s for s in self.node.body.statements if isinstance(s, S.Level)]
@@ -173,8 +245,17 @@ class SystemStage:
         taken: set[str] = set()
         for node in self.level_statements():
             name = node.name.id
-            if name in taken or isinstance(self.body.env.get(name), (LevelValue, Declared)) or name in self.settings:
-                self.r.report("NL102", f"`{node.name.text or name}` is given twice", node.name.span, "levels, memories and settings share one name space")
+            if (
+                name in taken
+                or isinstance(self.body.env.get(name), (LevelValue, Declared))
+                or name in self.settings
+            ):
+                self.r.report(
+                    "NL102",
+                    f"`{node.name.text or name}` is given twice",
+                    node.name.span,
+                    "levels, memories and settings share one name space",
+                )
                 continue
             taken.add(name)
             members = self.family(node)
@@ -194,16 +275,35 @@ class SystemStage:
         if isinstance(values, Poison):
             return {}
         if not isinstance(values, list) or not all(is_known(v) for v in values):
-            self.r.report("NL202", f"a family is made over a list of numbers known when compiled, not `{node.index[1].span.text}`", node.index[1].span)
+            self.r.report(
+                "NL202",
+                "a family is made over a list of numbers known when compiled, not "
+                f"`{node.index[1].span.text}`",
+                node.index[1].span,
+            )
             return {}
         if len(set(values)) != len(values):
-            self.r.report("NL102", f"`{node.index[1].span.text}` names a member twice: {values}", node.index[1].span)
-        return {v: self.level(node, f"{node.name.id}[{v}]", {node.index[0].id: v}) for v in dict.fromkeys(values)}
+            self.r.report(
+                "NL102",
+                f"`{node.index[1].span.text}` names a member twice: {values}",
+                node.index[1].span,
+            )
+        return {
+            v: self.level(node, f"{node.name.id}[{v}]", {node.index[0].id: v})
+            for v in dict.fromkeys(values)
+        }
 
     def level(self, node: S.Level, name: str, extra: Mapping[str, Any]) -> Level:
         body = Body(self.r, {**self.body.env, **extra})
         clock = self.r.clock(body, node.clock)
-        made = Level(name, node.name.id, clock, owner=node.params is None, doc=self.docs.get(node.span.start, ""), span=node.span)
+        made = Level(
+            name,
+            node.name.id,
+            clock,
+            owner=node.params is None,
+            doc=self.docs.get(node.span.start, ""),
+            span=node.span,
+        )
         for s in node.body.statements:
             if isinstance(s, S.Reset):
                 made.reset = self.r.clock(body, s.when)
@@ -216,7 +316,13 @@ class SystemStage:
         word = node.word.id
         if word not in ("carry", "flush", "drop"):
             near = get_close_matches(word, ["carry", "flush", "drop"], n=1)
-            self.r.report("NL001", f"`partial {word}` is none of carry, flush, drop" + (f"; did you mean `{near[0]}`?" if near else ""), node.word.span, fix=near[0] if near else None)
+            self.r.report(
+                "NL001",
+                f"`partial {word}` is none of carry, flush, drop"
+                + (f"; did you mean `{near[0]}`?" if near else ""),
+                node.word.span,
+                fix=near[0] if near else None,
+            )
         return word
 
     def uncalled_levels(self) -> None:
@@ -225,7 +331,15 @@ class SystemStage:
             node, env = self.r.level_nodes.get(level.name, (None, {}))
             if node is None or node.params:
                 continue
-            box = Box(level.family, level.name, "level", level, cites=cites(node.body), doc=level.doc, span=node.span)
+            box = Box(
+                level.family,
+                level.name,
+                "level",
+                level,
+                cites=cites(node.body),
+                doc=level.doc,
+                span=node.span,
+            )
             self.r.add_box(level, box, self.body)
             self.r.filled.add(id(box))
             inner = Body(self.r, dict(env), f"{box.path}.", (), box)
@@ -241,7 +355,11 @@ class SystemStage:
 
     def see(self, name: str, value: Any, node: S.Level) -> None:
         if name in self.body.env:
-            self.r.report("NL102", f"state `{name}` of `{node.name.id}` has the name of something else", node.span)
+            self.r.report(
+                "NL102",
+                f"state `{name}` of `{node.name.id}` has the name of something else",
+                node.span,
+            )
             return
         self.share(name, value)
 
@@ -250,12 +368,17 @@ class SystemStage:
         for _, env in self.r.level_nodes.values():
             env[name] = value
 
-    # ---- the flow -----------------------------------------------------------------------------------
+    # ---- the flow ----
 
     def flow(self) -> Flow | None:
         node = self.flow_node
         if node is None:
-            self.r.report("NL308", f"system `{self.node.name.id}` has no flow", self.node.name.span, "add `flow(tokens) { .. return e }`")
+            self.r.report(
+                "NL308",
+                f"system `{self.node.name.id}` has no flow",
+                self.node.name.span,
+                "add `flow(tokens) { .. return e }`",
+            )
             return None
         body = Body(self.r, dict(self.body.env))
         inputs = tuple(self.flow_inputs(body, node))
@@ -274,7 +397,12 @@ class SystemStage:
             else:
                 body.line(s)
         if result is None:
-            self.r.report("NL308", "the flow has no `return`", node.span, "end it with `return e`: what the model answers")
+            self.r.report(
+                "NL308",
+                "the flow has no `return`",
+                node.span,
+                "end it with `return e`: what the model answers",
+            )
             return None
         loss = body.env.get("loss")
         self.uncalled_inputs()
@@ -284,7 +412,9 @@ class SystemStage:
         if isinstance(loss, (int, float)):
             return Term("const", (), (), loss, None, node.span)
         if isinstance(loss, Term) and (loss.shape or loss.form):
-            self.r.report("NL603", "the loss is one number a tick", loss.span, "wrap it in `sum` or `mean`")
+            self.r.report(
+                "NL603", "the loss is one number a tick", loss.span, "wrap it in `sum` or `mean`"
+            )
         return loss if isinstance(loss, Term) else None
 
     def flow_inputs(self, body: Body, node: S.Flow) -> list[tuple[str, Shape]]:
@@ -296,7 +426,11 @@ class SystemStage:
                 continue
             body.fixed.add(name)
             if isinstance(body.env.get(name), (LevelValue, StateValue)) or name in self.settings:
-                self.r.report("NL102", f"`{p.name.text or name}` is the name of something else here", p.name.span)
+                self.r.report(
+                    "NL102",
+                    f"`{p.name.text or name}` is the name of something else here",
+                    p.name.span,
+                )
             try:
                 shape = tuple(body.size(body.value(d), d.span) for d in p.dims)
             except Stop:
@@ -309,10 +443,20 @@ class SystemStage:
     def uncalled_inputs(self) -> None:
         for level in self.r.levels:
             node = self.r.level_nodes.get(level.name, (None,))[0]
-            if node is not None and node.params and not level.called and level.name not in self.r.called:
-                self.r.report("NL308", f"`{level.name}` has inputs and is never called, so it never fires", node.name.span, "call it in the flow, or remove it")
+            if (
+                node is not None
+                and node.params
+                and not level.called
+                and level.name not in self.r.called
+            ):
+                self.r.report(
+                    "NL308",
+                    f"`{level.name}` has inputs and is never called, so it never fires",
+                    node.name.span,
+                    "call it in the flow, or remove it",
+                )
 
-    # ---- weights and their owner ------------------------------------------------------------------
+    # ---- weights and their owner ----
 
     def weights_of_owner(self) -> None:
         owners = [l for l in self.r.levels if l.owner]
@@ -327,12 +471,28 @@ class SystemStage:
         what = f"the weights of `{weight.maker}` at line {weight.span.line}"
         if owners:
             names = " and ".join(f"`{o.name}`" for o in owners[:2])
-            self.r.report("NL104", f"{what} have two owners, {names}: only one level may be written without inputs", owners[1].span, "give one of them inputs, or its own states")
+            self.r.report(
+                "NL104",
+                f"{what} have two owners, {names}: only one level may be written without inputs",
+                owners[1].span,
+                "give one of them inputs, or its own states",
+            )
         else:
-            self.r.report("NL104", f"{what} have no owner: no level is written without inputs", weight.span, "add `level training every step { objective loss; learn adamw(rate = 4e-4) }`")
+            self.r.report(
+                "NL104",
+                f"{what} have no owner: no level is written without inputs",
+                weight.span,
+                "add `level training every step { objective loss; learn adamw(rate = 4e-4) }`",
+            )
 
-    def owner_rules(self, level: Level, node: S.Level, env: dict[str, Any], weights: list[Weight]) -> None:
-        body = Body(self.r, dict(env), box=self.r.level_boxes[level.name][0] if level.name in self.r.level_boxes else None)
+    def owner_rules(
+        self, level: Level, node: S.Level, env: dict[str, Any], weights: list[Weight]
+    ) -> None:
+        body = Body(
+            self.r,
+            dict(env),
+            box=self.r.level_boxes[level.name][0] if level.name in self.r.level_boxes else None,
+        )
         learned: list[Learn] = []
         left = list(weights)
         for s in node.body.statements:
@@ -343,22 +503,36 @@ class SystemStage:
                 left = self.serve(body, placed, level, left, learned)
         level.learn = tuple(learned)
         if learned and left and level.clock.unit != "never":
-            self.r.report("NL405", f"no `learn` line of `{level.name}` serves `{left[0].maker}` at line {left[0].span.line}", learned[0].span, "add a `learn` without `for`, for the rest")
+            self.r.report(
+                "NL405",
+                f"no `learn` line of `{level.name}` serves `{left[0].maker}` at line "
+                f"{left[0].span.line}",
+                learned[0].span,
+                "add a `learn` without `for`, for the rest",
+            )
 
-    def serve(self, body: Body, placed: Placed, level: Level, left: list[Weight], learned: list[Learn]) -> list[Weight]:
+    def serve(
+        self, body: Body, placed: Placed, level: Level, left: list[Weight], learned: list[Learn]
+    ) -> list[Weight]:
         stage: Boxes = self.r.boxes_stage
         targets = stage.targets(body, placed.node)
         probe = Learn("", {}, {}, {}, targets)
-        mine = [w for w in left if Level(level.name, level.family, level.clock, learn=(probe,)).line_for(w) is not None]
+        mine = [
+            w
+            for w in left
+            if Level(level.name, level.family, level.clock, learn=(probe,)).line_for(w) is not None
+        ]
         names = {w.shape: f"`{w.maker}` at line {w.span.line}" for w in reversed(mine)}
         shapes = list(dict.fromkeys(w.shape for w in mine))
-        line = stage.learn_line(body, placed, {}, shapes or [(1, 1)], (), targets, lambda s: names.get(s, "a weight"))
+        line = stage.learn_line(
+            body, placed, {}, shapes or [(1, 1)], (), targets, lambda s: names.get(s, "a weight")
+        )
         if line is not None:
             learned.append(line)
         served = set(map(id, mine))
         return [w for w in left if id(w) not in served]
 
-    # ---- transfers ----------------------------------------------------------------------------------
+    # ---- transfers ----
 
     def transfers(self) -> tuple[Transfer, ...]:
         made: list[Transfer] = []
@@ -366,18 +540,28 @@ class SystemStage:
             if isinstance(node, S.Transfer):
                 stages = [self.ends(paths) for paths in node.stages]
                 through = self.truncation(node)
-                for before, after in zip(stages, stages[1:], strict=False):
+                for before, after in pairwise(stages):
                     made += [self.edge(node, a, b, through) for a in before for b in after]
         return tuple(made)
 
-    def edge(self, node: S.Transfer, a: tuple[Level, str | None], b: tuple[Level, str | None], through: int | None) -> Transfer:
+    def edge(
+        self,
+        node: S.Transfer,
+        a: tuple[Level, str | None],
+        b: tuple[Level, str | None],
+        through: int | None,
+    ) -> Transfer:
         return Transfer(node.kind, a[0], b[0], b[1], a[1], through, node.first_order, node.span)
 
     def truncation(self, node: S.Transfer) -> int | None:
         if node.through is None:
             return None
         if node.through_unit != "token":
-            self.r.report("NL201", f"a gradient is cut after tokens, not {node.through_unit}s", node.through.span)
+            self.r.report(
+                "NL201",
+                f"a gradient is cut after tokens, not {node.through_unit}s",
+                node.through.span,
+            )
         return self.r.period(self.body, node.through, None)
 
     def ends(self, paths: tuple[S.Path, ...]) -> list[tuple[Level, str | None]]:
@@ -389,12 +573,23 @@ class SystemStage:
         if isinstance(value, Poison):
             return []
         if isinstance(value, BoxValue):
-            value = LevelValue(path.first.id, {None: next(l for l in self.r.levels if l.name == value.name)})
+            value = LevelValue(
+                path.first.id, {None: next(l for l in self.r.levels if l.name == value.name)}
+            )
         if not isinstance(value, LevelValue):
             names = [l.family for l in self.r.levels]
             near = get_close_matches(path.first.id, names, n=1)
-            hint = f"; did you mean `{near[0]}`?" if near else f"; levels here are {', '.join(dict.fromkeys(names)) or 'none'}"
-            self.r.report("NL101", f"`{path.first.text or path.first.id}` is no level{hint}", path.first.span, fix=near[0] if near else None)
+            hint = (
+                f"; did you mean `{near[0]}`?"
+                if near
+                else f"; levels here are {', '.join(dict.fromkeys(names)) or 'none'}"
+            )
+            self.r.report(
+                "NL101",
+                f"`{path.first.text or path.first.id}` is no level{hint}",
+                path.first.span,
+                fix=near[0] if near else None,
+            )
             return []
         members = dict(value.members)
         rest = list(zip(path.rest, path.indexed, strict=True))
@@ -404,7 +599,9 @@ class SystemStage:
             if is_known(index) and index in members:
                 members = {index: members[index]}
             else:
-                self.r.report("NL101", f"`{path.span.text}`: `{value.name}` has no such member", path.span)
+                self.r.report(
+                    "NL101", f"`{path.span.text}`: `{value.name}` has no such member", path.span
+                )
                 return []
         state = ".".join(p.id for p, _ in rest if isinstance(p, S.Name)) or None
         ends = [(level, state) for level in members.values()]
@@ -417,7 +614,11 @@ class SystemStage:
         if state in names or any(n.startswith(f"{state}.") for n in names):
             return True
         near = get_close_matches(state, names, n=1)
-        hint = f"; did you mean `{near[0]}`?" if near else f"; it has {', '.join(dict.fromkeys(names)) or 'none'}"
+        hint = (
+            f"; did you mean `{near[0]}`?"
+            if near
+            else f"; it has {', '.join(dict.fromkeys(names)) or 'none'}"
+        )
         self.r.report("NL101", f"`{level.name}` has no state `{state}`{hint}", path.span)
         return False
 
@@ -432,10 +633,15 @@ class SystemStage:
 
 
 def without_learning(block: S.Block, owner: bool) -> S.Block:
-    """An owner's `objective` and `learn` serve its weights; they reach its states too, if it has any."""
+    """An owner's `objective` and `learn` serve its weights; they reach its states too, if it has
+    any.
+    """
     if not owner or any(isinstance(s, S.State) for s in block.statements):
         return block
-    return S.Block(tuple(s for s in block.statements if isinstance(s, S.Bind | S.Add | S.Cite)), span=block.span)
+    return S.Block(
+        tuple(s for s in block.statements if isinstance(s, S.Bind | S.Add | S.Cite)),
+        span=block.span,
+    )
 
 
-__all__ = ["Resolved", "resolve", "memory_alone", "as_foreign", "line_terms"]
+__all__ = ["Resolved", "as_foreign", "line_terms", "memory_alone", "resolve"]

@@ -1,6 +1,8 @@
-"""A body (of the flow, a level, a memory, an optimizer) from syntax to lines of terms: names, shapes, instances.
+"""A body (of the flow, a level, a memory, an optimizer) from syntax to lines of terms: names,
+shapes, instances.
 
-Each mistake is told once, to the resolver's list; what depends on it is POISON and says nothing more.
+Each mistake is told once, to the resolver's list; what depends on it is POISON and says nothing
+more.
 """
 
 from __future__ import annotations
@@ -17,13 +19,34 @@ from .functions import TABLE, FunctionCall, Stop, apply_state, binary, matmul
 from .making import MAKERS
 from .shapes import told
 from .values import (
-    POISON, BoxValue, Builtin, Declared, Inexact, LevelValue, Poison, StateFamily, StateValue, Value, is_known,
-)  # fmt: skip
+    POISON,
+    BoxValue,
+    Builtin,
+    Declared,
+    Inexact,
+    LevelValue,
+    Poison,
+    StateFamily,
+    StateValue,
+    Value,
+    is_known,
+)
 
 if TYPE_CHECKING:
     from .resolver import Resolver
 
-OPERATORS = {"+": "add", "-": "sub", "*": "mul", "/": "div", "^": "pow", "<": "lt", "<=": "le", ">": "gt", ">=": "ge", "==": "eq"}
+OPERATORS = {
+    "+": "add",
+    "-": "sub",
+    "*": "mul",
+    "/": "div",
+    "^": "pow",
+    "<": "lt",
+    "<=": "le",
+    ">": "gt",
+    ">=": "ge",
+    "==": "eq",
+}
 BOUND = ("loss", "count", "position", "infinity", "matrices", "vectors", "tables")
 DEEPEST = 60  # calls of defs and memories inside each other
 
@@ -31,7 +54,14 @@ DEEPEST = 60  # calls of defs and memories inside each other
 class Body:
     """The names, lines and paths of one body while it is resolved."""
 
-    def __init__(self, resolver: Resolver, env: dict[str, Any], prefix: str = "", loops: Shape = (), box: Box | None = None) -> None:
+    def __init__(
+        self,
+        resolver: Resolver,
+        env: dict[str, Any],
+        prefix: str = "",
+        loops: Shape = (),
+        box: Box | None = None,
+    ) -> None:
         self.resolver = resolver
         self.env = env
         self.prefix = prefix
@@ -45,9 +75,11 @@ class Body:
         self.starting = False
         self.fixed: set[str] = set()  # inputs, settings and states: not to be bound again
 
-    # ---- telling --------------------------------------------------------------------------------
+    # ---- telling ----
 
-    def error(self, code: str, message: str, span: Span, help: str = "", fix: Fix | None = None) -> Poison:
+    def error(
+        self, code: str, message: str, span: Span, help: str = "", fix: Fix | None = None
+    ) -> Poison:
         self.resolver.report(code, message, span, help, fix)
         return POISON
 
@@ -62,9 +94,18 @@ class Body:
         level = self.box.level if self.box else None
         return level is not None and level.clock.unit in ("token", "sequence")
 
-    # ---- values to terms ------------------------------------------------------------------------
+    # ---- values to terms ----
 
-    def term(self, op: str, args: tuple[Term, ...] = (), shape: Shape = (), info: Any = None, *, form: Form | None = None, span: Span) -> Term:
+    def term(
+        self,
+        op: str,
+        args: tuple[Term, ...] = (),
+        shape: Shape = (),
+        info: Any = None,
+        *,
+        form: Form | None = None,
+        span: Span,
+    ) -> Term:
         self.resolver.count_term(span)
         return Term(op, args, shape, info, form, span)
 
@@ -100,7 +141,11 @@ class Body:
     def array(self, value: Value, span: Span) -> Term:
         term = self.whole(value, span)
         if term.form:
-            self.error("NL602", f"`{span.text}` is a network of several arrays, and one array is wanted", span)
+            self.error(
+                "NL602",
+                f"`{span.text}` is a network of several arrays, and one array is wanted",
+                span,
+            )
             raise Stop()
         return term
 
@@ -109,18 +154,37 @@ class Body:
         if isinstance(value, Poison):
             raise Stop()
         if isinstance(value, Inexact):
-            self.error("NL601", f"{value.text} in `{value.span.text}`", value.span, "a size is a whole number")
+            self.error(
+                "NL601",
+                f"{value.text} in `{value.span.text}`",
+                value.span,
+                "a size is a whole number",
+            )
             raise Stop()
         if not is_known(value):
-            self.error("NL601", f"`{span.text}` changes while the system runs; a size must be known when compiled", span)
+            self.error(
+                "NL601",
+                f"`{span.text}` changes while the system runs; a size must be known when compiled",
+                span,
+            )
             raise Stop()
         assert isinstance(value, (int, float))
-        if value != value or value in (float("inf"), -float("inf")) or value != int(value) or value < least or value > 2**40:
-            self.error("NL601", f"`{span.text}` is {value}; a size is a whole number of at least {least}", span)
+        if (
+            value != value
+            or value in (float("inf"), -float("inf"))
+            or value != int(value)
+            or value < least
+            or value > 2**40
+        ):
+            self.error(
+                "NL601",
+                f"`{span.text}` is {value}; a size is a whole number of at least {least}",
+                span,
+            )
             raise Stop()
         return int(value)
 
-    # ---- expressions ----------------------------------------------------------------------------
+    # ---- expressions ----
 
     def value(self, expr: S.Expr) -> Value:
         """The value of an expression; POISON after a mistake, which has then been told."""
@@ -163,9 +227,12 @@ class Body:
         """`position`, `count` and `loss`, which the language binds (2.2.6)."""
         if expr.id == "loss" and not self.resolver.in_objective:
             return self.error(
-                "NL304", f"`{self.where or 'this line'}` uses the loss of its own tick, which is known only when the next token has arrived",
-                expr.span, "only an objective may name `loss`",
-            )  # fmt: skip
+                "NL304",
+                f"`{self.where or 'this line'}` uses the loss of its own tick, which is known "
+                "only when the next token has arrived",
+                expr.span,
+                "only an objective may name `loss`",
+            )
         return self.term(expr.id, (), (), span=expr.span)
 
     def unknown(self, expr: S.Name) -> Poison:
@@ -173,7 +240,9 @@ class Body:
         fix = Fix(expr.span, near[0], f"write `{near[0]}`") if near else None
         self.resolver.unknown.add(expr.id)
         mean = f"; did you mean `{near[0]}`?" if near else ""
-        return self.error("NL101", f"nothing here is called `{expr.text or expr.id}`{mean}", expr.span, fix=fix)
+        return self.error(
+            "NL101", f"nothing here is called `{expr.text or expr.id}`{mean}", expr.span, fix=fix
+        )
 
     def minus(self, expr: S.Minus) -> Value:
         value = self.evaluate(expr.value)
@@ -211,16 +280,26 @@ class Body:
             i = self.size(index, expr.index.span, least=0)
             if i < len(base):
                 return base[i]  # type: ignore[no-any-return]
-            return self.error("NL602", f"`{expr.base.span.text}` has {len(base)} entries, from 0; there is no entry {i}", expr.span)
+            return self.error(
+                "NL602",
+                f"`{expr.base.span.text}` has {len(base)} entries, from 0; there is no entry {i}",
+                expr.span,
+            )
         return self.entry(self.array(base, expr.base.span), index, expr)
 
     def entry(self, array: Term, index: Value, expr: S.Item) -> Value:
         if not array.shape:
-            return self.error("NL602", f"`{expr.base.span.text}` is a number and has no entries", expr.span)
+            return self.error(
+                "NL602", f"`{expr.base.span.text}` is a number and has no entries", expr.span
+            )
         if is_known(index):
             i = self.size(index, expr.index.span, least=0)
             if 0 <= array.shape[0] <= i:
-                return self.error("NL602", f"`{expr.base.span.text}` is {told(array.shape)}; there is no entry {i}", expr.span)
+                return self.error(
+                    "NL602",
+                    f"`{expr.base.span.text}` is {told(array.shape)}; there is no entry {i}",
+                    expr.span,
+                )
             return self.term("item", (array,), array.shape[1:], i, span=expr.span)
         at = self.array(index, expr.index.span)
         return self.term("index", (array, at), (*at.shape, *array.shape[1:]), span=expr.span)
@@ -231,7 +310,11 @@ class Body:
         members = ", ".join(str(m) for m in base.members if m is not None)
         if None in base.members:
             return self.error("NL101", f"`{base.name}` is one level, not a family", expr.span)
-        return self.error("NL101", f"`{base.name}` has the members {members}; `{expr.index.span.text}` is none of them", expr.index.span)
+        return self.error(
+            "NL101",
+            f"`{base.name}` has the members {members}; `{expr.index.span.text}` is none of them",
+            expr.index.span,
+        )
 
     def member(self, expr: S.Member) -> Value:
         base = self.evaluate(expr.base)
@@ -245,24 +328,39 @@ class Body:
         elif isinstance(base, LevelValue) and None in base.members:
             states = self.foreign_states(base.members[None], expr)
         else:
-            return self.error("NL101", f"`{expr.base.span.text}` has no parts, so there is no `.{name}`", expr.span)
+            return self.error(
+                "NL101",
+                f"`{expr.base.span.text}` has no parts, so there is no `.{name}`",
+                expr.span,
+            )
         if name in states:
             return states[name]  # type: ignore[no-any-return]
         near = get_close_matches(name, list(states), n=1)
         hint = f"; did you mean `{near[0]}`?" if near else f"; it has {', '.join(states) or 'none'}"
         fix = Fix(expr.name.span, near[0]) if near else None
-        return self.error("NL101", f"`{expr.base.span.text}` has no state `{name}`{hint}", expr.name.span, fix=fix)
+        return self.error(
+            "NL101", f"`{expr.base.span.text}` has no state `{name}`{hint}", expr.name.span, fix=fix
+        )
 
     def foreign_states(self, level: Level, expr: S.Member) -> dict[str, Any]:
         """The states of the one call of a level in this block, or around it (2.4.4)."""
         for block in self.all_blocks():
             calls = block.calls.get(level.name, 0)
             if calls > 1:
-                self.error("NL307", f"`{level.name}` is called {calls} times in this block: which `{expr.span.text}` is meant?", expr.span)
+                self.error(
+                    "NL307",
+                    f"`{level.name}` is called {calls} times in this block: which "
+                    f"`{expr.span.text}` is meant?",
+                    expr.span,
+                )
                 raise Stop()
             if calls == 1:
                 return self.resolver.states_of(block.box(self.resolver, level), foreign=True)
-        self.error("NL101", f"`{level.name}` is not called in this block, so there is no `{expr.span.text}` to see", expr.span)
+        self.error(
+            "NL101",
+            f"`{level.name}` is not called in this block, so there is no `{expr.span.text}` to see",
+            expr.span,
+        )
         raise Stop()
 
     def all_blocks(self) -> list[Block]:
@@ -270,7 +368,7 @@ class Body:
         outer = self.box and self.resolver.callers.get(id(self.box))
         return [*reversed(self.blocks), *(outer.all_blocks() if outer else [])]
 
-    # ---- calls ----------------------------------------------------------------------------------
+    # ---- calls ----
 
     def call(self, expr: S.Call) -> Value:
         target = self.evaluate(expr.function)
@@ -289,12 +387,23 @@ class Body:
         if isinstance(target, Declared):
             return self.call_declared(target, args, named, expr)
         if isinstance(target, LevelValue) and None in target.members:
-            return self.resolver.boxes_stage.call_level(self, target.members[None], args, named, expr)
+            return self.resolver.boxes_stage.call_level(
+                self, target.members[None], args, named, expr
+            )
         if isinstance(target, LevelValue):
             some = next(iter(target.members))
-            return self.error("NL101", f"`{target.name}` is a family of levels: say which, as in `{target.name}[{some}](..)`", expr.function.span)
+            return self.error(
+                "NL101",
+                f"`{target.name}` is a family of levels: say which, as in "
+                f"`{target.name}[{some}](..)`",
+                expr.function.span,
+            )
         what = "states, call one of them" if isinstance(target, StateFamily) else "is called"
-        return self.error("NL103", f"`{expr.function.span.text}` is no function, memory or state that {what}", expr.function.span)
+        return self.error(
+            "NL103",
+            f"`{expr.function.span.text}` is no function, memory or state that {what}",
+            expr.function.span,
+        )
 
     def arguments(self, expr: S.Call) -> tuple[list[Value], dict[str, Value]]:
         args: list[Value] = []
@@ -313,11 +422,17 @@ class Body:
 
     def call_state(self, target: StateValue, args: list[Value], expr: S.Call) -> Value:
         if len(args) != 1 or len(expr.arguments) != 1:
-            return self.error("NL107", f"`{expr.function.span.text}` takes one input and is given {len(expr.arguments)}", expr.span)
+            return self.error(
+                "NL107",
+                f"`{expr.function.span.text}` takes one input and is given {len(expr.arguments)}",
+                expr.span,
+            )
         at = expr.arguments[0].value.span
         return apply_state(self, target, self.array(args[0], at), expr.span, at)
 
-    def call_builtin(self, name: str, args: list[Value], named: dict[str, Value], expr: S.Call) -> Value:
+    def call_builtin(
+        self, name: str, args: list[Value], named: dict[str, Value], expr: S.Call
+    ) -> Value:
         spans = [a.value.span for a in expr.arguments]
         if name in MAKERS:
             least, most, names, function = MAKERS[name]
@@ -326,40 +441,66 @@ class Body:
         for key in named:
             if key not in names:
                 near = get_close_matches(key, names, n=1)
-                hint = f"; did you mean `{near[0]}`?" if near else (f"; it has {', '.join(names)}" if names else "")
+                hint = (
+                    f"; did you mean `{near[0]}`?"
+                    if near
+                    else (f"; it has {', '.join(names)}" if names else "")
+                )
                 return self.error("NL107", f"`{name}` has no setting `{key}`{hint}", expr.span)
         if not least <= len(args) + len(named) <= most or len(args) + len(named) < least:
             wanted = str(least) if least == most else f"{least} to {most}"
-            return self.error("NL107", f"`{name}` takes {wanted} argument{'s' if most != 1 else ''} and is given {len(args)}", expr.span)
+            return self.error(
+                "NL107",
+                f"`{name}` takes {wanted} argument{'s' if most != 1 else ''} and is given "
+                f"{len(args)}",
+                expr.span,
+            )
         return function(FunctionCall(self, name, args, named, spans, expr.span))
 
-    def call_declared(self, target: Declared, args: list[Value], named: dict[str, Value], expr: S.Call) -> Value:
+    def call_declared(
+        self, target: Declared, args: list[Value], named: dict[str, Value], expr: S.Call
+    ) -> Value:
         match target.node:
             case S.Def():
                 return self.expand(target, args, named, expr)
             case S.Memory():
                 return self.resolver.boxes_stage.call_memory(self, target, args, named, expr)
         name = target.node.name.id
-        return self.error("NL103", f"`{name}` is an optimizer; it stands after `learn`", expr.function.span, f"write `learn {name}(..)`")
+        return self.error(
+            "NL103",
+            f"`{name}` is an optimizer; it stands after `learn`",
+            expr.function.span,
+            f"write `learn {name}(..)`",
+        )
 
-    def expand(self, target: Declared, args: list[Value], named: dict[str, Value], expr: S.Call) -> Value:
-        """A `def` is expanded where it is called (2.2.5): its names are bound to terms, and leave no lines."""
+    def expand(
+        self, target: Declared, args: list[Value], named: dict[str, Value], expr: S.Call
+    ) -> Value:
+        """A `def` is expanded where it is called (2.2.5): its names are bound to terms, and leave
+        no lines.
+        """
         node = target.node
-        bound = self.resolver.bind_params(self, node.name.id, node.params, args, named, expr, target.names)
+        bound = self.resolver.bind_params(
+            self, node.name.id, node.params, args, named, expr, target.names
+        )
         with self.resolver.inside(node, expr.span):
             inner = Expansion(self, {**target.names, **bound}, node.name.id)
             return inner.result(node.body)
 
     def start_function(self, call: FunctionCall) -> Value:
         if not self.starting:
-            raise call.fail("NL103", f"`{call.name}` gives the start of a state and stands only there", "for a trained array write `learned(n)`")
+            raise call.fail(
+                "NL103",
+                f"`{call.name}` gives the start of a state and stands only there",
+                "for a trained array write `learned(n)`",
+            )
         if call.name == "fresh":
             x = self.whole(call.args[0], call.spans[0])
             return self.term("fresh", (x,), x.shape, form=x.form, span=call.span)
         info = call.args[0] if call.args else None
         return self.term(call.name, (), (), info, span=call.span)
 
-    # ---- lines ----------------------------------------------------------------------------------
+    # ---- lines ----
 
     def unique(self, name: str) -> str:
         self.used[name] += 1
@@ -368,8 +509,15 @@ class Body:
     def bind(self, node: S.Bind | S.Add) -> None:
         name = node.name.id
         self.where = name
-        if name in BOUND and not (name == "loss" and self.box is None and not isinstance(self, Expansion)):
-            self.error("NL106", f"`{node.name.text or name}` is bound by the language", node.name.span, "choose another name")
+        if name in BOUND and not (
+            name == "loss" and self.box is None and not isinstance(self, Expansion)
+        ):
+            self.error(
+                "NL106",
+                f"`{node.name.text or name}` is bound by the language",
+                node.name.span,
+                "choose another name",
+            )
             return
         if self.clashes(name, node):
             return
@@ -382,7 +530,12 @@ class Body:
         """Plain names may be bound again; levels, memories, states and inputs may not (2.2.6)."""
         old = self.env.get(name)
         if isinstance(old, (StateValue, StateFamily, LevelValue)) or name in self.fixed:
-            self.error("NL102", f"`{node.name.text or name}` is given twice", node.name.span, "plain names share one space with inputs, settings and states")
+            self.error(
+                "NL102",
+                f"`{node.name.text or name}` is given twice",
+                node.name.span,
+                "plain names share one space with inputs, settings and states",
+            )
             self.env.setdefault(name, POISON)
             return True
         return False
@@ -412,7 +565,9 @@ class Body:
         self.env[name] = self.term("local", (), value.shape, local, form=value.form, span=node.span)
 
     def local(self, name: str) -> str:
-        """In a box each binding has its own name, so that a rule sees the value at its place (2.7.2)."""
+        """In a box each binding has its own name, so that a rule sees the value at its place
+        (2.7.2).
+        """
         if self.box is None:
             return name
         self.local_names[name] += 1
@@ -433,7 +588,7 @@ class Body:
             case S.Repeat():
                 self.repeat(node)
 
-    # ---- repeat ---------------------------------------------------------------------------------
+    # ---- repeat ----
 
     def repeat(self, node: S.Repeat) -> None:
         over = self.value(node.over)
@@ -449,7 +604,9 @@ class Body:
         elif isinstance(over, list):
             self.unrolled(node, over)
         else:
-            self.error("NL601", f"`repeat {node.name.id} in` takes a list, as `[16, 128]`", node.over.span)
+            self.error(
+                "NL601", f"`repeat {node.name.id} in` takes a list, as `[16, 128]`", node.over.span
+            )
 
     def rolled(self, node: S.Repeat, count: int) -> bool:
         """One loop, if a round changes no shape. Only a flow's loops stay loops."""
@@ -488,7 +645,11 @@ class Body:
     def unrolled(self, node: S.Repeat, items: list[Any]) -> None:
         """Written out, round by round; a name first bound inside ends with it (2.2.6)."""
         prefix = self.prefix
-        part = self.unique("layers" if not self.loops and self.box is None else "rounds") if node.name is None else ""
+        part = (
+            self.unique("layers" if not self.loops and self.box is None else "rounds")
+            if node.name is None
+            else ""
+        )
         for i, item in enumerate(items):
             if self.resolver.too_large:
                 return
@@ -504,12 +665,16 @@ class Body:
             self.used = outer_used
             self.env = {**env, **{n: self.env[n] for n in env if n in self.env}}
             if node.name is not None:
-                self.env.pop(node.name.id, None) if node.name.id not in env else self.env.update({node.name.id: env[node.name.id]})
+                self.env.pop(node.name.id, None) if node.name.id not in env else self.env.update(
+                    {node.name.id: env[node.name.id]}
+                )
         self.prefix = prefix
 
 
 class Expansion(Body):
-    """The body of a `def` at one call: binds names to terms and leaves no lines; instances belong to the caller."""
+    """The body of a `def` at one call: binds names to terms and leaves no lines; instances belong
+    to the caller.
+    """
 
     def __init__(self, outer: Body, env: dict[str, Any], name: str) -> None:
         super().__init__(outer.resolver, env, outer.prefix, outer.loops, outer.box)
@@ -530,7 +695,9 @@ class Expansion(Body):
                 self.where = self.part
                 return self.value(node.value)
             self.line(node)
-        return self.error("NL003", f"`{self.part}` has no `return`", block.span, "a `def` ends with `return e`")
+        return self.error(
+            "NL003", f"`{self.part}` has no `return`", block.span, "a `def` ends with `return e`"
+        )
 
     def rolled(self, node: S.Repeat, count: int) -> bool:
         return False
@@ -545,7 +712,7 @@ class Block:
         self.made: dict[str, Box] = {}
 
     def box(self, resolver: Resolver, level: Level) -> Box:
-        """The box of the one call of a level in this block; made here if the call is yet to come."""
+        """The box of the one call of a level in this block; made here if the call comes later."""
         if level.name not in self.made:
             self.made[level.name] = resolver.boxes_stage.promise(self.body, level)
         return self.made[level.name]
@@ -607,4 +774,4 @@ def same_type(before: Any, after: Any) -> bool:
     return bool(before == after) and not isinstance(before, Term)
 
 
-__all__ = ["ALL", "Body", "Block", "Expansion"]
+__all__ = ["ALL", "Block", "Body", "Expansion"]

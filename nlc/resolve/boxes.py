@@ -1,4 +1,6 @@
-"""Boxes: levels and memories made where they are called, their states and rules, and the optimizers these learn by."""
+"""Boxes: levels and memories made where they are called, their states and rules, and the optimizers
+these learn by.
+"""
 
 from __future__ import annotations
 
@@ -8,12 +10,36 @@ from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any
 
 from .. import syntax as S
-from ..system import ALL, Array, Box, Clock, Form, Handle, Lambda, Learn, Level, Rule, Shape, State, Term, serves
+from ..system import (
+    ALL,
+    Array,
+    Box,
+    Form,
+    Handle,
+    Lambda,
+    Learn,
+    Level,
+    Rule,
+    Shape,
+    State,
+    Term,
+    serves,
+)
 from ..text import Span
 from .bodies import Block, Body
 from .functions import ELEMENTWISE, Stop
 from .shapes import broadcast, told
-from .values import POISON, BoxValue, Builtin, Declared, Poison, StateFamily, StateValue, Value, is_known
+from .values import (
+    POISON,
+    BoxValue,
+    Builtin,
+    Declared,
+    Poison,
+    StateFamily,
+    StateValue,
+    Value,
+    is_known,
+)
 
 if TYPE_CHECKING:
     from .resolver import Resolver
@@ -63,16 +89,25 @@ class Boxes:
     def __init__(self, resolver: Resolver) -> None:
         self.resolver = resolver
 
-    # ---- calls -----------------------------------------------------------------------------------
+    # ---- calls ----
 
-    def call_level(self, body: Body, level: Level, args: list[Value], named: dict[str, Value], expr: S.Call) -> Value:
+    def call_level(
+        self, body: Body, level: Level, args: list[Value], named: dict[str, Value], expr: S.Call
+    ) -> Value:
         """A level is called by the flow: one box for each call in the text (2.4.1)."""
         r = self.resolver
         if body.box is not None:
-            return body.error("NL103", f"`{level.name}` is a level, and only a flow calls levels", expr.function.span)
+            return body.error(
+                "NL103",
+                f"`{level.name}` is a level, and only a flow calls levels",
+                expr.function.span,
+            )
         if level.owner:
             return body.error(
-                "NL107", f"`{level.name}` is written without inputs, so it is not called", expr.function.span, "its states are seen by name"
+                "NL107",
+                f"`{level.name}` is written without inputs, so it is not called",
+                expr.function.span,
+                "its states are seen by name",
             )
         node, env = r.level_nodes[level.name]
         values = r.bind_params(body, level.name, node.params or (), args, named, expr)
@@ -87,7 +122,12 @@ class Boxes:
         self.fill(inner, node.body)
         shape = box.read.shape if box.read is not None else ()
         if box.read is None:
-            return body.error("NL602", f"`{level.name}` has no `read`, so its call has no value", expr.span, "add a line `read e`")
+            return body.error(
+                "NL602",
+                f"`{level.name}` has no `read`, so its call has no value",
+                expr.span,
+                "add a line `read e`",
+            )
         return body.term("call", tuple(terms), shape, box, form=box.read.form, span=expr.span)
 
     def box_of_call(self, body: Body, level: Level, expr: S.Call) -> Box:
@@ -100,7 +140,16 @@ class Boxes:
         node, env = r.level_nodes[level.name]
         part = level.name.replace("[", "_").replace("]", "")
         path = body.prefix + body.unique(part)
-        box = Box(path, level.name, "level", level, loops=body.loops, cites=cites(node.body), doc=level.doc, span=node.span)
+        box = Box(
+            path,
+            level.name,
+            "level",
+            level,
+            loops=body.loops,
+            cites=cites(node.body),
+            doc=level.doc,
+            span=node.span,
+        )
         r.add_box(level, box, body)
         quiet = Body(r, dict(env), f"{path}.", body.loops, box)
         with r.quiet():
@@ -138,7 +187,9 @@ class Boxes:
     def bind_dims(self, inner: Body, p: S.Param, shape: Shape, expr: S.Call) -> bool:
         """`x[n]`: a lower-case name in brackets is a size, bound at the call (2.5.1)."""
         if len(shape) != len(p.dims):
-            inner.error("NL602", f"`{p.name.id}` is {told_dims(p)} and is given {told(shape)}", expr.span)
+            inner.error(
+                "NL602", f"`{p.name.id}` is {told_dims(p)} and is given {told(shape)}", expr.span
+            )
             return False
         for dim, n in zip(p.dims, shape, strict=True):
             if isinstance(dim, S.Name) and dim.id not in inner.env:
@@ -149,21 +200,47 @@ class Boxes:
             except Stop:
                 return False
             if wanted != n:
-                inner.error("NL602", f"`{p.name.id}` is {told_dims(p)}, where `{dim.span.text}` is {wanted}, and is given {told(shape)}", expr.span)
+                inner.error(
+                    "NL602",
+                    f"`{p.name.id}` is {told_dims(p)}, where `{dim.span.text}` is {wanted}, and "
+                    f"is given {told(shape)}",
+                    expr.span,
+                )
                 return False
         return True
 
-    def call_memory(self, body: Body, target: Declared, args: list[Value], named: dict[str, Value], expr: S.Call) -> Value:
-        """A memory is made where it is called, mapped over leading axes its inputs have beyond its signature (2.4.2)."""
+    def call_memory(
+        self, body: Body, target: Declared, args: list[Value], named: dict[str, Value], expr: S.Call
+    ) -> Value:
+        """A memory is made where it is called, mapped over leading axes its inputs have beyond its
+        signature (2.4.2).
+        """
         r = self.resolver
         node = target.node
         name = node.name.id
         values = r.bind_params(body, name, node.params, args, named, expr)
-        path = body.prefix + body.unique(f"{body.where}.{name}" if body.where in body.used and body.where else name)
+        path = body.prefix + body.unique(
+            f"{body.where}.{name}" if body.where in body.used and body.where else name
+        )
         level = body.box.level if body.box else None
         if level is None:
-            return body.error("NL103", f"`{name}` is a memory, and a flow calls levels", expr.function.span, f"wrap it in a level: `level a(..) every token {{ read {name}(..) }}`")
-        box = Box(path, name, "memory", level, loops=body.loops, parent=body.box, cites=cites(node.body), doc=target.doc, span=node.span)
+            return body.error(
+                "NL103",
+                f"`{name}` is a memory, and a flow calls levels",
+                expr.function.span,
+                f"wrap it in a level: `level a(..) every token {{ read {name}(..) }}`",
+            )
+        box = Box(
+            path,
+            name,
+            "memory",
+            level,
+            loops=body.loops,
+            parent=body.box,
+            cites=cites(node.body),
+            doc=target.doc,
+            span=node.span,
+        )
         r.add_box(None, box, body)
         inner = Body(r, dict(target.names), f"{path}.", body.loops, box)
         with r.inside(node, expr.span):
@@ -171,12 +248,25 @@ class Boxes:
             self.fill(inner, node.body)
         if box.read is None:
             raise Stop()
-        return body.term("call", tuple(terms), (*box.mapped, *box.read.shape), box, form=box.read.form, span=expr.span)
+        return body.term(
+            "call",
+            tuple(terms),
+            (*box.mapped, *box.read.shape),
+            box,
+            form=box.read.form,
+            span=expr.span,
+        )
 
-    def bind_memory_inputs(self, body: Body, inner: Body, node: Any, values: Mapping[str, Value], expr: S.Call) -> list[Term]:
+    def bind_memory_inputs(
+        self, body: Body, inner: Body, node: Any, values: Mapping[str, Value], expr: S.Call
+    ) -> list[Term]:
         box = inner.box
         assert box is not None
-        given = {p.name.id: body.array(values[p.name.id], expr.span) for p in node.params if self.is_stream(p, values)}
+        given = {
+            p.name.id: body.array(values[p.name.id], expr.span)
+            for p in node.params
+            if self.is_stream(p, values)
+        }
         box.mapped = self.mapped(body, node, given, expr)
         inputs: list[tuple[str, Shape]] = []
         leads: list[Shape] = []
@@ -184,7 +274,9 @@ class Boxes:
             name = p.name.id
             inner.fixed.add(name)
             if name not in given:
-                inner.env[name] = values.get(name, POISON) if name in values else self.default(inner, p)
+                inner.env[name] = (
+                    values.get(name, POISON) if name in values else self.default(inner, p)
+                )
                 continue
             shape = given[name].shape
             cut = len(shape) - len(p.dims) if p.dims else min(len(shape), len(box.mapped))
@@ -207,7 +299,11 @@ class Boxes:
         return inner.value(p.default) if p.default is not None else POISON
 
     def unfit(self, body: Body, name: str, shape: Shape, mapped: Shape, expr: S.Call) -> Stop:
-        body.error("NL602", f"`{name}` is {told(shape)}, and the memory is mapped over {list(mapped)}", expr.span)
+        body.error(
+            "NL602",
+            f"`{name}` is {told(shape)}, and the memory is mapped over {list(mapped)}",
+            expr.span,
+        )
         return Stop()
 
     def mapped(self, body: Body, node: Any, given: Mapping[str, Term], expr: S.Call) -> Shape:
@@ -217,7 +313,11 @@ class Boxes:
             if term is None or not p.dims:
                 continue
             if len(term.shape) < len(p.dims):
-                body.error("NL602", f"`{p.name.id}` is {told_dims(p)} and is given {told(term.shape)}", expr.span)
+                body.error(
+                    "NL602",
+                    f"`{p.name.id}` is {told_dims(p)} and is given {told(term.shape)}",
+                    expr.span,
+                )
                 raise Stop()
             wider = broadcast(mapped, term.shape[: -len(p.dims)])
             if wider is None or any(n < 0 for n in wider):
@@ -225,7 +325,7 @@ class Boxes:
             mapped = wider
         return mapped
 
-    # ---- bodies ----------------------------------------------------------------------------------
+    # ---- bodies ----
 
     def fill(self, body: Body, block: S.Block) -> None:
         """Read all statements of a box; rules are resolved when every line is known."""
@@ -268,7 +368,11 @@ class Boxes:
     def linearise(self, body: Body, node: S.Linearise) -> None:
         assert body.box is not None
         try:
-            period = 1 if node.every.period is None else body.size(body.value(node.every.period), node.every.period.span)
+            period = (
+                1
+                if node.every.period is None
+                else body.size(body.value(node.every.period), node.every.period.span)
+            )
         except Stop:
             return
         if node.every.unit != "token":
@@ -294,7 +398,9 @@ class Boxes:
             self.resolver.poisoned.add(id(body.box))
         body.box.read_before = placed.node.before_write
 
-    def in_env(self, body: Body, placed: Placed, expr: S.Expr, extra: Mapping[str, Any] | None = None) -> Value:
+    def in_env(
+        self, body: Body, placed: Placed, expr: S.Expr, extra: Mapping[str, Any] | None = None
+    ) -> Value:
         """An expression with the names at its place; names bound later in the body are seen too."""
         final = body.env
         body.env = {**final, **placed.env, **(extra or {})}
@@ -303,7 +409,7 @@ class Boxes:
         finally:
             body.env = final
 
-    # ---- states ----------------------------------------------------------------------------------
+    # ---- states ----
 
     def declare(self, body: Body, node: S.State, work: Work) -> None:
         name = node.name.id
@@ -327,13 +433,24 @@ class Boxes:
         names = [f"{name}.{m.id}" for m in node.members] or [name]
         values = {n: StateValue(Handle(box, n), form, per) for n in names}
         if node.members:
-            body.env[name] = StateFamily(name, {m.id: values[f"{name}.{m.id}"] for m in node.members})
+            body.env[name] = StateFamily(
+                name, {m.id: values[f"{name}.{m.id}"] for m in node.members}
+            )
         else:
             body.env[name] = values[name]
         start = self.start(body, node, form, per)
         braces = list(node.body.statements) if node.body else []
         for n in names:
-            draft = Draft(n, name if node.members else None, form, per, start, braces, dict(body.env), node.span)
+            draft = Draft(
+                n,
+                name if node.members else None,
+                form,
+                per,
+                start,
+                braces,
+                dict(body.env),
+                node.span,
+            )
             work.drafts.append(draft)
             work.order.append(f"state:{n}")
 
@@ -345,12 +462,22 @@ class Boxes:
 
     def read_form(self, body: Body, expr: S.Expr) -> Form:
         if not (isinstance(expr, S.Call) and isinstance(expr.function, S.Name)):
-            body.error("NL103", f"`{expr.span.text}` is no form of state", expr.span, f"forms are {', '.join(FORMS)}")
+            body.error(
+                "NL103",
+                f"`{expr.span.text}` is no form of state",
+                expr.span,
+                f"forms are {', '.join(FORMS)}",
+            )
             raise Stop()
         kind = expr.function.id
         if kind not in FORMS:
             near = get_close_matches(kind, FORMS, n=1)
-            body.error("NL103", f"`{kind}` is no form of state" + (f"; did you mean `{near[0]}`?" if near else ""), expr.function.span, f"forms are {', '.join(FORMS)}")
+            body.error(
+                "NL103",
+                f"`{kind}` is no form of state" + (f"; did you mean `{near[0]}`?" if near else ""),
+                expr.function.span,
+                f"forms are {', '.join(FORMS)}",
+            )
             raise Stop()
         args = [a for a in expr.arguments if a.name is None]
         named = {a.name.id: a for a in expr.arguments if a.name is not None}
@@ -366,9 +493,20 @@ class Boxes:
         return self.sized(body, kind, sizes, act, expr)
 
     def sized(self, body: Body, kind: str, sizes: Shape, act: str, expr: S.Expr) -> Form:
-        wanted = {"vector": (1, 1), "matrix": (2, 2), "table": (2, 2), "mlp": (2, 64), "gated_mlp": (2, 2)}[kind]
+        wanted = {
+            "vector": (1, 1),
+            "matrix": (2, 2),
+            "table": (2, 2),
+            "mlp": (2, 64),
+            "gated_mlp": (2, 2),
+        }[kind]
         if not wanted[0] <= len(sizes) <= wanted[1]:
-            body.error("NL107", f"`{kind}` takes {wanted[0]}{' or more' if wanted[1] > 9 else ''} sizes and is given {len(sizes)}", expr.span)
+            body.error(
+                "NL107",
+                f"`{kind}` takes {wanted[0]}{' or more' if wanted[1] > 9 else ''} sizes and is "
+                f"given {len(sizes)}",
+                expr.span,
+            )
             raise Stop()
         if kind == "mlp" and len(sizes) == 2:
             sizes = (*sizes, sizes[0])
@@ -383,7 +521,11 @@ class Boxes:
             body.error("NL602", f"`{kind}` wraps a network, not a {inner.kind}", args[0].value.span)
             raise Stop()
         if kind == "residual" and inner.ins != inner.outs:
-            body.error("NL602", f"`residual` adds its input, so {inner.ins} in must be {inner.outs} out", expr.span)
+            body.error(
+                "NL602",
+                f"`residual` adds its input, so {inner.ins} in must be {inner.outs} out",
+                expr.span,
+            )
             raise Stop()
         return Form(kind, inner.sizes, inner.act, inner)
 
@@ -399,7 +541,12 @@ class Boxes:
         if isinstance(value, Builtin) and value.name in ELEMENTWISE:
             return value.name
         if not isinstance(value, Poison):
-            body.error("NL103", f"`{arg.value.span.text}` is no activation", arg.value.span, f"one of {', '.join(ELEMENTWISE)}")
+            body.error(
+                "NL103",
+                f"`{arg.value.span.text}` is no activation",
+                arg.value.span,
+                f"one of {', '.join(ELEMENTWISE)}",
+            )
         raise Stop()
 
     def start(self, body: Body, node: S.State, form: Form, per: Shape) -> Term | None:
@@ -412,7 +559,12 @@ class Boxes:
             return None
         if isinstance(value, StateValue):
             if value.form != form or value.per != per:
-                body.error("NL602", f"`{node.name.id}` starts from `{node.start.span.text}`, which has another form", node.start.span)
+                body.error(
+                    "NL602",
+                    f"`{node.name.id}` starts from `{node.start.span.text}`, which has another "
+                    "form",
+                    node.start.span,
+                )
             return body.term("copy", (), (), value.handle, form=form, span=node.start.span)
         try:
             term = body.whole(value, node.start.span)
@@ -420,12 +572,18 @@ class Boxes:
             return None
         special = term.args[0].op if term.op == "fresh" else term.op
         wanted = (*per, *form.arrays[0].shape)
-        if special not in ("zeros", "normal", "copy") and (not form.single or broadcast(term.shape, wanted) != wanted):
-            body.error("NL602", f"`{node.name.id}` is {told(wanted)} and starts from {told(term.shape)}", node.start.span)
+        if special not in ("zeros", "normal", "copy") and (
+            not form.single or broadcast(term.shape, wanted) != wanted
+        ):
+            body.error(
+                "NL602",
+                f"`{node.name.id}` is {told(wanted)} and starts from {told(term.shape)}",
+                node.start.span,
+            )
             return None
         return term
 
-    # ---- rules -----------------------------------------------------------------------------------
+    # ---- rules ----
 
     def state(self, body: Body, draft: Draft, work: Work) -> State:
         rule = self.rule(body, draft, work)
@@ -450,7 +608,9 @@ class Boxes:
         return own + shared
 
     def is_optimizer_write(self, draft: Draft, work: Work) -> bool:
-        """In an optimizer the block's `write` and `retain` are those of the weight it serves (2.9.6)."""
+        """In an optimizer the block's `write` and `retain` are those of the weight it serves
+        (2.9.6).
+        """
         return work.levels is not None and bool(draft.env.get("__optimizer__"))
 
     def rule(self, body: Body, draft: Draft, work: Work) -> Rule:
@@ -481,14 +641,27 @@ class Boxes:
     def exclusive(self, body: Body, by: Mapping[type, Placed]) -> None:
         """NL204: `set` gives the whole state, `write` the whole amount."""
         if S.Set in by:
-            for kind, word in ((S.Retain, "retain"), (S.Objective, "objective"), (S.Learn, "learn"), (S.Write, "write")):
+            for kind, word in (
+                (S.Retain, "retain"),
+                (S.Objective, "objective"),
+                (S.Learn, "learn"),
+                (S.Write, "write"),
+            ):
                 if kind in by:
                     what = "has nothing to keep" if kind is S.Retain else "has nothing to add"
-                    body.error("NL204", f"`set` gives the whole state; `{word}` beside it {what}", by[kind].node.span)
+                    body.error(
+                        "NL204",
+                        f"`set` gives the whole state; `{word}` beside it {what}",
+                        by[kind].node.span,
+                    )
         elif S.Write in by:
             for kind, word in ((S.Objective, "objective"), (S.Learn, "learn")):
                 if kind in by:
-                    body.error("NL204", f"`write` gives the whole amount; `{word}` beside it has nothing to add", by[kind].node.span)
+                    body.error(
+                        "NL204",
+                        f"`write` gives the whole amount; `{word}` beside it has nothing to add",
+                        by[kind].node.span,
+                    )
 
     def objective(self, body: Body, placed: Placed, extra: Mapping[str, Any]) -> dict[str, Any]:
         node = placed.node
@@ -500,39 +673,64 @@ class Boxes:
         except Stop:
             return parts
         if term.shape or term.form:
-            body.error("NL603", f"an objective is one number a tick and this is {told(term.shape)}", node.value.span, "wrap it in `sum` (of two matrices `dot` is a vector: `sum(m * grad)`)")
+            body.error(
+                "NL603",
+                f"an objective is one number a tick and this is {told(term.shape)}",
+                node.value.span,
+                "wrap it in `sum` (of two matrices `dot` is a vector: `sum(m * grad)`)",
+            )
             return parts
         return {**parts, "objective": term}
 
-    def retain(self, body: Body, placed: Placed, extra: Mapping[str, Any], draft: Draft) -> dict[str, Any]:
+    def retain(
+        self, body: Body, placed: Placed, extra: Mapping[str, Any], draft: Draft
+    ) -> dict[str, Any]:
         node = placed.node
         value = self.in_env(body, placed, node.value, extra)
         parts: dict[str, Any] = {}
         try:
-            parts["retain"] = self.fits(body, body.array(value, node.value.span), draft, node.value.span)
+            parts["retain"] = self.fits(
+                body, body.array(value, node.value.span), draft, node.value.span
+            )
         except Stop:
             return parts
         for word in ("through", "onto"):
             expr = getattr(node, word)
             if expr is not None:
-                parts[word] = {a.name: self.function(body, placed, expr, a, extra) for a in draft.form.arrays}
+                parts[word] = {
+                    a.name: self.function(body, placed, expr, a, extra) for a in draft.form.arrays
+                }
         return parts
 
     def fits(self, body: Body, term: Term, draft: Draft, span: Span) -> Term:
-        """A fraction kept: one a memory (or head), an input channel, or (a column) an output channel (2.5.4)."""
+        """A fraction kept: one a memory (or head), an input channel, or (a column) an output
+        channel (2.5.4).
+        """
         per, form = draft.per, draft.form
         own = term.shape[len(per) :] if per and term.shape[: len(per)] == per else term.shape
-        ins = form.sizes[-1] if form.kind in ("vector", "like", "table") and form.sizes else (form.ins or 1)
+        ins = (
+            form.sizes[-1]
+            if form.kind in ("vector", "like", "table") and form.sizes
+            else (form.ins or 1)
+        )
         outs = form.outs or (form.sizes[0] if form.sizes else 1)
         allowed: list[Shape] = [(), (1,), (ins,), (outs, 1), (1, 1)]
         if form.single:
             allowed.append(form.arrays[0].shape)
         if own not in allowed:
-            body.error("NL602", f"`retain` is given {told(term.shape)}; `{draft.name}` takes a number" + (f", one for each of {per[0]} heads" if per else "") + f", one an input channel [{ins}], or a column [{outs}, 1]", span)
+            body.error(
+                "NL602",
+                f"`retain` is given {told(term.shape)}; `{draft.name}` takes a number"
+                + (f", one for each of {per[0]} heads" if per else "")
+                + f", one an input channel [{ins}], or a column [{outs}, 1]",
+                span,
+            )
             raise Stop()
         return term
 
-    def amount(self, body: Body, placed: Placed, extra: Mapping[str, Any], draft: Draft) -> Term | None:
+    def amount(
+        self, body: Body, placed: Placed, extra: Mapping[str, Any], draft: Draft
+    ) -> Term | None:
         """The `e` of `write e` or `set e`, of the state's own shape."""
         value = self.in_env(body, placed, placed.node.value, extra)
         try:
@@ -540,14 +738,25 @@ class Boxes:
         except Stop:
             return None
         wanted = (*draft.per, *draft.form.arrays[0].shape)
-        fits = term.form == draft.form if not draft.form.single else broadcast(term.shape, wanted) == wanted
+        fits = (
+            term.form == draft.form
+            if not draft.form.single
+            else broadcast(term.shape, wanted) == wanted
+        )
         if not fits:
             what = "a network" if term.form else told(term.shape)
-            body.error("NL602", f"`{draft.name}` is {told(wanted) if draft.form.single else 'a network'} and is given {what}", placed.node.value.span)
+            body.error(
+                "NL602",
+                f"`{draft.name}` is {told(wanted) if draft.form.single else 'a network'} and is "
+                f"given {what}",
+                placed.node.value.span,
+            )
             return None
         return term
 
-    def function(self, body: Body, placed: Placed, expr: S.Expr, array: Array, extra: Mapping[str, Any]) -> Lambda:
+    def function(
+        self, body: Body, placed: Placed, expr: S.Expr, array: Array, extra: Mapping[str, Any]
+    ) -> Lambda:
         """`through f` and `onto f(setting)`: f takes the array first (2.9.3)."""
         fexpr = expr.function if isinstance(expr, S.Call) else expr
         given = expr.arguments if isinstance(expr, S.Call) else ()
@@ -562,28 +771,50 @@ class Boxes:
             names = [p.name.id for p in target.node.params]
             if "start" in names[1:]:
                 params.append("start")
-                rest.append(S.Argument(S.Name("start"), S.Name("__start__", span=expr.span), span=expr.span))
+                rest.append(
+                    S.Argument(S.Name("start"), S.Name("__start__", span=expr.span), span=expr.span)
+                )
         call = S.Call(fexpr, (first, *rest), span=expr.span)
         value = self.in_env(body, placed, call, env)
         if isinstance(value, Poison):
             return Lambda(tuple(params), argument)
         term = body.array(value, expr.span)
         if term.shape != array.shape:
-            body.error("NL602", f"`{expr.span.text}` gives {told(term.shape)} where the state is {told(array.shape)}", expr.span)
+            body.error(
+                "NL602",
+                f"`{expr.span.text}` gives {told(term.shape)} where the state is "
+                f"{told(array.shape)}",
+                expr.span,
+            )
         return Lambda(tuple(params), term)
 
-    # ---- learning --------------------------------------------------------------------------------
+    # ---- learning ----
 
-    def learn(self, body: Body, lines: list[Placed], extra: Mapping[str, Any], draft: Draft) -> dict[str, Learn]:
+    def learn(
+        self, body: Body, lines: list[Placed], extra: Mapping[str, Any], draft: Draft
+    ) -> dict[str, Learn]:
         """The line that serves each array: the first that fits (2.9.4)."""
         served: dict[str, Learn] = {}
         assert body.box is not None
         level = body.box.level.name if body.box.level else ""
         for placed in lines:
             targets = self.targets(body, placed.node)
-            mine = [a for a in draft.form.arrays if a.name not in served and serves(targets, array_kind(draft.form), draft.name, level)]
+            mine = [
+                a
+                for a in draft.form.arrays
+                if a.name not in served
+                and serves(targets, array_kind(draft.form), draft.name, level)
+            ]
             if mine:
-                line = self.learn_line(body, placed, extra, [a.shape for a in mine], draft.per, targets, lambda _: f"`{draft.name}`")
+                line = self.learn_line(
+                    body,
+                    placed,
+                    extra,
+                    [a.shape for a in mine],
+                    draft.per,
+                    targets,
+                    lambda _: f"`{draft.name}`",
+                )
                 if line is not None:
                     served.update({a.name: line for a in mine})
         return served
@@ -592,9 +823,15 @@ class Boxes:
         return tuple(path_text(p) for p in node.targets)
 
     def learn_line(
-        self, body: Body, placed: Placed, extra: Mapping[str, Any], shapes: list[Shape], per: Shape, targets: tuple[str, ...],
+        self,
+        body: Body,
+        placed: Placed,
+        extra: Mapping[str, Any],
+        shapes: list[Shape],
+        per: Shape,
+        targets: tuple[str, ...],
         serving: Callable[[Shape], str],
-    ) -> Learn | None:  # fmt: skip
+    ) -> Learn | None:
         node: S.Learn = placed.node
         expr = node.rule
         fexpr = expr.function if isinstance(expr, S.Call) else expr
@@ -605,16 +842,30 @@ class Boxes:
         name = fexpr.id
         named: dict[str, S.Argument] = {a.name.id: a for a in arguments if a.name is not None}
         if any(a.name is None for a in arguments):
-            body.error("NL107", f"the settings of `{name}` are given by name, as in `{name}(rate = 0.01)`", expr.span)
+            body.error(
+                "NL107",
+                f"the settings of `{name}` are given by name, as in `{name}(rate = 0.01)`",
+                expr.span,
+            )
             return None
         steps = self.steps(body, placed, named.pop("steps", None))
         if name in BUILT_IN_RULES:
             settings = {k: self.setting(body, placed, a, extra, ()) for k, a in named.items()}
-            return Learn(name, {k: t for k, t in settings.items() if isinstance(t, Term)}, {}, {}, targets, steps, node.span)
+            return Learn(
+                name,
+                {k: t for k, t in settings.items() if isinstance(t, Term)},
+                {},
+                {},
+                targets,
+                steps,
+                node.span,
+            )
         decl = self.rule_named(body, fexpr)
         if decl is None:
             return None
-        return self.optimizer_line(body, placed, extra, decl, named, shapes, per, targets, steps, serving)
+        return self.optimizer_line(
+            body, placed, extra, decl, named, shapes, per, targets, steps, serving
+        )
 
     def steps(self, body: Body, placed: Placed, arg: S.Argument | None) -> int:
         if arg is None:
@@ -629,12 +880,22 @@ class Boxes:
         if isinstance(value, Declared) and isinstance(value.node, S.Optimizer):
             return value
         if not isinstance(value, Poison):
-            near = get_close_matches(name.id, [*self.resolver.files.optimizer_names(), *BUILT_IN_RULES, *body.env], n=1)
+            near = get_close_matches(
+                name.id, [*self.resolver.files.optimizer_names(), *BUILT_IN_RULES, *body.env], n=1
+            )
             hint = f"; did you mean `{near[0]}`?" if near else ""
-            self.resolver.report("NL103", f"`{name.text or name.id}` is no memory, optimizer or function of this file, of what it uses, or of the library{hint}", name.span, fix=near[0] if near else None)
+            self.resolver.report(
+                "NL103",
+                f"`{name.text or name.id}` is no memory, optimizer or function of this file, of "
+                f"what it uses, or of the library{hint}",
+                name.span,
+                fix=near[0] if near else None,
+            )
         return None
 
-    def setting(self, body: Body, placed: Placed, arg: S.Argument, extra: Mapping[str, Any], per: Shape) -> Value:
+    def setting(
+        self, body: Body, placed: Placed, arg: S.Argument, extra: Mapping[str, Any], per: Shape
+    ) -> Value:
         value = self.in_env(body, placed, arg.value, extra)
         if isinstance(value, Poison) or is_known(value):
             return value
@@ -644,9 +905,18 @@ class Boxes:
             return POISON
 
     def optimizer_line(
-        self, body: Body, placed: Placed, extra: Mapping[str, Any], decl: Declared, named: dict[str, S.Argument], shapes: list[Shape],
-        per: Shape, targets: tuple[str, ...], steps: int, serving: Callable[[Shape], str],
-    ) -> Learn | None:  # fmt: skip
+        self,
+        body: Body,
+        placed: Placed,
+        extra: Mapping[str, Any],
+        decl: Declared,
+        named: dict[str, S.Argument],
+        shapes: list[Shape],
+        per: Shape,
+        targets: tuple[str, ...],
+        steps: int,
+        serving: Callable[[Shape], str],
+    ) -> Learn | None:
         params = {p.name.id: p for p in decl.node.params}
         for key, arg in named.items():
             if key not in params:
@@ -654,24 +924,66 @@ class Boxes:
                 own = ", ".join(n for n, p in params.items() if p.default is not None)
                 hint = f"; did you mean `{near[0]}`?" if near else f"; it has {own}"
                 assert arg.name is not None
-                body.error("NL101", f"`{decl.node.name.id}` has no setting `{key}`{hint}", arg.name.span)
+                body.error(
+                    "NL101", f"`{decl.node.name.id}` has no setting `{key}`{hint}", arg.name.span
+                )
                 return None
-        values = {k: self.setting(body, placed, a, extra, per) for k, a in named.items() if params[k].default is not None}
+        values = {
+            k: self.setting(body, placed, a, extra, per)
+            for k, a in named.items()
+            if params[k].default is not None
+        }
         if any(isinstance(v, Poison) for v in values.values()):
             return None
         self.check_missing(body, decl, params, named, placed)
-        streams = self.streams(body, placed, extra, {k: a for k, a in named.items() if params[k].default is None}, shapes[0])
-        boxes = {s: self.optimizer_box(decl, s, values, per, placed.node, serving(s)) for s in dict.fromkeys(shapes)}
+        streams = self.streams(
+            body,
+            placed,
+            extra,
+            {k: a for k, a in named.items() if params[k].default is None},
+            shapes[0],
+        )
+        boxes = {
+            s: self.optimizer_box(decl, s, values, per, placed.node, serving(s))
+            for s in dict.fromkeys(shapes)
+        }
         terms = {k: body.whole(v, placed.node.span) for k, v in values.items()}
         return Learn(decl.node.name.id, terms, streams, boxes, targets, steps, placed.node.span)
 
-    def check_missing(self, body: Body, decl: Declared, params: Mapping[str, S.Param], named: Mapping[str, Any], placed: Placed) -> None:
-        missing = [n for n, p in params.items() if p.default is None and n not in named and n not in ("weight", "grad", "input", "surprise")]
+    def check_missing(
+        self,
+        body: Body,
+        decl: Declared,
+        params: Mapping[str, S.Param],
+        named: Mapping[str, Any],
+        placed: Placed,
+    ) -> None:
+        missing = [
+            n
+            for n, p in params.items()
+            if p.default is None
+            and n not in named
+            and n not in ("weight", "grad", "input", "surprise")
+        ]
         if missing:
-            body.error("NL107", f"`{decl.node.name.id}` needs `{missing[0]}`, which no level gives by itself", placed.node.span)
+            body.error(
+                "NL107",
+                f"`{decl.node.name.id}` needs `{missing[0]}`, which no level gives by itself",
+                placed.node.span,
+            )
 
-    def streams(self, body: Body, placed: Placed, extra: Mapping[str, Any], named: Mapping[str, S.Argument], shape: Shape) -> dict[str, Term]:
-        given = {n: body.term("input", (), s, n, span=placed.node.span) for n, s in stream_shapes(shape).items()}
+    def streams(
+        self,
+        body: Body,
+        placed: Placed,
+        extra: Mapping[str, Any],
+        named: Mapping[str, S.Argument],
+        shape: Shape,
+    ) -> dict[str, Term]:
+        given = {
+            n: body.term("input", (), s, n, span=placed.node.span)
+            for n, s in stream_shapes(shape).items()
+        }
         out: dict[str, Term] = {}
         for key, arg in named.items():
             value = self.in_env(body, placed, arg.value, {**extra, **given})
@@ -679,8 +991,18 @@ class Boxes:
                 out[key] = value
         return out
 
-    def optimizer_box(self, decl: Declared, shape: Shape, values: Mapping[str, Value], per: Shape, node: S.Learn, serving: str) -> Box:
-        """The rule as a box over one array of this shape. What only fits matrices is NL605 on others."""
+    def optimizer_box(
+        self,
+        decl: Declared,
+        shape: Shape,
+        values: Mapping[str, Value],
+        per: Shape,
+        node: S.Learn,
+        serving: str,
+    ) -> Box:
+        """The rule as a box over one array of this shape. What only fits matrices is NL605 on
+        others.
+        """
         r = self.resolver
         with r.capture() as told_here:
             box = self.try_optimizer(decl, shape, values, per, node)
@@ -690,16 +1012,29 @@ class Boxes:
             if not on_matrix:
                 name = decl.node.name.id
                 r.report(
-                    "NL605", f"optimizer `{name}` multiplies matrices (or asks for `input`) and would serve {told(shape)} ({serving})",
-                    node.span, "add `for matrices`, and a second `learn` for the rest",
-                )  # fmt: skip
+                    "NL605",
+                    f"optimizer `{name}` multiplies matrices (or asks for `input`) and would "
+                    f"serve {told(shape)} ({serving})",
+                    node.span,
+                    "add `for matrices`, and a second `learn` for the rest",
+                )
                 return box
         r.diagnostics.extend(told_here)
         return box
 
-    def try_optimizer(self, decl: Declared, shape: Shape, values: Mapping[str, Value], per: Shape, node: S.Learn) -> Box:
+    def try_optimizer(
+        self, decl: Declared, shape: Shape, values: Mapping[str, Value], per: Shape, node: S.Learn
+    ) -> Box:
         name = decl.node.name.id
-        box = Box(name, name, "optimizer", None, cites=cites(decl.node.body), doc=decl.doc, span=decl.node.span)
+        box = Box(
+            name,
+            name,
+            "optimizer",
+            None,
+            cites=cites(decl.node.body),
+            doc=decl.doc,
+            span=decl.node.span,
+        )
         body = Body(self.resolver, dict(decl.names), "", (), box)
         body.env["__optimizer__"] = True
         inputs: list[tuple[str, Shape]] = []
@@ -711,7 +1046,14 @@ class Boxes:
         return box
 
     def optimizer_param(
-        self, body: Body, p: S.Param, shape: Shape, values: Mapping[str, Value], per: Shape, inputs: list[tuple[str, Shape]], node: S.Learn
+        self,
+        body: Body,
+        p: S.Param,
+        shape: Shape,
+        values: Mapping[str, Value],
+        per: Shape,
+        inputs: list[tuple[str, Shape]],
+        node: S.Learn,
     ) -> None:
         name = p.name.id
         body.fixed.add(name)
@@ -727,7 +1069,11 @@ class Boxes:
             assert isinstance(given, Term)
             own = given.shape[len(per) :] if per and given.shape[: len(per)] == per else given.shape
             if broadcast(own, shape) != shape and own not in ((1,), ()):
-                body.error("NL602", f"`{name}` is {told(given.shape)} and the array it serves is {told(shape)}", node.span)
+                body.error(
+                    "NL602",
+                    f"`{name}` is {told(given.shape)} and the array it serves is {told(shape)}",
+                    node.span,
+                )
         else:
             body.env[name] = values[name] if name in values else body.value(p.default)
             return
@@ -753,7 +1099,11 @@ class Boxes:
         assert body.box is not None
         weight = dict(body.box.inputs).get("weight")
         if weight is not None and broadcast(term.shape, weight) != weight:
-            body.error("NL602", f"the weight is {told(weight)} and `write` gives {told(term.shape)}", placed.node.value.span)
+            body.error(
+                "NL602",
+                f"the weight is {told(weight)} and `write` gives {told(term.shape)}",
+                placed.node.value.span,
+            )
         return term
 
     def inner_level(self, body: Body, node: S.Level, work: Work) -> None:
@@ -766,7 +1116,9 @@ class Boxes:
         self.fill(inner, node.body)
         work.levels.append(box)
         work.order.append(f"level:{name}")
-        states = {k: v for k, v in self.resolver.box_states[id(box)].items() if isinstance(v, StateValue)}
+        states = {
+            k: v for k, v in self.resolver.box_states[id(box)].items() if isinstance(v, StateValue)
+        }
         body.env[name] = BoxValue(name, box, states)
 
 
@@ -791,7 +1143,9 @@ def array_kind(form: Form) -> str:
 def path_text(path: S.Path) -> str:
     text = path.first.id
     for part, indexed in zip(path.rest, path.indexed, strict=True):
-        text += f"[{part.span.text}]" if indexed else f".{part.id if isinstance(part, S.Name) else ''}"
+        text += (
+            f"[{part.span.text}]" if indexed else f".{part.id if isinstance(part, S.Name) else ''}"
+        )
     return text
 
 
@@ -803,4 +1157,4 @@ def cites(block: S.Block) -> tuple[str, ...]:
     return tuple(n.text for n in block.statements if isinstance(n, S.Cite))
 
 
-__all__ = ["Boxes", "EXAMPLES", "array_kind"]
+__all__ = ["EXAMPLES", "Boxes", "array_kind"]

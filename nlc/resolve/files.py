@@ -1,4 +1,6 @@
-"""The files of a spec: `use` looks beside the file, then among the shipped specs, and nowhere else (2.2.2)."""
+"""The files of a spec: `use` looks beside the file, then among the shipped specs, and nowhere else
+(2.2.2).
+"""
 
 from __future__ import annotations
 
@@ -23,7 +25,9 @@ LARGEST = 5_000_000  # characters of one file
 @lru_cache(maxsize=1)
 def shipped_names() -> tuple[str, ...]:
     """Every shipped spec, as `use` names it."""
-    return tuple(sorted(p.relative_to(SHIPPED).with_suffix("").as_posix() for p in SHIPPED.rglob("*.nl")))
+    return tuple(
+        sorted(p.relative_to(SHIPPED).with_suffix("").as_posix() for p in SHIPPED.rglob("*.nl"))
+    )
 
 
 @lru_cache(maxsize=256)
@@ -31,7 +35,9 @@ def shipped_file(name: str) -> S.File | None:
     """A shipped spec, parsed once a process."""
     if name not in shipped_names():
         return None
-    source = Source(f"{name}.nl", (SHIPPED / f"{name}.nl").read_text(encoding="utf-8"), shipped=True)
+    source = Source(
+        f"{name}.nl", (SHIPPED / f"{name}.nl").read_text(encoding="utf-8"), shipped=True
+    )
     return parse(source)[0]
 
 
@@ -59,10 +65,21 @@ class Files:
         shared.update(own)
         return shared
 
-    def declare(self, item: S.Def | S.Memory | S.Optimizer, own: dict[str, Any], shared: dict[str, Any], file: S.File) -> None:
+    def declare(
+        self,
+        item: S.Def | S.Memory | S.Optimizer,
+        own: dict[str, Any],
+        shared: dict[str, Any],
+        file: S.File,
+    ) -> None:
         name = item.name.id
         if name in own:
-            self.resolver.report("NL102", f"`{item.name.text or name}` is given twice", item.name.span, "rename one of them")
+            self.resolver.report(
+                "NL102",
+                f"`{item.name.text or name}` is given twice",
+                item.name.span,
+                "rename one of them",
+            )
             return
         own[name] = Declared(item, shared, file.docs.get(item.span.start, ""))
 
@@ -72,7 +89,12 @@ class Files:
             return {}
         key, load, folder = found
         if key in self.opening:
-            self.resolver.report("NL108", f"`{item.path}` uses itself: {' -> '.join([*self.opening, key])}", item.span, "move what both need into a third file")
+            self.resolver.report(
+                "NL108",
+                f"`{item.path}` uses itself: {' -> '.join([*self.opening, key])}",
+                item.span,
+                "move what both need into a third file",
+            )
             return {}
         if key not in self.cache:
             self.opening.append(key)
@@ -81,25 +103,52 @@ class Files:
             self.opening.pop()
         return self.cache[key]
 
-    def locate(self, item: S.Use, at: Path | None) -> tuple[str, Callable[[], S.File | None], Path | None] | None:
+    def locate(
+        self, item: S.Use, at: Path | None
+    ) -> tuple[str, Callable[[], S.File | None], Path | None] | None:
         """Beside this file, if it stays inside the folder; else among the shipped specs."""
         path = item.path.removesuffix(".nl")
-        if not path or path.startswith(("/", "\\", "~")) or ".." in Path(path).parts or "\\" in path or ":" in path or "\0" in path:
-            self.resolver.report("NL108", f'`use "{item.path}"` leaves the folder of this spec', item.span, "a spec uses files of its own folder and shipped specs, by a relative name")
+        if (
+            not path
+            or path.startswith(("/", "\\", "~"))
+            or ".." in Path(path).parts
+            or "\\" in path
+            or ":" in path
+            or "\0" in path
+        ):
+            self.resolver.report(
+                "NL108",
+                f'`use "{item.path}"` leaves the folder of this spec',
+                item.span,
+                "a spec uses files of its own folder and shipped specs, by a relative name",
+            )
             return None
         if at is not None and self.folder is not None:
             here = (at / f"{path}.nl").resolve()
             if here.is_file():
                 if not here.is_relative_to(self.folder):
-                    self.resolver.report("NL108", f'`use "{item.path}"` leaves the folder of this spec through a link', item.span)
+                    self.resolver.report(
+                        "NL108",
+                        f'`use "{item.path}"` leaves the folder of this spec through a link',
+                        item.span,
+                    )
                     return None
                 return str(here), lambda: self.read(here, item), here.parent
         if path in shipped_names():
             return f"shipped {path}", lambda: shipped_file(path), None
-        beside = [p.relative_to(at).with_suffix("").as_posix() for p in at.glob("*.nl")] if at is not None else []
+        beside = (
+            [p.relative_to(at).with_suffix("").as_posix() for p in at.glob("*.nl")]
+            if at is not None
+            else []
+        )
         near = get_close_matches(path, [*beside, *shipped_names()], n=1)
         hint = f"; did you mean `{near[0]}`?" if near else ""
-        self.resolver.report("NL108", f'there is no `{path}.nl` beside this file or among the shipped specs{hint}', item.span, fix=f'use "{near[0]}"' if near else None)
+        self.resolver.report(
+            "NL108",
+            f"there is no `{path}.nl` beside this file or among the shipped specs{hint}",
+            item.span,
+            fix=f'use "{near[0]}"' if near else None,
+        )
         return None
 
     def read(self, path: Path, item: S.Use) -> S.File | None:
@@ -109,7 +158,9 @@ class Files:
             text = path.read_text(encoding="utf-8-sig")
         except (OSError, ValueError) as error:
             reason = "it is not UTF-8 text" if isinstance(error, UnicodeDecodeError) else str(error)
-            self.resolver.report("NL108", f'`use "{item.path}"` cannot be read: {reason}', item.span)
+            self.resolver.report(
+                "NL108", f'`use "{item.path}"` cannot be read: {reason}', item.span
+            )
             return None
         assert self.folder is not None
         self.texts[path.relative_to(self.folder).as_posix()] = text
@@ -117,7 +168,7 @@ class Files:
         self.resolver.diagnostics.extend(diagnostics)
         return file
 
-    # ---- shipped optimizers need no `use` --------------------------------------------------------
+    # ---- shipped optimizers need no `use` ----
 
     def optimizer_names(self) -> list[str]:
         return sorted({n.removeprefix("optim/") for n in shipped_names() if n.startswith("optim/")})

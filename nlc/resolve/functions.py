@@ -1,7 +1,7 @@
 """The functions of the language (2.12): from terms to a typed term, or a diagnostic.
 
-A function here is `f(call: FunctionCall) -> Value`; `TABLE` has them all. Functions that make weights or remember
-the past are in `making`.
+A function here is `f(call: FunctionCall) -> Value`; `TABLE` has them all. Functions that make
+weights or remember the past are in `making`.
 """
 
 from __future__ import annotations
@@ -14,14 +14,15 @@ from typing import TYPE_CHECKING
 from ..system import Form, Shape, Term
 from ..text import Span
 from .shapes import broadcast, told
-from .values import POISON, Inexact, StateValue, Value, is_known
+from .values import Inexact, StateValue, Value, is_known
 
 if TYPE_CHECKING:
     from .bodies import Body
 
 ELEMENTWISE = (
-    "exp log sqrt abs sign sin cos floor sigmoid softplus silu gelu tanh relu smooth_abs smooth_sign"
-).split()
+    "exp", "log", "sqrt", "abs", "sign", "sin", "cos", "floor", "sigmoid", "softplus", "silu", "gelu",
+    "tanh", "relu", "smooth_abs", "smooth_sign",
+)  # fmt: skip
 
 ARITHMETIC: dict[str, Callable[[float, float], float]] = {
     "add": lambda a, b: a + b,
@@ -39,7 +40,8 @@ ARITHMETIC: dict[str, Callable[[float, float], float]] = {
 }
 
 NUMBERS: dict[str, Callable[[float], float]] = {
-    "exp": math.exp, "log": math.log, "sqrt": math.sqrt, "abs": abs, "sin": math.sin, "cos": math.cos,
+    "exp": math.exp, "log": math.log, "sqrt": math.sqrt, "abs": abs,
+    "sin": math.sin, "cos": math.cos,
     "floor": math.floor, "tanh": math.tanh, "neg": lambda a: -a,
     "sign": lambda a: (a > 0) - (a < 0), "relu": lambda a: max(a, 0),
 }  # fmt: skip
@@ -83,14 +85,21 @@ class FunctionCall:
         for i, term in enumerate(terms):
             wider = broadcast(shape, term.shape)
             if wider is None:
-                raise self.fail("NL602", f"`{self.name}` is given {told(shape)} and {told(term.shape)}, which do not fit", at=i)
+                raise self.fail(
+                    "NL602",
+                    f"`{self.name}` is given {told(shape)} and {told(term.shape)}, which do not "
+                    "fit",
+                    at=i,
+                )
             shape = wider
         return shape
 
     def last(self, term: Term, at: int = 0) -> int:
         """The size of the last axis."""
         if not term.shape:
-            raise self.fail("NL602", f"`{self.name}` acts on the last axis, and this is a number", at=at)
+            raise self.fail(
+                "NL602", f"`{self.name}` acts on the last axis, and this is a number", at=at
+            )
         return term.shape[-1]
 
 
@@ -151,9 +160,15 @@ def network(call: FunctionCall, op: str, a: Term, b: Term) -> Value:
     """Between states of one form, and with numbers, + - * go array by array (2.3.2)."""
     form = a.form or b.form
     numbers = [t for t in (a, b) if t.form is None]
-    if op not in ("add", "sub", "mul") or (a.form and b.form and a.form != b.form) or any(t.shape for t in numbers):
+    if (
+        op not in ("add", "sub", "mul")
+        or (a.form and b.form and a.form != b.form)
+        or any(t.shape for t in numbers)
+    ):
         raise call.fail(
-            "NL602", "networks are added, subtracted and multiplied array by array, with others of one form or with numbers"
+            "NL602",
+            "networks are added, subtracted and multiplied array by array, with others of one "
+            "form or with numbers",
         )
     return call.body.term(op, (a, b), (), form=form, span=call.span)
 
@@ -166,7 +181,9 @@ def matmul(body: Body, left: Value, right: Value, span: Span, spans: list[Span])
     inner = b.shape[-2] if len(b.shape) > 1 else b.shape[0]
     lead = broadcast(a.shape[:-2], b.shape[:-2])
     if a.shape[-1] != inner or lead is None:
-        raise call.fail("NL602", f"`@` is given {told(a.shape)} and {told(b.shape)}, which do not fit")
+        raise call.fail(
+            "NL602", f"`@` is given {told(a.shape)} and {told(b.shape)}, which do not fit"
+        )
     rows = a.shape[-2:-1]
     columns = b.shape[-1:] if len(b.shape) > 1 else ()
     return call.make([a, b], (*lead, *rows, *columns))
@@ -174,7 +191,11 @@ def matmul(body: Body, left: Value, right: Value, span: Span, spans: list[Span])
 
 def reduce(call: FunctionCall) -> Value:
     if len(call.args) > 1 and call.args[1] != 1:
-        raise call.fail("NL107", f"`{call.name}(x, 1)` takes the last axis only; no other axis can be named", at=1)
+        raise call.fail(
+            "NL107",
+            f"`{call.name}(x, 1)` takes the last axis only; no other axis can be named",
+            at=1,
+        )
     if len(call.args) == 1:
         x = call.body.whole(call.args[0], call.spans[0])
         if x.form:
@@ -197,7 +218,9 @@ def outer(call: FunctionCall) -> Value:
     a, b = call.arrays()
     lead = broadcast(a.shape[:-1], b.shape[:-1])
     if lead is None or not a.shape or not b.shape:
-        raise call.fail("NL602", f"`outer` is given {told(a.shape)} and {told(b.shape)}; it takes two vectors")
+        raise call.fail(
+            "NL602", f"`outer` is given {told(a.shape)} and {told(b.shape)}; it takes two vectors"
+        )
     return call.make([a, b], (*lead, a.shape[-1], b.shape[-1]))
 
 
@@ -223,7 +246,10 @@ def to_number(call: FunctionCall) -> Value:
 def square(call: FunctionCall) -> Value:
     a, b = call.arrays()
     if len(b.shape) < 2 or b.shape[-1] != b.shape[-2] or not a.shape or a.shape[-1] != b.shape[-1]:
-        raise call.fail("NL602", f"`solve(a, b)` is x with x @ b = a; a is {told(a.shape)} and b is {told(b.shape)}")
+        raise call.fail(
+            "NL602",
+            f"`solve(a, b)` is x with x @ b = a; a is {told(a.shape)} and b is {told(b.shape)}",
+        )
     return call.make([a, b], a.shape)
 
 
@@ -251,14 +277,20 @@ def split(call: FunctionCall) -> Value:
     x, h = call.array(0), call.size(1)
     n = call.last(x)
     if n % h:
-        raise call.fail("NL601", f"{n} does not divide by {h} in `{call.span.text}`", "the last axis is cut into equal parts")
+        raise call.fail(
+            "NL601",
+            f"{n} does not divide by {h} in `{call.span.text}`",
+            "the last axis is cut into equal parts",
+        )
     return call.make([x], (*x.shape[:-1], h, n // h), h)
 
 
 def join(call: FunctionCall) -> Value:
     x = call.array(0)
     if len(x.shape) < 2:
-        raise call.fail("NL602", f"`join` makes one axis of the last two, and is given {told(x.shape)}")
+        raise call.fail(
+            "NL602", f"`join` makes one axis of the last two, and is given {told(x.shape)}"
+        )
     return call.make([x], (*x.shape[:-2], x.shape[-2] * x.shape[-1]))
 
 
@@ -317,7 +349,9 @@ def cross_entropy(call: FunctionCall) -> Value:
     call.last(logits)
     if logits.shape[:-1] != label.shape:
         raise call.fail(
-            "NL602", f"`cross_entropy` takes logits and an id each; they are {told(logits.shape)} and {told(label.shape)}"
+            "NL602",
+            f"`cross_entropy` takes logits and an id each; they are {told(logits.shape)} and "
+            f"{told(label.shape)}",
         )
     return call.make([logits, label], logits.shape[:-1])
 
@@ -326,7 +360,10 @@ def passing(call: FunctionCall) -> Value:
     """stop, across: the value as it is."""
     x = call.body.whole(call.args[0], call.spans[0])
     if call.name == "across" and (x.form or x.shape):
-        raise call.fail("NL603", f"`across` adds one number an array, and this is {told(x.shape)}: wrap it in `sum`")
+        raise call.fail(
+            "NL603",
+            f"`across` adds one number an array, and this is {told(x.shape)}: wrap it in `sum`",
+        )
     return call.body.term(call.name, (x,), x.shape, form=x.form, span=call.span)
 
 
@@ -343,24 +380,29 @@ def start(call: FunctionCall) -> Value:
 
 # name -> (least, most arguments, named ones, function)
 TABLE: dict[str, tuple[int, int, tuple[str, ...], Callable[[FunctionCall], Value]]] = {
-    **{name: (1, 1, (), elementwise) for name in ELEMENTWISE},
-    **{name: (2, 2, (), joined) for name in ("min", "max", "mod")},
-    **{name: (3, 3, (), joined) for name in ("clip", "where")},
+    **dict.fromkeys(ELEMENTWISE, (1, 1, (), elementwise)),
+    **dict.fromkeys(("min", "max", "mod"), (2, 2, (), joined)),
+    **dict.fromkeys(("clip", "where"), (3, 3, (), joined)),
     "sum": (1, 2, (), reduce), "mean": (1, 2, (), reduce),
     "dot": (2, 2, (), dot), "outer": (2, 2, (), outer), "length": (1, 2, ("p",), length),
     "unit": (1, 1, (), on_last), "softmax": (1, 1, (), on_last), "frobenius": (1, 1, (), to_number),
-    "solve": (2, 2, (), square), "eye": (1, 1, (), eye), "qr": (1, 1, (), matrix_like), "top": (2, 2, (), top),
-    "split": (2, 2, (), split), "join": (1, 1, (), join), "column": (1, 1, (), column), "squeeze": (1, 1, (), squeeze),
+    "solve": (2, 2, (), square), "eye": (1, 1, (), eye), "qr": (1, 1, (), matrix_like),
+    "top": (2, 2, (), top),
+    "split": (2, 2, (), split), "join": (1, 1, (), join), "column": (1, 1, (), column),
+    "squeeze": (1, 1, (), squeeze),
     "stack": (1, 64, (), stack), "concat": (1, 64, (), concat), "reshape": (2, 9, (), reshape),
     "transpose": (1, 1, (), matrix_like), "dim": (1, 1, (), dim), "range": (1, 1, (), range_),
-    "cross_entropy": (2, 2, (), cross_entropy), "stop": (1, 1, (), passing), "across": (1, 1, (), passing),
+    "cross_entropy": (2, 2, (), cross_entropy), "stop": (1, 1, (), passing),
+    "across": (1, 1, (), passing),
     "next": (1, 1, (), next_),
     "zeros": (0, 0, (), start), "normal": (1, 1, (), start), "fresh": (1, 1, (), start),
 }  # fmt: skip
 
 
 def apply_state(body: Body, value: StateValue, x: Term, span: Span, at: Span) -> Term:
-    """`M(x)`: a matrix, a table or a network is called; a state `per heads` row by row (2.3.2, 2.4.2)."""
+    """`M(x)`: a matrix, a table or a network is called; a state `per heads` row by row (2.3.2,
+    2.4.2).
+    """
     form, per = value.form, value.per
     name = value.handle.name
     shape = x.shape
@@ -372,17 +414,29 @@ def apply_state(body: Body, value: StateValue, x: Term, span: Span, at: Span) ->
         raise Stop()
     if not shape or shape[-1] != n:
         body.error(
-            "NL602", f"`{name}` takes vectors of {n} and is given {shape[-1] if shape else 'a number'} (`{at.text}` is {told(shape)})",
+            "NL602",
+            f"`{name}` takes vectors of {n} and is given {shape[-1] if shape else 'a number'} "
+            f"(`{at.text}` is {told(shape)})",
             at, body.better_argument(name, (*per, n)),
         )  # fmt: skip
         raise Stop()
     lead = shape[:-1]
     if per and lead[-len(per) :] != per:
-        body.error("NL602", f"`{name}` is one memory a head, {list(per)}, and is given {told(shape)}", at, "split the input into heads")
+        body.error(
+            "NL602",
+            f"`{name}` is one memory a head, {list(per)}, and is given {told(shape)}",
+            at,
+            "split the input into heads",
+        )
         raise Stop()
     rows = lead[: len(lead) - len(per)]
     if not per and any(r > 0 for r in rows) and body.writes_each_token():
-        body.error("NL604", f"`{name}` is one memory and is given {rows[-1]} rows", at, "say `per heads` for one memory a head")
+        body.error(
+            "NL604",
+            f"`{name}` is one memory and is given {rows[-1]} rows",
+            at,
+            "say `per heads` for one memory a head",
+        )
         raise Stop()
     return body.term("apply", (x,), (*lead, m), value.handle, span=span)
 

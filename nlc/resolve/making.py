@@ -1,4 +1,6 @@
-"""Functions that make something at their call: weights of the owner (2.3.1), and what remembers past ticks (2.12)."""
+"""Functions that make something at their call: weights of the owner (2.3.1), and what remembers
+past ticks (2.12).
+"""
 
 from __future__ import annotations
 
@@ -11,12 +13,30 @@ from .shapes import told
 from .values import Value, is_known
 
 
-def weight(call: FunctionCall, part: str, shape: Shape, kind: str, std: float = 0.0, value: float | None = None) -> Term:
+def weight(
+    call: FunctionCall,
+    part: str,
+    shape: Shape,
+    kind: str,
+    std: float = 0.0,
+    value: float | None = None,
+) -> Term:
     """A new weight at this place in the text."""
     body = call.body
-    path = body.prefix + body.unique(f"{body.where}.{part}" if body.where and body.where != part else part)
+    path = body.prefix + body.unique(
+        f"{body.where}.{part}" if body.where and body.where != part else part
+    )
     made = Weight(
-        path, shape, kind, call.name, "normal" if value is None else "constant", std, value or 0.0, body.loops, body.box, call.span
+        path,
+        shape,
+        kind,
+        call.name,
+        "normal" if value is None else "constant",
+        std,
+        value or 0.0,
+        body.loops,
+        body.box,
+        call.span,
     )
     body.resolver.add_weight(made)
     return body.term("weight", (), shape, made, span=call.span)
@@ -25,7 +45,13 @@ def weight(call: FunctionCall, part: str, shape: Shape, kind: str, std: float = 
 def linear(call: FunctionCall) -> Value:
     x, m = call.array(0), call.size(1)
     n = call.last(x)
-    w = weight(call, "linear" if call.name == "linear" else "unembed", (m, n), "matrices" if call.name == "linear" else "tables", n**-0.5)
+    w = weight(
+        call,
+        "linear" if call.name == "linear" else "unembed",
+        (m, n),
+        "matrices" if call.name == "linear" else "tables",
+        n**-0.5,
+    )
     return call.make([x, w], (*x.shape[:-1], m), op="linear")
 
 
@@ -98,14 +124,20 @@ def rope(call: FunctionCall) -> Value:
 def dropout(call: FunctionCall) -> Value:
     x, p = call.array(0), call.args[1]
     if not is_known(p) or not isinstance(p, (int, float)) or not 0 <= p < 1:
-        raise call.fail("NL107", "the chance of `dropout` is a number from 0 to below 1, known when compiled", at=1)
+        raise call.fail(
+            "NL107",
+            "the chance of `dropout` is a number from 0 to below 1, known when compiled",
+            at=1,
+        )
     return call.make([x], x.shape, slot(call, 0, float(p)))
 
 
 # name -> (least, most arguments, named ones, function)
 MAKERS: dict[str, tuple[int, int, tuple[str, ...], Callable[[FunctionCall], Value]]] = {
     "linear": (2, 2, (), linear), "unembed": (2, 2, (), linear), "norm": (1, 1, (), norm),
-    "layernorm": (1, 1, (), layernorm), "embed": (3, 3, (), embed), "learned": (1, 9, ("start",), learned),
-    "conv": (2, 2, (), conv), "past": (1, 2, (), past), "fade": (1, 1, (), fade), "rope": (1, 1, (), rope),
+    "layernorm": (1, 1, (), layernorm), "embed": (3, 3, (), embed),
+    "learned": (1, 9, ("start",), learned),
+    "conv": (2, 2, (), conv), "past": (1, 2, (), past), "fade": (1, 1, (), fade),
+    "rope": (1, 1, (), rope),
     "dropout": (2, 2, (), dropout),
 }  # fmt: skip

@@ -1,4 +1,6 @@
-"""What the parts of this stage share: diagnostics, weights, boxes, limits; and the resolution of one system."""
+"""What the parts of this stage share: diagnostics, weights, boxes, limits; and the resolution of
+one system.
+"""
 
 from __future__ import annotations
 
@@ -10,27 +12,30 @@ from typing import Any
 
 from .. import syntax as S
 from ..diagnostics import Diagnostic, Fix
-from ..system import Box, Clock, Flow, Learn, Level, Shape, System, Term, Transfer, Weight
-from ..text import NOWHERE, Span
+from ..system import Box, Clock, Level, Term, Weight
+from ..text import Span
 from .bodies import Body
-from .boxes import Boxes, Placed, cites, serves
+from .boxes import Boxes
 from .files import Files
 from .functions import Stop
-from .shapes import told
-from .values import POISON, Builtin, LevelValue, Poison, StateFamily, StateValue, Value, is_known
+from .values import Poison, StateFamily, StateValue, Value, is_known
 
 MOST_TERMS = 400_000
 DEEPEST = 60
 
 
 class TooLarge(Exception):
-    """The text expands to more than this compiler builds; told once, at the place where it grew too large."""
+    """The text expands to more than this compiler builds; told once, at the place where it grew too
+    large.
+    """
 
 
 class Resolver:
     """One resolution. Its lists are filled as the text is walked; `system()` is the result."""
 
-    def __init__(self, folder: Path | None = None, settings: Mapping[str, Any] | None = None) -> None:
+    def __init__(
+        self, folder: Path | None = None, settings: Mapping[str, Any] | None = None
+    ) -> None:
         self.diagnostics: list[Diagnostic] = []
         self.overrides = dict(settings or {})
         self.files = Files(self, folder)
@@ -51,9 +56,11 @@ class Resolver:
         self.too_large = False
         self.in_objective = False
 
-    # ---- telling ---------------------------------------------------------------------------------
+    # ---- telling ----
 
-    def report(self, code: str, message: str, span: Span, help: str = "", fix: Fix | str | None = None) -> None:
+    def report(
+        self, code: str, message: str, span: Span, help: str = "", fix: Fix | str | None = None
+    ) -> None:
         """Tell a mistake once: the same code at the same place says nothing more."""
         if any(d.code == code and d.span == span for d in self.diagnostics):
             return
@@ -87,7 +94,14 @@ class Resolver:
         if any(n is node for n in self.expanding) or len(self.expanding) >= DEEPEST:
             again = any(n is node for n in self.expanding)
             name = node.name.id
-            self.report("NL109", f"`{name}` calls itself" if again else f"calls are nested more than {DEEPEST} deep at `{name}`", span, "a `def`, memory or optimizer is expanded where it is called, so it cannot recurse")
+            self.report(
+                "NL109",
+                f"`{name}` calls itself"
+                if again
+                else f"calls are nested more than {DEEPEST} deep at `{name}`",
+                span,
+                "a `def`, memory or optimizer is expanded where it is called, so it cannot recurse",
+            )
             raise Stop()
         self.expanding.append(node)
         try:
@@ -100,25 +114,44 @@ class Resolver:
         if self.terms > MOST_TERMS:
             if not self.too_large:
                 self.too_large = True
-                self.report("NL110", f"this text expands to more than {MOST_TERMS:,} operations", span, "use `repeat` with a count, or fewer copies")
+                self.report(
+                    "NL110",
+                    f"this text expands to more than {MOST_TERMS:,} operations",
+                    span,
+                    "use `repeat` with a count, or fewer copies",
+                )
             raise Stop()
 
-    # ---- undoing a loop that could not stay one ---------------------------------------------------
+    # ---- undoing a loop that could not stay one ----
 
     def mark(self, body: Body) -> tuple[Any, ...]:
         levels = {k: len(v) for k, v in self.level_boxes.items()}
-        return len(self.weights), len(self.boxes), len(self.diagnostics), levels, body.used.copy(), len(body.blocks)
+        return (
+            len(self.weights),
+            len(self.boxes),
+            len(self.diagnostics),
+            levels,
+            body.used.copy(),
+            len(body.blocks),
+        )
 
     def rewind(self, body: Body, mark: tuple[Any, ...]) -> None:
         weights, boxes, diagnostics, levels, used, blocks = mark
-        del self.weights[weights:], self.boxes[boxes:], self.diagnostics[diagnostics:], body.blocks[blocks:]
+        del (
+            self.weights[weights:],
+            self.boxes[boxes:],
+            self.diagnostics[diagnostics:],
+            body.blocks[blocks:],
+        )
         for name, made in self.level_boxes.items():
             del made[levels.get(name, 0) :]
         body.used = used
         for block in body.blocks:
-            block.made = {k: b for k, b in block.made.items() if any(b is known for known in self.boxes)}
+            block.made = {
+                k: b for k, b in block.made.items() if any(b is known for known in self.boxes)
+            }
 
-    # ---- what bodies make --------------------------------------------------------------------------
+    # ---- what bodies make ----
 
     def add_weight(self, weight: Weight) -> None:
         self.weights.append(weight)
@@ -137,37 +170,58 @@ class Resolver:
         with self.quiet():
             return body.value(expr)
 
-    # ---- parameters ---------------------------------------------------------------------------------
+    # ---- parameters ----
 
     def bind_params(
-        self, body: Body, name: str, params: tuple[S.Param, ...], args: list[Value], named: dict[str, Value], expr: S.Call,
+        self,
+        body: Body,
+        name: str,
+        params: tuple[S.Param, ...],
+        args: list[Value],
+        named: dict[str, Value],
+        expr: S.Call,
         names: Mapping[str, Any] | None = None,
-    ) -> dict[str, Value]:  # fmt: skip
-        """Arguments to parameters: streams in order or by name, settings by name (a `def` takes all in order)."""
+    ) -> dict[str, Value]:
+        """Arguments to parameters: streams in order or by name, settings by name (a `def` takes all
+        in order).
+        """
         by_name = {p.name.id: p for p in params}
         for key in named:
             if key not in by_name:
                 near = get_close_matches(key, by_name, n=1)
                 at = next(a.name for a in expr.arguments if a.name is not None and a.name.id == key)
                 hint = f"; did you mean `{near[0]}`?" if near else f"; it has {', '.join(by_name)}"
-                self.report("NL101", f"`{name}` has nothing called `{at.text or key}`{hint}", at.span, fix=near[0] if near else None)
+                self.report(
+                    "NL101",
+                    f"`{name}` has nothing called `{at.text or key}`{hint}",
+                    at.span,
+                    fix=near[0] if near else None,
+                )
                 raise Stop()
         free = [p.name.id for p in params if p.name.id not in named]
         streams = [p.name.id for p in params if p.default is None]
         if len(args) > len(free):
-            self.report("NL107", f"`{name}` takes {counted(streams)} and is given {len(args) + len(named)}", expr.span)
+            self.report(
+                "NL107",
+                f"`{name}` takes {counted(streams)} and is given {len(args) + len(named)}",
+                expr.span,
+            )
             raise Stop()
         values: dict[str, Value] = {**dict(zip(free, args, strict=False)), **named}
         missing = [s for s in streams if s not in values]
         if missing:
-            self.report("NL107", f"`{name}` takes {counted(streams)}; `{missing[0]}` is not given", expr.span)
+            self.report(
+                "NL107",
+                f"`{name}` takes {counted(streams)}; `{missing[0]}` is not given",
+                expr.span,
+            )
             raise Stop()
         for p in params:
             if names is not None and p.default is not None and p.name.id not in values:
                 values[p.name.id] = Body(self, {**names, **values}).value(p.default)
         return values
 
-    # ---- clocks ----------------------------------------------------------------------------------------
+    # ---- clocks ----
 
     def clock(self, body: Body, node: S.Clock) -> Clock:
         match node:
@@ -185,10 +239,27 @@ class Resolver:
         value = body.value(expr)
         if isinstance(value, Poison):
             return default
-        if not is_known(value) or not isinstance(value, (int, float)) or value != value or value in (float("inf"),) or value != int(value) or value < 1 or value > 2**62:
+        if (
+            not is_known(value)
+            or not isinstance(value, (int, float))
+            or value != value
+            or value in (float("inf"),)
+            or value != int(value)
+            or value < 1
+            or value > 2**62
+        ):
             changes = isinstance(value, (Term, StateValue))
-            what = f"`{expr.span.text}` changes at each token" if changes else f"`{expr.span.text}` is {value if is_known(value) else 'no number'}"
-            self.report("NL202", f"a period is a whole number above zero, known when compiled; {what}", expr.span, "for frequency zero write `never`" if value == 0 else "")
+            what = (
+                f"`{expr.span.text}` changes at each token"
+                if changes
+                else f"`{expr.span.text}` is {value if is_known(value) else 'no number'}"
+            )
+            self.report(
+                "NL202",
+                f"a period is a whole number above zero, known when compiled; {what}",
+                expr.span,
+                "for frequency zero write `never`" if value == 0 else "",
+            )
             return default
         return int(value)
 
@@ -203,8 +274,7 @@ def as_foreign(value: Any) -> Any:
     if isinstance(value, StateFamily):
         return StateFamily(value.name, {k: as_foreign(v) for k, v in value.members.items()})
     if isinstance(value, StateValue):
-        return StateValue(type(value.handle)(value.handle.box, value.handle.name, True), value.form, value.per)
+        return StateValue(
+            type(value.handle)(value.handle.box, value.handle.name, True), value.form, value.per
+        )
     return value
-
-
-__all__ = ["Resolver", "Builtin", "LevelValue", "Learn", "Flow", "System", "Transfer", "Shape", "NOWHERE", "POISON", "Placed", "cites", "serves", "told"]

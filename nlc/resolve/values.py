@@ -1,4 +1,4 @@
-"""What a name can stand for while a text is resolved, and the numbers that are known when compiled."""
+"""What a name can stand for while a text is resolved; the numbers known when compiled."""
 
 from __future__ import annotations
 
@@ -12,7 +12,9 @@ from ..text import Span
 
 
 class Inexact(float):
-    """A quotient of whole numbers that is not whole: an error only where a size is asked for (NL601)."""
+    """A quotient of whole numbers that is not whole: an error only where a size is asked for
+    (NL601).
+    """
 
     span: Span
     text: str
