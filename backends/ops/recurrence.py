@@ -158,8 +158,7 @@ class _Ticks:
         return self.each(lambda value, axis: torch.unflatten(value, axis, (-1, chunk)))
 
     def writes(self, view: View) -> _Writes:
-        minus = -self.rate
-        amount = (_column(minus, self.x) if isinstance(minus, Tensor) else minus) * self.e
+        amount = -_column(self.rate, self.x) * self.e
         return _Writes(self._retention(), self.x, amount, self._strength(), view)
 
     def _retention(self) -> Retention:
@@ -230,9 +229,12 @@ def scan(
     """
     with _state_arithmetic(x):
         state, ticks = _widened(W0, S0, _Ticks(x, e, rate, keep, momentum, erase))
-        view = _view(after_retain)
+        view, time = _view(after_retain), x.shape[-2]
+        has_momentum = momentum is not None
+        if time == 1:
+            y, state = _one_tick(ticks, state, q, view, before_write)
+            return y, *_parts(state, has_momentum)
         reads = []
-        time = x.shape[-2]
         whole = time - time % chunk if time >= 2 * chunk else 0
         if whole:
             spans, state = _chunks(ticks.part(0, whole).chunks(chunk), state, view)
@@ -243,7 +245,28 @@ def scan(
             reads.append(rest.read(q.narrow(-2, whole, time - whole), before_write))
             state = rest.last_state()
         y = reads[0] if len(reads) == 1 else torch.cat(reads, -2)
-        return y, *_parts(state, momentum is not None)
+        return y, *_parts(state, has_momentum)
+
+
+def _one_tick(
+    ticks: _Ticks, state: Tensor, q: Tensor, view: View, before_write: bool
+) -> tuple[Tensor, Tensor]:
+    """The recurrence as it stands on top, which for a stream of single tokens is the fastest."""
+    x = ticks.x
+    old, s = _parts(state, ticks.momentum is not None)
+    retained = _column(ticks.keep, x) * old
+    error = ticks.e
+    if isinstance(ticks.erase, Tensor) or ticks.erase != 0:
+        probe = retained if view is View.RETAINED else old
+        error = error + _column(ticks.erase, x) * (x @ probe.mT)
+    written = (-_column(ticks.rate, x) * error).mT @ x
+    if s is None or ticks.momentum is None:
+        new = end = retained + written
+    else:
+        written = _column(ticks.momentum, x) * s + written
+        new = retained + written
+        end = torch.cat((new, written), -1)
+    return (q.to(x.dtype) @ (old if before_write else new).mT).to(q.dtype), end
 
 
 def _alone(ticks: _Ticks, state: Tensor, view: View) -> Span:
@@ -322,9 +345,11 @@ def _solve(system: Tensor, right: Tensor) -> Tensor:
     return unit_solve(system, right.mT.unsqueeze(-1)).squeeze(-1).mT
 
 
-def _column(value: Tensor, x: Tensor) -> Tensor:
+def _column(value: Number, x: Tensor) -> Number:
     """A gate [..., T] or [..., T, m] beside a sequence [..., T, m]."""
-    return value if value.ndim == x.ndim else value.unsqueeze(-1)
+    if not isinstance(value, Tensor) or value.ndim == x.ndim:
+        return value
+    return value.unsqueeze(-1)
 
 
 def _view(after_retain: bool) -> View:
