@@ -1,0 +1,298 @@
+"""STAGE: system -> rules. Gradients by our own reverse mode over terms, and optimizers in linear form.
+
+The rules of differentiation are in `backward.py`'s table; every one is tested against `torch.func.grad`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+from .backward import VJP, Underivable, add, constant, div, mul, neg, sum_to
+from .rules import Affine, Example, Gradient, LinearRule, Product
+from .system import Box, Form, Handle, State, Term
+
+
+def gradient(box: Box, state: State) -> Gradient:
+    """The gradient of the state's objective with respect to the state as the objective names it (2.8.3)."""
+    assert state.rule.objective is not None
+    value = written_out(state.rule.objective, box, state)
+    examples = reverse(value)
+    return Gradient(state.name, tuple(examples), value)
+
+
+# ---- products written out -----------------------------------------------------------------------
+
+
+def written_out(root: Term, box: Box, state: State) -> Term:
+    """The same term with each call of the state replaced by its products, outside `stop`."""
+    done: dict[int, Term] = {}
+
+    def visit(term: Term) -> Term:
+        if id(term) in done:
+            return done[id(term)]
+        if term.op == "stop":
+            new = term
+        elif term.op == "apply" and is_own(term.info, box, state):
+            new = application(state, visit(term.args[0]), term)
+        elif term.op == "state" and is_own(term.info, box, state):
+            raise Underivable(f"`{state.name}` is used as an array in its own objective")
+        else:
+            args = tuple(visit(a) for a in term.args)
+            same = all(a is b for a, b in zip(args, term.args, strict=True))
+            new = term if same else Term(term.op, args, term.shape, term.info, term.form, term.span)
+        done[id(term)] = new
+        return new
+
+    return visit(root)
+
+
+def is_own(handle: Handle, box: Box, state: State) -> bool:
+    return handle.box is box and handle.name == state.name
+
+
+def application(state: State, x: Term, at: Term) -> Term:
+    """`M(x)` as products (2.3.2): an mlp has an activation after each layer but the last."""
+    return apply_form(state, state.form, x, at)
+
+
+def apply_form(state: State, form: Form, x: Term, at: Term) -> Term:
+    arrays = {a.name: a for a in form.arrays}
+
+    def product(name: str, v: Term) -> Term:
+        array = arrays[name]
+        return Term("product", (v,), (*v.shape[:-1], array.shape[0]), Product(state.name, array), None, at.span)
+
+    match form.kind:
+        case "matrix":
+            return product("", x)
+        case "mlp":
+            y = x
+            for i in range(1, len(form.sizes)):
+                y = product(f"W{i}", y)
+                if i < len(form.sizes) - 1:
+                    y = Term(form.act, (y,), y.shape, None, None, at.span)
+            return y
+        case "gated_mlp":
+            gate = product("W1", x)
+            h = Term("silu", (gate,), gate.shape, None, None, at.span)
+            return product("W2", Term("mul", (h, product("W3", x)), h.shape, None, None, at.span))
+        case "residual" | "layernorm":
+            assert form.inner is not None
+            y = apply_form(state, form.inner, x, at)
+            if form.kind == "layernorm":
+                return Term("layer_norm", (y,), y.shape, None, None, at.span)
+            return Term("add", (x, y), y.shape, None, None, at.span)
+    raise Underivable(f"a {form.kind} has no products")
+
+
+# ---- reverse mode -----------------------------------------------------------------------------------
+
+
+def reverse(root: Term) -> list[Example]:
+    """Cotangents from the objective down to every product, in the order of the products."""
+    order = topological(root)
+    live = depends(order)
+    cotangents: dict[int, Term] = {id(root): constant(1.0, root)}
+    examples: list[Example] = []
+    for term in reversed(order):
+        bar = cotangents.get(id(term))
+        if bar is None or id(term) not in live or term.op == "stop":
+            continue
+        if term.op == "product":
+            examples.append(Example(term.info.array.name, term.args[0], bar, term))
+            if id(term.args[0]) in live:
+                back = Term("product_back", (bar,), term.args[0].shape, term.info, None, term.span)
+                accumulate(cotangents, term.args[0], back)
+            continue
+        parts = vjp(term, bar)
+        for arg, part in zip(term.args, parts, strict=True):
+            if part is not None and id(arg) in live:
+                accumulate(cotangents, arg, sum_to(part, arg.shape))
+    return list(reversed(examples))
+
+
+def vjp(term: Term, bar: Term) -> tuple[Term | None, ...]:
+    rule = VJP.get(term.op)
+    if rule is None:
+        raise Underivable(f"no rule gives the derivative of `{term.op}`")
+    return rule(term, bar)
+
+
+def accumulate(cotangents: dict[int, Term], arg: Term, part: Term) -> None:
+    old = cotangents.get(id(arg))
+    cotangents[id(arg)] = part if old is None else add(old, part)
+
+
+def topological(root: Term) -> list[Term]:
+    """Arguments before what uses them."""
+    order: list[Term] = []
+    seen: set[int] = set()
+    stack: list[tuple[Term, bool]] = [(root, False)]
+    while stack:
+        term, ready = stack.pop()
+        if ready:
+            order.append(term)
+        elif id(term) not in seen:
+            seen.add(id(term))
+            stack.append((term, True))
+            if term.op != "stop":
+                stack.extend((a, False) for a in reversed(term.args))
+    return order
+
+
+def depends(order: list[Term]) -> set[int]:
+    """The terms that depend on a product."""
+    live: set[int] = set()
+    for term in order:
+        if term.op == "product" or (term.op != "stop" and any(id(a) in live for a in term.args)):
+            live.add(id(term))
+    return live
+
+
+# ---- affine in one term -----------------------------------------------------------------------------
+
+
+def affine(term: Term, y: Term) -> Affine | None:
+    """`term` as factor * y + rest, or None if it is not affine in y (memory-family.md B2)."""
+    if term is y:
+        return Affine(constant(1.0, term), None)
+    if not any(t is y for t in term.walk()):
+        return Affine(None, term)
+    parts = [affine(a, y) for a in term.args]
+    if any(p is None for p in parts):
+        return None
+    found = [p for p in parts if p is not None]
+    match term.op:
+        case "neg":
+            return scaled(found[0], neg)
+        case "add" | "sub":
+            return combined(term, found)
+        case "mul":
+            return times(term, found)
+        case "div" if found[1].factor is None:
+            return scaled(found[0], lambda t: div(t, term.args[1]))
+        case "pow" if term.args[1].op == "const" and term.args[1].info == 1:
+            return found[0]
+    return None
+
+
+def scaled(part: Affine, f: Callable[[Term], Term]) -> Affine:
+    return Affine(None if part.factor is None else f(part.factor), None if part.rest is None else f(part.rest))
+
+
+def combined(term: Term, parts: list[Affine]) -> Affine:
+    a, b = parts
+    if term.op == "sub":
+        b = scaled(b, neg)
+    return Affine(added(a.factor, b.factor), added(a.rest, b.rest))
+
+
+def added(a: Term | None, b: Term | None) -> Term | None:
+    return b if a is None else a if b is None else add(a, b)
+
+
+def times(term: Term, parts: list[Affine]) -> Affine | None:
+    if parts[0].factor is not None and parts[1].factor is not None:
+        return None
+    which = 0 if parts[0].factor is not None else 1
+    other = term.args[1 - which]
+    return scaled(parts[which], lambda t: mul(t, other))
+
+
+# ---- optimizers in linear form ------------------------------------------------------------------------
+
+
+def linear_rule(rule: Box) -> LinearRule | None:
+    """The optimizer as `S = momentum S - rate (grad + erase W x x')`, or None where it is not of that form."""
+    if rule.levels or rule.lines or rule.write is None or len(rule.states) > 1:
+        return None
+    if not rule.states:
+        return from_write(rule, rule.write)
+    memory = rule.states[0]
+    inner = memory_rule(rule, memory)
+    if inner is None or not is_state(rule.write, memory.name):
+        return None
+    return LinearRule(inner.rate, memory.rule.retain or constant(1.0, rule.write), inner.erase, rule.retain, memory.name)
+
+
+def is_state(term: Term, name: str) -> bool:
+    return term.op == "state" and term.info.name == name
+
+
+def memory_rule(rule: Box, memory: State) -> LinearRule | None:
+    """What a memory of gradients adds at each firing: one gradient step on an objective linear in it."""
+    objective = memory.rule.objective
+    learn = memory.rule.learn.get("")
+    if objective is None or learn is None or learn.streams or memory.rule.through or memory.rule.onto or memory.form.kind != "like":
+        return None
+    step = linear_rule(next(iter(learn.optimizers.values()))) if learn.optimizers else None
+    if step is None or step.momentum is not None or step.erase is not None or step.keep is not None:
+        return None
+    slope = linear_slope(objective, memory.name)
+    if slope is None:
+        return None
+    grad = affine(slope, next((t for t in slope.walk() if t.op == "input" and t.info == "grad"), slope))
+    if grad is None or grad.factor is None or grad.rest is not None:
+        return None
+    rate = substitute(step.rate, learn.settings)
+    return LinearRule(mul(rate, grad.factor))
+
+
+def linear_slope(objective: Term, name: str) -> Term | None:
+    """g where the objective is `c sum(m * g)`."""
+    match objective.op:
+        case "neg":
+            inner = linear_slope(objective.args[0], name)
+            return neg(inner) if inner is not None else None
+        case "mul":
+            for i in (0, 1):
+                if not any(is_state(t, name) for t in objective.args[i].walk()):
+                    inner = linear_slope(objective.args[1 - i], name)
+                    return mul(objective.args[i], inner) if inner is not None else None
+        case "sum" if objective.args[0].op == "mul":
+            a, b = objective.args[0].args
+            if is_state(a, name) or is_state(b, name):
+                other = b if is_state(a, name) else a
+                return other if not any(is_state(t, name) for t in other.walk()) else None
+    return None
+
+
+def substitute(term: Term, settings: Mapping[str, Term]) -> Term:
+    """A rule's setting, as the line that uses the rule gives it."""
+    if term.op == "input" and term.info in settings:
+        return settings[term.info]
+    if not term.args:
+        return term
+    return Term(term.op, tuple(substitute(a, settings) for a in term.args), term.shape, term.info, term.form, term.span)
+
+
+def from_write(rule: Box, write: Term) -> LinearRule | None:
+    """`-rate * grad`, or `-rate * (weight @ (input' @ input) + grad)` as DGD has it ((57), (88))."""
+    grad = next((t for t in write.walk() if t.op == "input" and t.info == "grad"), None)
+    gram = next((t for t in write.walk() if is_erasure(t)), None)
+    if grad is None:
+        return None
+    whole = affine(write, grad)
+    if whole is None or whole.factor is None:
+        return None
+    rate = neg(whole.factor)
+    if gram is None:
+        return LinearRule(rate, keep=rule.retain) if whole.rest is None else None
+    rest = affine(whole.rest, gram) if whole.rest is not None else None
+    if rest is None or rest.factor is None or rest.rest is not None:
+        return None
+    same = same_term(rest.factor, whole.factor)
+    erase = constant(1.0, write) if same else div(rest.factor, whole.factor)
+    return LinearRule(rate, erase=erase, keep=rule.retain)
+
+
+def is_erasure(term: Term) -> bool:
+    """`weight @ (transpose(input) @ input)`."""
+    match term:
+        case Term(op="matmul", args=(Term(op="input", info="weight"), Term(op="matmul", args=(Term(op="transpose", args=(a,)), b)))):
+            return a.op == b.op == "input" and a.info == b.info == "input"
+    return False
+
+
+def same_term(a: Term, b: Term) -> bool:
+    return a.op == b.op and a.info == b.info and len(a.args) == len(b.args) and all(map(same_term, a.args, b.args))
