@@ -32,23 +32,6 @@ LARGEST = 500_000  # characters
 MOST = 50  # messages
 
 
-def read_source(path: Path) -> Source | Diagnostic:
-    """A file's text, or why it cannot be read."""
-    nowhere = Span(Source(str(path), ""), 0, 0)
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        reason = (error.strerror or "no such file").lower()
-        return Diagnostic("NL001", f"`{path}` cannot be read: {reason}", nowhere, "check the path")
-    try:
-        return Source(str(path), data.decode("utf-8"))
-    except UnicodeDecodeError as error:
-        good = data[: error.start].decode("utf-8")
-        message = f"this is not UTF-8 text: the byte 0x{data[error.start]:02x} belongs to no character"
-        return Diagnostic("NL001", message, Span(Source(str(path), good), len(good), len(good)),
-                          "save the file as UTF-8")  # fmt: skip
-
-
 def parse(source: Source) -> tuple[syntax.File | None, list[Diagnostic]]:
     """The tree and the mistakes, in the order of the text. No tree only if nothing could be made of it."""
     refused = _refused(source)

@@ -7,6 +7,11 @@ import unicodedata
 from bisect import bisect_right
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from .diagnostics import Diagnostic
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,6 +63,21 @@ class Span:
 
 
 NOWHERE = Span(Source("<made>", ""), 0, 0)
+
+
+def read_source(path: Path) -> Source | Diagnostic:
+    """A file's text, or the message that it is not text. Raises OSError if there is no such file."""
+    from .diagnostics import Diagnostic
+
+    data = path.read_bytes()
+    try:
+        return Source(str(path), data.decode("utf-8"))
+    except UnicodeDecodeError as error:
+        good = Source(str(path), data[: error.start].decode("utf-8"))
+        place = Span(good, len(good.text), len(good.text))
+        byte = data[error.start]
+        message = f"this is not UTF-8 text: the byte 0x{byte:02x} belongs to no character"
+        return Diagnostic("NL001", message, place, "save the file as UTF-8")
 
 
 _GREEK = re.compile(r"GREEK (?:(SMALL|CAPITAL) )?LETTER (?:FINAL |LUNATE )?(\w+)")
