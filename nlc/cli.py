@@ -68,9 +68,12 @@ def _overview() -> str:
 
 
 def _version() -> int:
-    from importlib.metadata import version
+    from importlib.metadata import PackageNotFoundError, version
 
-    print(f"nlc {version('nlc-compiler')}")
+    try:
+        print(f"nlc {version('nlc-compiler')}")
+    except PackageNotFoundError:  # a plain clone
+        print("nlc, not installed")
     return 0
 
 

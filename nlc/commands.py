@@ -185,16 +185,13 @@ def _fmt(arguments: Arguments) -> int:
 
 def _formatted(name: str, text: str) -> str | None:
     """The text in the one style; None, and diagnostics, where it cannot be read."""
-    from .format import format_file
-    from .parse import parse
+    from .format import format_source
     from .text import Source
 
-    source = Source("<stdin>" if name == "-" else name, text)
-    mistakes = [d for d in parse(source)[1] if d.severity == "error"]
+    formatted, mistakes = format_source(Source("<stdin>" if name == "-" else name, text))
     if mistakes:
         print_diagnostics(mistakes, sys.stderr)
-        return None
-    return format_file(source)
+    return formatted
 
 
 def _difference(name: str, before: str, after: str) -> str:

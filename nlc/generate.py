@@ -12,12 +12,10 @@ from typing import Any
 
 import torch
 
-import nlc
-
 from .corpus import load_tokenizer
 from .files import CallError, why
 from .learner import Learner, pick_device, prepare
-from .loading import compile_spec, load_spec
+from .loading import compile_spec, load_spec, load_state
 from .run_folder import RunFolder
 from .train import newest_checkpoint
 
@@ -153,7 +151,7 @@ def _recalled(memory: str | None, model: Any) -> Any:
     if not path.exists():
         return None
     try:
-        return nlc.load_state(path, model)
+        return load_state(path, model)
     except (ValueError, OSError, RuntimeError, KeyError) as error:
         raise CallError(f"{path} is no memory of this run: {error}.") from None
 

@@ -40,7 +40,7 @@ class Learner:
         with self._precision():
             losses, labelled, _ = self.model.losses(self._tensor(ids))
             loss = losses[labelled].float().mean()
-        value = float(loss)
+        value = float(loss.detach())
         if not np.isfinite(value):
             return value  # the weights stay as they are
         loss.backward()

@@ -37,3 +37,8 @@ def load_spec(name: str, settings: Mapping[str, Any]) -> Loaded:
 
 def compile_spec(loaded: Loaded, device: Any, seed: int) -> Any:
     return nlc.compile(loaded.spec, device=str(device), seed=seed)
+
+
+def load_state(path: Path, model: Any) -> Any:
+    """What a model remembered, from a file."""
+    return nlc.load_state(path, model)

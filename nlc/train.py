@@ -7,17 +7,18 @@ import math
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch.utils.tensorboard import SummaryWriter
 
 from . import checkpoint, corpus, run_folder
 from .files import CallError, Stopped, why, write_atomically
 from .interrupts import Interrupts
 from .learner import Learner, pick_device, prepare
 from .loading import compile_spec, load_spec
+from .logbook import Logbook
 from .progress import Goal, Reporter, duration
 from .run_folder import RunFolder
 
@@ -290,32 +291,27 @@ class Trainer:
         return 128 + interrupts.caught
 
     def _loop(self, goal: Goal, report: Reporter, interrupts: Interrupts) -> None:
-        self.run.cut_log(self.step)
-        self.run.tensorboard.mkdir(exist_ok=True)
-        writer = SummaryWriter(str(self.run.tensorboard), purge_step=self.step + 1)
-        try:
+        with Logbook(self.run, self.step) as logbook:
             for note in (f"run folder {self.run.path}", *self.notes):
                 report.note(note)
             if self.saved_step is None:
                 self._save()  # so that there is something to go on from, whatever comes
             with report.showing():
-                self._steps(goal, report, interrupts, writer)
-        finally:
-            writer.close()
+                self._steps(goal, report, interrupts, logbook)
 
     def _steps(
-        self, goal: Goal, report: Reporter, interrupts: Interrupts, writer: SummaryWriter
+        self, goal: Goal, report: Reporter, interrupts: Interrupts, logbook: Logbook
     ) -> None:
         self.saved_at = time.monotonic()
         while interrupts.caught is None and not goal.reached(self.step, self.seconds):
-            self._one_step(report, writer)
+            self._one_step(report, logbook)
             done = goal.reached(self.step, self.seconds) or interrupts.caught is not None
             if done or self._save_is_due():
                 self._save()
             if done or self.step % int(self.options.val_every or 0) == 0:
-                self._validate(report, interrupts, writer)
+                self._validate(report, interrupts, logbook)
 
-    def _one_step(self, report: Reporter, writer: SummaryWriter) -> None:
+    def _one_step(self, report: Reporter, logbook: Logbook) -> None:
         o = self.options
         batch, length = int(o.batch or 0), int(o.length or 0)
         began = time.monotonic()
@@ -329,9 +325,9 @@ class Trainer:
         loss = corpus.bits(nats) / self._bytes_a_token()
         report.step(self.step, self.seconds, loss, took, ids.size)
         entry = {"bits_per_byte": loss, "tokens_per_second": ids.size / took}
-        self._log("train", entry, writer)
+        logbook.add("train", self.step, self.seconds, entry)
 
-    def _validate(self, report: Reporter, interrupts: Interrupts, writer: SummaryWriter) -> None:
+    def _validate(self, report: Reporter, interrupts: Interrupts, logbook: Logbook) -> None:
         """Held-out text, beside what simple means make of the very same text."""
         o = self.options
         began = time.monotonic()
@@ -342,22 +338,19 @@ class Trainer:
         self.seconds += time.monotonic() - began
         if loss is None:
             return
-        others = corpus.baselines(self.text.validation_text)
-        beside = ", ".join(f"{name} {value:.3f}" for name, value in others.items())
+        beside = ", ".join(f"{name} {value:.3f}" for name, value in self.others.items())
         report.note(
             f"step {self.step:,}: held-out text {loss:.3f} bits/byte (the same text: {beside})"
         )
-        self._log("validation", {"bits_per_byte": loss, **others}, writer)
-
-    def _log(self, kind: str, entry: Mapping[str, float], writer: SummaryWriter) -> None:
-        whole = {"step": self.step, "kind": kind, "seconds": round(self.seconds, 3), **entry}
-        self.run.append_log(whole)
-        for name, value in entry.items():
-            writer.add_scalar(f"{kind}/{name}", value, self.step)
+        logbook.add("validation", self.step, self.seconds, {"bits_per_byte": loss, **self.others})
 
     def _bytes_a_token(self) -> float:
         widths = self.text.train.widths
         return 1.0 if widths is None else float(widths.mean())
+
+    @cached_property
+    def others(self) -> dict[str, float]:
+        return corpus.baselines(self.text.validation_text)
 
     # ---- saving ----
 
