@@ -332,6 +332,20 @@ def test_scan_compiles(keep: str) -> None:
     assert_same(got, c.scan(), c.leaves())
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("keep", ["tick", "channel"])
+def test_scan_is_the_same_on_a_gpu(keep: str) -> None:
+    c = case((2,), 67, keep)
+    there = c.each(lambda v: leaf(v.cuda()))
+    got, want = there.scan(), c.scan()
+    assert_close([None if y is None else y.cpu() for y in got], want, FORWARD)
+    slopes = torch.autograd.grad(got[0].sum(), there.leaves())
+    assert_close(
+        [g.cpu() for g in slopes], torch.autograd.grad(want[0].sum(), c.leaves()), GRADIENT
+    )
+
+
 # --- attention ------------------------------------------------------------------------------------
 
 

@@ -4,7 +4,7 @@
 
     q [..., T, n]    k [..., past + T, n]    v [..., past + T, m]    y [..., T, m]
 
-The fixed point of a memory that is not parametric (Nadaraya-Watson; memory-family.md A1).
+The closed form of a memory that is not parametric (Nadaraya-Watson; 1706.03762).
 """
 
 from __future__ import annotations

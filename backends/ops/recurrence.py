@@ -12,21 +12,22 @@ delta rule, gated (2412.06464), by channel (KDA), by output (Longhorn), with mom
 2501.00663 with a matrix memory, MDN 2605.05838). erase = 1, e = surprise: DGD (2512.24695).
 
 In a span the r_t depend on each other through one unit lower-triangular system (UT transform,
-memory-family.md B4, B5); with c_t what x_t meets in the start state and G_tj what it meets in the
+2406.06484; with momentum 2605.05838); with c_t what x_t meets in the start state and G_tj what it meets in the
 write of j (retention.py),
 
     (I + diag(rate erase) G) R = -rate (E + erase c W_0')
 
 and W_t q_t = (c W_0')_t + sum_{j<=t} G_tj r_j with c and G made of q in place of x. R is affine in
-the start state, R = U + Y W_0', so a whole chunk is one matrix step, W_0 (end + Y' X) + U' X with
-X the x_j as they are left at the end: all but these steps is done for all chunks at once.
+the start state, R = U + Y W_0'; U, Y, every G and every read are made for all chunks at once, and
+from chunk to chunk only R and the state at the end are.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import reduce
+from functools import partial, reduce
+from itertools import repeat
 
 import torch
 from torch import Tensor
@@ -34,6 +35,7 @@ from torch import Tensor
 from .retention import (
     Retention,
     View,
+    faded,
     kept,
     kept_by_channel,
     kept_with_momentum,
@@ -76,7 +78,8 @@ class Span:
 
     def last_state(self) -> Tensor:
         """[..., m, s]."""
-        return self.retention.end(self.state) + self.wrote.mT @ self.retention.tail(self.x)
+        start = faded(self.state, self.retention.left())
+        return start + self.wrote.mT @ self.retention.tail(self.x)
 
 
 @dataclass(frozen=True)
@@ -118,13 +121,27 @@ class _Writes:
         """R [..., C, m], for a start state."""
         if self.erase is None:
             return self.amount
-        return _solve(self.system(), self.amount - self.strength() * (self.met() @ state.mT))
+        return _solved(self.system(), self.amount, self.strength(), self.met(), state)
 
     def affine(self) -> tuple[Tensor, Tensor]:
         """(U [..., C, m], Y [..., C, s]) with R = U + Y state'."""
         assert self.erase is not None
         inverse = unit_inverse(self.system())
         return inverse @ self.amount, inverse @ (-self.erase.unsqueeze(-1) * self.met())
+
+    def by_chunk(self) -> list[Callable[[Tensor], Tensor]]:
+        """For each chunk what makes R [batch, C, m] of its start state [batch, m, s]."""
+        if self.erase is None:
+            return [partial(_known, amount) for amount in _by_chunk(self.amount)]
+        if not self.by_output:
+            fixed, slope = self.affine()
+            pairs = zip(_by_chunk(fixed), _by_chunk(slope), strict=True)
+            return [partial(_affine, u, y) for u, y in pairs]
+        # One system for each output is too large to be kept solved for any state.
+        system = self.system()
+        systems = system.reshape(-1, *system.shape[-4:]).unbind(1)
+        parts = (self.amount, self.strength(), self.met())
+        return [partial(_solved, *of) for of in zip(systems, *map(_by_chunk, parts), strict=True)]
 
 
 @dataclass(frozen=True)
@@ -278,43 +295,20 @@ def _alone(ticks: _Ticks, state: Tensor, view: View) -> Span:
 def _chunks(ticks: _Ticks, state: Tensor, view: View) -> tuple[Span, Tensor]:
     """The spans of all chunks, on an axis before time, and the state at the end."""
     writes = ticks.writes(view)
-    has_momentum = ticks.momentum is not None
-    if writes.by_output:
-        states, wrote = _one_by_one(writes, state)
-    else:
-        states, wrote = _all_at_once(writes, state, has_momentum)
-    starts, last = states
-    return Span(writes.retention, starts, writes.x, wrote, has_momentum), last
-
-
-def _all_at_once(
-    writes: _Writes, state: Tensor, has_momentum: bool
-) -> tuple[tuple[Tensor, Tensor], Tensor]:
     tail = writes.retention.tail(writes.x)
-    if writes.erase is None and not has_momentum:
-        step = writes.retention.end(tail.new_ones(1, tail.shape[-1]))
-        states = _march(torch.addcmul, state, step, writes.amount.mT @ tail)
-        return states, writes.amount
-    step = writes.retention.end(torch.eye(tail.shape[-1], dtype=tail.dtype, device=tail.device))
-    if writes.erase is None:
-        return _march(torch.baddbmm, state, step, writes.amount.mT @ tail), writes.amount
-    fixed, slope = writes.affine()
-    states = _march(torch.baddbmm, state, step + slope.mT @ tail, fixed.mT @ tail)
-    return states, fixed + slope @ states[0].mT
-
-
-def _march(
-    advance: Callable[[Tensor, Tensor, Tensor], Tensor], state: Tensor, step: Tensor, write: Tensor
-) -> tuple[Tensor, Tensor]:
-    """(the start states of the chunks [..., N, m, s], the last state)."""
-    lead, kind = write.shape[:-3], write.shape[-2:]
-    steps = step.expand(*write.shape[:-2], *step.shape[-2:])
-    state = state.expand(*lead, *kind).reshape(-1, *kind)
-    starts = []
-    for one_step, one_write in zip(_by_chunk(steps), _by_chunk(write), strict=True):
+    chunks, kind = tail.shape[:-2], state.shape[-2:]
+    left = [_by_chunk(v.expand(*chunks, *v.shape[-2:])) for v in writes.retention.left()]
+    lefts = zip(*left, strict=True) if left else repeat(())
+    state = state.expand(*chunks[:-1], *kind).reshape(-1, *kind)
+    starts, wrote = [], []
+    for amounts, last, left_of in zip(writes.by_chunk(), _by_chunk(tail), lefts, strict=False):
         starts.append(state)
-        state = advance(one_write, state, one_step)
-    return torch.stack(starts, 1).view(write.shape), state.view(*lead, *kind)
+        wrote.append(amounts(state))
+        state = torch.baddbmm(faded(state, left_of), wrote[-1].mT, last)
+    start = torch.stack(starts, 1).view(*chunks, *kind)
+    amount = writes.amount if writes.erase is None else torch.stack(wrote, 1).view_as(writes.amount)
+    spans = Span(writes.retention, start, writes.x, amount, ticks.momentum is not None)
+    return spans, state.view(*chunks[:-1], *kind)
 
 
 def _by_chunk(value: Tensor) -> tuple[Tensor, ...]:
@@ -322,20 +316,16 @@ def _by_chunk(value: Tensor) -> tuple[Tensor, ...]:
     return value.reshape(-1, *value.shape[-3:]).unbind(1)
 
 
-def _one_by_one(writes: _Writes, state: Tensor) -> tuple[tuple[Tensor, Tensor], Tensor]:
-    """One rate an output channel: a system for each, too large to be kept solved for any state."""
-    tail = writes.retention.tail(writes.x)
-    step = writes.retention.end(torch.eye(tail.shape[-1], dtype=tail.dtype, device=tail.device))
-    steps = step.expand(*tail.shape[:-2], *step.shape[-2:]).unbind(-3)
-    systems = writes.system().unbind(-4)
-    chunks = (v.unbind(-3) for v in (writes.amount, writes.strength(), writes.met(), tail))
-    starts, wrote = [], []
-    for system, move, amount, strength, met, left in zip(systems, steps, *chunks, strict=True):
-        starts.append(state)
-        wrote.append(_solve(system, amount - strength * (met @ state.mT)))
-        state = state @ move + wrote[-1].mT @ left
-    starts[0] = starts[0].expand(state.shape)
-    return (torch.stack(starts, -3), state), torch.stack(wrote, -3)
+def _known(amount: Tensor, state: Tensor) -> Tensor:
+    return amount
+
+
+def _affine(fixed: Tensor, slope: Tensor, state: Tensor) -> Tensor:
+    return torch.baddbmm(fixed, slope, state.mT)
+
+
+def _solved(system: Tensor, amount: Tensor, strength: Tensor, met: Tensor, state: Tensor) -> Tensor:
+    return _solve(system, amount - strength * (met @ state.mT))
 
 
 def _solve(system: Tensor, right: Tensor) -> Tensor:

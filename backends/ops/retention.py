@@ -1,7 +1,7 @@
 """What is left, at each tick of a span, of the start state and of each write of the span.
 
 Per batch element, C ticks, keep_t the fraction kept, momentum_t the fraction of the last write
-repeated (memory-family.md B3, B5; Gated DeltaNet, GLA, KDA, Titans 2501.00663, MDN 2605.05838):
+repeated (Gated DeltaNet 2412.06464, GLA, KDA, Titans 2501.00663, MDN 2605.05838):
 
     W_t = keep_t W_{t-1} + S_t          S_t = momentum_t S_{t-1} + r_t x_t'
 
@@ -21,6 +21,7 @@ The state is [..., m, s]: W alone (s = n), or W beside S (s = 2 n).
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum
 from typing import Any, Protocol
@@ -50,8 +51,21 @@ class Retention(Protocol):
     def tail(self, x: Tensor) -> Tensor:
         """[..., C, s]: x_j [..., C, n] weighted by what is left of its write at the end."""
 
-    def end(self, state: Tensor) -> Tensor:
-        """[..., m, s]: the start state as it is at the end, without the writes."""
+    def left(self) -> tuple[Tensor, ...]:
+        """What is left at the end of the start state, for `faded`."""
+
+
+def faded(state: Tensor, left: Sequence[Tensor]) -> Tensor:
+    """[..., m, s]: the start state as it is at the end of a span, without the writes of the span.
+
+    left is nothing (all is kept), A, or A, F and N_C0, each [..., 1, 1] or [..., 1, n].
+    """
+    if not left:
+        return state
+    if len(left) == 1:
+        return state * left[0]
+    w, s = state.chunk(2, -1)
+    return torch.cat((w * left[0] + s * left[1], s * left[2]), -1)
 
 
 def unit_solve(lower: Tensor, right: Tensor) -> Tensor:
@@ -136,15 +150,12 @@ class ScalarRetention:
     def tail(self, x: Tensor) -> Tensor:
         return x if self.last is None else _outer(x, self.last)
 
-    def end(self, state: Tensor) -> Tensor:
+    def left(self) -> tuple[Tensor, ...]:
         if self.start is None:
-            return state
-        kept = self.start[..., -1, :, None, None]
-        if self.momentum is None:
-            return state * kept[..., 0, :, :]
-        w, s = state.chunk(2, -1)
-        left = w * kept[..., 0, :, :] + s * kept[..., 1, :, :]
-        return torch.cat((left, s * self.momentum[..., None, None]), -1)
+            return ()
+        of_start = self.start[..., -1, :].unbind(-1)
+        numbers = of_start if self.momentum is None else (*of_start, self.momentum)
+        return tuple(number[..., None, None] for number in numbers)
 
 
 def _outer(u: Tensor, weights: Tensor) -> Tensor:
@@ -164,7 +175,7 @@ def kept(keep: Tensor | None, like: Tensor) -> ScalarRetention:
 
 
 def kept_with_momentum(keep: Tensor | None, momentum: Tensor) -> ScalarRetention:
-    """keep [..., C], or None for 1; momentum [..., C] (memory-family.md B5)."""
+    """keep [..., C], or None for 1; momentum [..., C]."""
     of_keep = products(torch.ones_like(momentum) if keep is None else keep)
     of_momentum = products(momentum)
     both = of_keep[..., 1:] @ of_momentum[..., 1:, :]
@@ -224,8 +235,8 @@ class ChannelRetention:
     def tail(self, x: Tensor) -> Tensor:
         return x * self.after
 
-    def end(self, state: Tensor) -> Tensor:
-        return state * self.whole
+    def left(self) -> tuple[Tensor, ...]:
+        return (self.whole,)
 
 
 def _join(table: Tensor, corner: Tensor) -> Tensor:
