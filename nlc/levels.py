@@ -12,6 +12,7 @@ and nothing depends on the number.
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from fractions import Fraction
 
@@ -199,7 +200,7 @@ def writes_at_call(box: Box) -> bool:
     clock = box.clock or (box.level.clock if box.level else None)
     if clock is None or (clock.unit, clock.period) != ("token", 1):
         return False
-    return not any(_waits(term) for root in _written_from(box) for term in root.walk())
+    return not any(_waits(term) for term in distinct(_written_from(box)))
 
 
 def _waits(term: Term) -> bool:
@@ -216,6 +217,17 @@ def _written_from(box: Box) -> list[Term]:
         for learn in rule.learn.values():
             roots += [*learn.settings.values(), *learn.streams.values()]
     return roots
+
+
+def distinct(roots: Iterable[Term]) -> Iterator[Term]:
+    """All terms below the roots, each once: rounds that are written out share theirs."""
+    stack, seen = list(roots), set[int]()
+    while stack:
+        term = stack.pop()
+        if id(term) not in seen:
+            seen.add(id(term))
+            yield term
+            stack.extend(term.args)
 
 
 def form_text(form: Form) -> str:

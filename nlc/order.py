@@ -29,6 +29,7 @@ from .levels import (
     LevelGraph,
     Part,
     Rank,
+    distinct,
     form_text,
     frequency,
     writes_at_call,
@@ -50,6 +51,7 @@ from .system import (
     Transfer,
     Weight,
 )
+from .text import NOWHERE, Span
 
 if TYPE_CHECKING:
     import networkx
@@ -223,7 +225,8 @@ class _Parts:
         for array in state.form.arrays:
             learn = state.rule.learn.get(array.name)
             if learn is not None and array.shape in learn.optimizers:
-                self._optimizer(host, learn.rule, learn.optimizers[array.shape], copies)
+                box = learn.optimizers[array.shape]
+                self._optimizer(host, learn.rule, box, array.shape, copies)
 
     def _weights(self, level: Level) -> None:
         """The unnamed weights, which are those of the level written without inputs."""
@@ -279,8 +282,9 @@ class _Parts:
         for (shape, kind, names), copies in serving.items():
             fits = (x for x in lines if not x.targets or {kind, *names} & set(x.targets))
             learn = next(fits, None)  # the first that fits an array serves it (2.9.4)
-            if learn is not None and shape in learn.optimizers:
-                self._optimizer(host, learn.rule, learn.optimizers[shape], copies)
+            if learn is not None and learn.optimizers:
+                box = learn.optimizers.get(shape) or next(iter(learn.optimizers.values()))
+                self._optimizer(host, learn.rule, box, shape, copies)
 
     def _loss_rules(self, level: Level) -> Iterator[Learn]:
         for box in self.boxes[level.name]:
@@ -288,32 +292,34 @@ class _Parts:
                 if state.rule.uses_loss:
                     yield from state.rule.learn.values()
 
-    def _optimizer(self, host: str, rule: str, box: Box, copies: int) -> None:
+    def _optimizer(self, host: str, rule: str, box: Box, shape: Shape, copies: int) -> None:
         """The memories inside one optimizer, which serves `copies` arrays of one shape."""
         base, served = f"{host}.{rule}", self.drafts[host]
         pairs = _inside_optimizer(box)
         names = {"": host} | _state_names(base, _heights(box, pairs))
         for state in box.states:
             draft = self._draft(names[state.name], served.level, "optimizer", served.clock, host)
-            self._memory(draft, state, box, copies)
+            self._memory(draft, state, box, shape, copies)
         for level in box.levels:
             names[level.name] = name = f"{base}.{level.name}"
             clock = _nested(served.clock, level.clock or Clock("step"))
             draft = self._draft(name, served.level, "optimizer", clock, host)
             for state in level.states:
-                self._memory(draft, state, level, copies)
+                self._memory(draft, state, level, shape, copies)
         named = {(names[fast], names[slow]) for fast, slow in pairs}
         self.uses |= {(fast, slow) for fast, slow in named if fast != slow}
-        for count in sorted(set(_rounds(box.lines))):
-            name = f"{base}.{count} rounds"
-            self._draft(name, served.level, "iteration", served.clock, host).rounds = count
+        rounds = _rounds(box)
+        if rounds > 1:
+            name = f"{base}.{rounds} rounds"
+            self._draft(name, served.level, "iteration", served.clock, host).rounds = rounds
 
-    def _memory(self, draft: _Draft, state: State, box: Box, copies: int) -> None:
+    def _memory(self, draft: _Draft, state: State, box: Box, shape: Shape, copies: int) -> None:
         """A state of an optimizer, and the memories of the rule that changes it in turn."""
         if box.path not in draft.boxes:
             draft.boxes.append(box.path)
-        numbers = _numbers(state.form) * prod(state.per) * copies
-        shown = "like(weight)" if state.form.kind == "like" else state.form.kind
+        like = state.form.kind == "like"
+        numbers = (prod(shape) if like else _numbers(state.form)) * prod(state.per) * copies
+        shown = "like(weight)" if like else state.form.kind
         before = next((key for key in draft.parts if key[:2] == (state.name, shown)), None)
         if before is not None:
             numbers += before[2]
@@ -381,45 +387,58 @@ def _inside_optimizer(box: Box) -> set[Pair]:
 
     Lines and states go in text order; a state fires at its place and is new from there on (2.9.6).
     """
-    states = {state.name: state for state in box.states}
-    levels = {level.name: level for level in box.levels}
-    fired: set[str] = set()
-    seen: dict[str, set[str]] = {}
-    pairs: set[Pair] = set()
-    lines = iter(box.lines)
-
-    def used(roots: Iterable[Term]) -> set[str]:
-        found: set[str] = set()
-        for term in (t for root in roots for t in root.walk()):
-            if term.op == "local":
-                found |= seen.get(term.info, set())
-            elif isinstance(term.info, Handle) and term.info.box is box:
-                found |= {term.info.name} & fired
-        return found
-
-    def run(line: Line) -> None:
-        if isinstance(line, Assign):
-            seen[line.name] = used([line.value])
-            return
-        before: dict[str, set[str]] = {}
-        while before != seen:  # what a round leaves behind enters the next
-            before = dict(seen)
-            for inner in line.lines:
-                run(inner)
-            for name, states in before.items():
-                seen[name] = seen[name] | states
-
-    for name in box.order or (*states, *("" for _ in box.lines), *levels):
+    states = {f"state:{state.name}": state for state in box.states}
+    levels = {f"level:{level.name}": level for level in box.levels}
+    lines = {f"line:{i}": line for i, line in enumerate(box.lines)}
+    reading = _OptimizerLines(box)
+    for name in box.order or (*states, *lines, *levels):
         if name in states:
-            pairs |= {(s, name) for s in used(_rule_terms(states[name]))}
-            fired.add(name)
+            reading.fire(states[name])
         elif name in levels:
             inner = [t for state in levels[name].states for t in _rule_terms(state)]
-            pairs |= {(s, name) for s in used(inner)}
+            reading.use(inner, levels[name].name)
         else:
-            run(next(lines, Loop(0, ())))
-    ends = [t for t in (box.write, box.retain) if t is not None]
-    return pairs | {(s, "") for s in used(ends)}
+            reading.run(lines[name])
+    reading.use([t for t in (box.write, box.retain) if t is not None], "")
+    return reading.pairs
+
+
+class _OptimizerLines:
+    """Which states are new where a line of an optimizer stands, and who uses them."""
+
+    def __init__(self, box: Box) -> None:
+        self.box = box
+        self.fired: set[str] = set()
+        self.names: dict[str, set[str]] = {}
+        self.pairs: set[Pair] = set()
+
+    def new_in(self, roots: Iterable[Term]) -> set[str]:
+        found: set[str] = set()
+        for term in distinct(roots):
+            if term.op == "local":
+                found |= self.names.get(term.info, set())
+            elif isinstance(term.info, Handle) and term.info.box is self.box:
+                found |= {term.info.name} & self.fired
+        return found
+
+    def use(self, roots: Iterable[Term], user: str) -> None:
+        self.pairs |= {(state, user) for state in self.new_in(roots)}
+
+    def fire(self, state: State) -> None:
+        self.use(_rule_terms(state), state.name)
+        self.fired.add(state.name)
+
+    def run(self, line: Line) -> None:
+        if isinstance(line, Assign):
+            self.names[line.name] = self.new_in([line.value])
+            return
+        before: dict[str, set[str]] | None = None
+        while before != self.names:  # what a round leaves behind enters the next
+            before = dict(self.names)
+            for inner in line.lines:
+                self.run(inner)
+            for name, states in before.items():
+                self.names[name] = self.names[name] | states
 
 
 def _heights(box: Box, pairs: set[Pair]) -> dict[str, int]:
@@ -429,8 +448,7 @@ def _heights(box: Box, pairs: set[Pair]) -> dict[str, int]:
     users: dict[str, list[str]] = defaultdict(list)
     for state, user in pairs:
         users[state].append(user)
-    position = {state.name: i for i, state in enumerate(box.states)}
-    names = [n for n in box.order if n in position] or list(position)
+    names = [n[6:] for n in box.order if n.startswith("state:")] or [s.name for s in box.states]
     height: dict[str, int] = {"": 0}
     for name in reversed(names):  # a user stands later in the text
         height[name] = max((1 + height[user] for user in users[name] if user in height), default=0)
@@ -455,22 +473,56 @@ def _rule_terms(state: State) -> list[Term]:
     return _gradient_terms(state) + _amount_terms(state)
 
 
-def _rounds(lines: Sequence[Line]) -> Iterator[int]:
-    """The counts of loops whose rounds go on from one another: an iteration inside one firing
-    (section 3.4).
+def _rounds(box: Box) -> int:
+    """How often an optimizer goes on from its own result within one firing; 1 if it does not.
+
+    Muon's steps of Newton-Schulz are the innermost level (arXiv:2512.24695, section 4.2). They are
+    a `repeat` of the body, or one written out: then the same place in the text stands below itself.
     """
-    for line in lines:
-        if isinstance(line, Loop):
-            assigned = {inner.name for inner in line.lines if isinstance(inner, Assign)}
-            fresh: set[str] = set()
-            for inner in line.lines:
-                if isinstance(inner, Assign):
-                    reads = {t.info for t in inner.value.walk() if t.op == "local"}
-                    if line.count > 1 and reads & (assigned - fresh):
-                        yield line.count
-                        break
-                    fresh.add(inner.name)
-            yield from _rounds([inner for inner in line.lines if isinstance(inner, Loop)])
+    ends = [t for t in (box.write, box.retain) if t is not None]
+    return max([1, *(_looped(line) for line in box.lines), *_depths(ends).values()])
+
+
+def _looped(line: Line) -> int:
+    """The count of a loop that reads what its last round has left."""
+    if isinstance(line, Assign):
+        return 1
+    rounds = max((_looped(inner) for inner in line.lines), default=1)
+    assigns = [inner for inner in line.lines if isinstance(inner, Assign)]
+    later = {inner.name for inner in assigns}
+    for inner in assigns:
+        if any(t.op == "local" and t.info in later for t in distinct([inner.value])):
+            return max(rounds, line.count)
+        later.discard(inner.name)
+    return rounds
+
+
+def _depths(roots: Iterable[Term]) -> dict[Span, int]:
+    """For each place in the text, how often its products stand below one another."""
+    terms = list(distinct(roots))
+    products = [t for t in terms if t.op == "matmul" and t.span != NOWHERE]
+    deepest: dict[Span, int] = {}
+    for span in {t.span for t in products}:
+        depth: dict[int, int] = {}
+        for term in _arguments_first(roots):
+            below = max((depth[id(arg)] for arg in term.args), default=0)
+            depth[id(term)] = below + (term.op == "matmul" and term.span == span)
+        deepest[span] = max(depth.values())
+    return deepest
+
+
+def _arguments_first(roots: Iterable[Term]) -> Iterator[Term]:
+    """All terms below the roots, each once and after its arguments."""
+    seen: set[int] = set()
+    stack = [(root, False) for root in roots]
+    while stack:
+        term, ready = stack.pop()
+        if ready:
+            yield term
+        elif id(term) not in seen:
+            seen.add(id(term))
+            stack.append((term, True))
+            stack.extend((arg, False) for arg in reversed(term.args))
 
 
 # ---- reading the flow ----------------------------------------------------------------------------
@@ -594,20 +646,13 @@ class _Reading:
         return known, len(self.fires), len(self.learns), dict(self.flows)
 
     def _value(self, root: Term, body: _Body) -> _Value:
-        """Of a term, arguments first; without recursion, for sums may be long."""
-        todo: list[tuple[Term, bool]] = [(root, False)]
-        done: list[_Value] = []
-        while todo:
-            term, ready = todo.pop()
-            if term.args and not ready:
-                todo.append((term, True))
-                todo.extend((arg, False) for arg in reversed(term.args))
-                continue
-            count = len(term.args)
-            args = done[len(done) - count :]
-            del done[len(done) - count :]
-            done.append(self._term(term, args, body))
-        return done[0]
+        """Of a term; a term that stands in several places is one value, and a call in it one
+        call.
+        """
+        done: dict[int, _Value] = {}
+        for term in _arguments_first([root]):
+            done[id(term)] = self._term(term, [done[id(arg)] for arg in term.args], body)
+        return done[id(root)]
 
     def _term(self, term: Term, args: Sequence[_Value], body: _Body) -> _Value:
         match term.op:

@@ -66,7 +66,7 @@ def optimizer(
         State(s, LIKE, (), None, Rule(objective=grad, retain=t("const"))) for s in states
     )
     made.write = t("add", grad, *(t("state", info=Handle(made, s)) for s in uses or states))
-    made.order = (*states, *("line" for _ in lines))
+    made.order = (*(f"state:{s}" for s in states), *(f"line:{i}" for i in range(len(lines))))
     return made
 
 
@@ -206,7 +206,7 @@ def test_a_slow_momentum_is_slower_than_the_weight() -> None:
     m3 = optimizer("m3", "fast", "h")
     slow = Box("slow", "slow", "level", None, clock=Clock("step", 8))
     slow.states = (State("m", LIKE, (), None, Rule(objective=t("input", info="grad"))),)
-    m3.levels, m3.order = (slow,), ("fast", "h", "slow")
+    m3.levels, m3.order = (slow,), ("state:fast", "state:h", "level:slow")
     assert ranked(system([training(STEP, learn(m3))])) == [
         {"training.m3.slow"},
         {"training"},
