@@ -1,0 +1,56 @@
+"""NL5xx: numbers that grow without bound or are none."""
+
+from __future__ import annotations
+
+from .entry import Code, code, spec, system
+
+
+def _kept(retain: str) -> str:
+    return system(
+        f"""
+            level kept(x) every token {{
+              reset     never
+              state     M : matrix(width, width)
+              {retain}
+              objective -sum(M(unit(x)) * unit(x))
+              learn     gradient(rate = 0.1)
+              read      M(unit(x))
+            }}
+        """,
+        "x += kept(norm(x))",
+    )
+
+
+def _dual(start: str) -> str:
+    return spec(f"""
+            def lq(A, r) {{ return A / sum(abs(A)^r)^((r - 2) / r) }}
+            memory dual(q[n], k[n], v[n]) {{
+              state     M : matrix(n, n){start}
+              retain    0.9 through lq(4)
+              objective sum((M(k) - v)^2)
+              learn     gradient(rate = 0.1)
+              read      M(q)
+            }}
+        """)
+
+
+CODES: dict[str, Code] = {
+    "NL501": code(
+        "a state grows without bound",
+        """This state is never reset, keeps all of what it holds, and adds something at each firing that does not
+        shrink as the state grows. So it grows as long as the model runs, and its readings with it. Let it forget
+        (`retain 0.99`), reset it (`reset every sequence`), bring it back to a length with `retain 1 onto f`, or take
+        an objective with an error in it, such as `sum((M(k) - v)^2)`, which stops growing when it fits.""",
+        _kept("# keeps all"),
+        _kept("retain    0.99"),
+    ),
+    "NL502": code(
+        "a value that is no number",
+        """At the start of the state, or for the settings given, this expression divides by zero or takes the logarithm
+        or a negative power of zero, so it is infinite or no number at all; everything made from it is lost. With
+        `retain .. through f` the function f is taken at the start of the state, and zeros are the usual start of a
+        matrix. Give the state another start (`= normal(0.02)`), or add a small number where the division is.""",
+        _dual(""),
+        _dual(" = normal(0.02)"),
+    ),
+}  # fmt: skip
