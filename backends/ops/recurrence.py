@@ -12,8 +12,8 @@ delta rule, gated (2412.06464), by channel (KDA), by output (Longhorn), with mom
 2501.00663 with a matrix memory, MDN 2605.05838). erase = 1, e = surprise: DGD (2512.24695).
 
 In a span the r_t depend on each other through one unit lower-triangular system (UT transform,
-2406.06484; with momentum 2605.05838); with c_t what x_t meets in the start state and G_tj what it meets in the
-write of j (retention.py),
+2406.06484; with momentum 2605.05838). With c_t what x_t meets in the start state and G_tj what it
+meets in the write of j (retention.py),
 
     (I + diag(rate erase) G) R = -rate (E + erase c W_0')
 
