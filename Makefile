@@ -10,6 +10,10 @@ BIN := $(VENV)/bin
 READY := $(VENV)/ready
 WORKERS ?= auto
 MINUTES ?= 2
+# Of the demo's model: small enough to learn something on two cores in two minutes.
+SIZE ?= --set width=64 --set depth=2
+VAL_EVERY ?= 50
+AS_ROOT := $(shell [ "$$(id -u)" = 0 ] || echo sudo -n)
 
 help:
 	@echo 'make demo    HOPE from spec to generated text, in a few minutes'
@@ -37,10 +41,32 @@ check: $(READY)
 
 # One thread a worker: the tests are many and small, and the workers already fill the cores.
 test: check
-	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(WORKERS) --maxprocesses 16 < /dev/null
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --maxprocesses 16 < /dev/null
 
+# The corpus is the source of Python's own standard library: text that every machine with Python has.
+# A new folder each time, so that no demo removes the run of another.
 demo: $(READY)
-	@PATH="$$PWD/$(BIN):$$PATH" MINUTES=$(MINUTES) bash specs/demo.sh
+	@export PATH="$$PWD/$(BIN):$$PATH"; say() { printf '\n== %s\n' "$$*"; }; \
+	command -v dot > /dev/null || { \
+	  echo 'Installing graphviz, which draws the pictures ...'; \
+	  $(AS_ROOT) apt-get install -y -qq graphviz > /dev/null 2>&1 < /dev/null || true; }; \
+	out=runs/demo; n=2; while [ -e $$out ]; do out=runs/demo-$$n; n=$$((n + 1)); done; mkdir -p $$out; \
+	say 'Check the spec'; nlc check hope; \
+	say 'Draw its levels'; \
+	if command -v dot > /dev/null; then picture=$$out/levels.svg; else picture=$$out/levels.mmd; \
+	  echo 'There is no program dot here (install graphviz): the picture is Mermaid text instead.'; fi; \
+	nlc graph hope -o $$picture; echo $$picture; \
+	say 'Compile it'; nlc build hope $(SIZE) -o $$out/hope.py; echo "$$out/hope.py, $$(wc -l < $$out/hope.py) lines"; \
+	say 'Train it'; \
+	text=$$(python -c 'import sysconfig; print(sysconfig.get_path("stdlib"))'); \
+	nlc train hope $(SIZE) --data "$$text" --only '*.py' --skip site-packages --skip 'test*' --skip idle_test \
+	  --out $$out --minutes $(MINUTES) --val-every $(VAL_EVERY); \
+	say 'Write text'; nlc generate $$out --prompt $$'def main():\n    ' --tokens 300 --memory $$out/memory; \
+	say "The results are in $$out"; \
+	echo "  $$picture  who learns how often, and what passes between them"; \
+	echo "  $$out/hope.py  the program that was generated"; \
+	echo "  $$out/log.jsonl  the losses; curves: $(BIN)/tensorboard --logdir $$out"; \
+	echo "  more training: $(BIN)/nlc train --resume $$out --minutes $$((2 * $(MINUTES)))"
 
 clean:
 	rm -rf $(VENV)

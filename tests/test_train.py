@@ -6,6 +6,7 @@ import errno
 import json
 import os
 import random
+import resource
 import signal
 import subprocess
 import sys
@@ -46,10 +47,11 @@ def nlc(*words: object) -> int:
     return cli.main([str(w) for w in words])
 
 
-def process(*words: object) -> subprocess.Popen[str]:
+def process(*words: object, before: Callable[[], None] | None = None) -> subprocess.Popen[str]:
     """`nlc`, as a process that can be killed."""
     return subprocess.Popen(
         [sys.executable, str(SCRIPT), *map(str, words)],
+        preexec_fn=before,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -247,14 +249,15 @@ def test_a_full_disk_keeps_what_was_saved(
     assert not list(Path("run").rglob(".*.tmp"))
 
 
-def test_a_log_that_fills_the_disk_is_explained(place: Path) -> None:
-    assert nlc(*BASE, "--steps", 1) == 0
-    log = Path("run/log.jsonl")
-    log.unlink()
-    log.symlink_to("/dev/full")
-    child = process("train", "--resume", "run", "--steps", 5)
+def test_a_log_that_cannot_grow_is_explained(place: Path) -> None:
+    def small_files() -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
+
+    words = [*BASE, "--steps", "100000", "--save-every", "100"]
+    child = process(*words, before=small_files)
     _, wrong = child.communicate(timeout=60)
-    assert child.returncode == 3 and "the disk is full" in wrong and "Traceback" not in wrong
+    assert child.returncode == 3 and "cannot be written after step" in wrong
+    assert "Traceback" not in wrong and last()["step"] >= 100
 
 
 def test_a_full_disk_leaves_no_half_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
