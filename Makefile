@@ -30,9 +30,9 @@ $(READY): pyproject.toml
 	  echo 'nlc needs Python 3.11 or newer; "$(PYTHON)" is older or missing. Say which: make PYTHON=python3.12 ...'; exit 1; }
 	@[ -x $(BIN)/python ] || $(PYTHON) -m venv $(VENV)
 	@$(BIN)/python -c 'import torch' 2>/dev/null || { \
-	  echo 'Installing torch ...'; $(BIN)/python -m pip install --quiet --disable-pip-version-check torch==2.13.0; }
+	  echo 'Installing torch ...'; $(BIN)/python -m pip install -qq --disable-pip-version-check torch==2.13.0; }
 	@echo 'Installing nlc and its tools ...'
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev]'
+	@$(BIN)/python -m pip install -qq --disable-pip-version-check -e '.[dev]'
 	@touch $(READY)
 
 check: $(READY)

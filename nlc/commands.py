@@ -245,9 +245,12 @@ def _explain_words(parser: Parser) -> None:
 
 def _explain(arguments: Arguments) -> int:
     if re.fullmatch(r"(?i)nl\d+", arguments.file):
-        from .codes import explain_code
+        from .codes import CODES, explain_code
 
-        return _emit(explain_code(arguments.file.upper()), arguments.output)
+        code = arguments.file.upper()
+        if code not in CODES:
+            raise CallError(explain_code(code).strip().capitalize() + ".")
+        return _emit(explain_code(code), arguments.output)
     from .explain import explain
 
     return _emit(explain(_load(arguments)), arguments.output)
