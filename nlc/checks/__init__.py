@@ -1,0 +1,41 @@
+"""STAGE: system -> diagnostics: what a resolved system says that cannot be meant.
+
+One short function a code; each finds every such mistake, and none that another code has told.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+from ..diagnostics import Diagnostic
+from ..system import System
+from . import clocks, gradients, numbers, transfers
+from .facts import Facts
+
+Check = Callable[[Facts], Iterator[Diagnostic]]
+
+CHECKS: tuple[Check, ...] = (
+    clocks.nl203,
+    clocks.nl205,
+    clocks.nl206,
+    transfers.nl301,
+    transfers.nl302,
+    transfers.nl305,
+    transfers.nl306,
+    gradients.nl207,
+    gradients.nl208,
+    gradients.nl401,
+    gradients.nl404,
+    numbers.nl501,
+    numbers.nl502,
+)
+
+
+def check(system: System) -> list[Diagnostic]:
+    """Every mistake, each once: the same code at the same place says nothing more."""
+    facts = Facts(system)
+    found: dict[tuple[str, object], Diagnostic] = {}
+    for one in CHECKS:
+        for diagnostic in one(facts):
+            found.setdefault((diagnostic.code, diagnostic.span), diagnostic)
+    return list(found.values())

@@ -1,0 +1,116 @@
+"""Clocks: what can never fire (NL203), what has no tick to be solved at (NL205), what a reset cuts
+short (NL206).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from ..diagnostics import Diagnostic
+from ..system import Box, Clock, Level
+from ..text import Span
+from .facts import Facts, header, inside
+from .terms import exact
+
+
+def nl203(facts: Facts) -> Iterator[Diagnostic]:
+    """A level, or one inside an optimizer, whose first firing comes after its reset (2.6.2)."""
+    for level in facts.system.levels:
+        ends = resets_after(level, facts.system.assume)
+        if ends is None:
+            continue
+        ticks = level.clock.unit not in ("never", "always")
+        if ticks and first(level.clock) > ends and level.partial != "flush":
+            yield never_fires(level, facts.system.assume)
+            continue
+        yield from inner_levels(facts, level, ends)
+
+
+def never_fires(level: Level, assume: int | None) -> Diagnostic:
+    if level.reset is None and level.clock.unit == "token":
+        why = f"sequences are {assume} tokens and it starts anew at each"
+        help = "lower the period, or let it count on by `reset never`"
+    else:
+        why = f"it starts anew {level.resets}"
+        help = "lower the period, or reset less often"
+    message = f"`{level.name}` can never fire: {why}"
+    return Diagnostic("NL203", message, header(level.span), help, label=str(level.clock))
+
+
+def inner_levels(facts: Facts, level: Level, ends: int) -> Iterator[Diagnostic]:
+    """A step of a level inside an optimizer is one firing of the level served, until its reset."""
+    if level.clock.unit in ("never", "always"):
+        return
+    start, period = first(level.clock), level.clock.period
+    firings = (ends - start) // period + 1
+    for box in facts.boxes_of[level.name]:
+        for rule, inner, span in rules_with_levels(box):
+            clock = inner.clock
+            if clock is not None and clock.unit == "step" and first(clock) > firings:
+                message = (
+                    f"`{inner.name}` of `{rule}` can never fire: `{level.name}` starts anew after "
+                    f"{firings} firing{'s' if firings != 1 else ''}"
+                )
+                yield Diagnostic("NL203", message, facts.place(span, header(level.span)),
+                                 "lower its period, or reset less often")  # fmt: skip
+
+
+def rules_with_levels(box: Box) -> Iterator[tuple[str, Box, Span]]:
+    for state in box.states:
+        for learn in state.rule.learn.values():
+            for optimizer in learn.optimizers.values():
+                for inner in optimizer.levels:
+                    yield learn.rule, inner, learn.span
+
+
+def first(clock: Clock) -> int:
+    """The tick of the first firing, counted from 1."""
+    return clock.period if clock.phase is None else clock.phase
+
+
+def resets_after(level: Level, assume: int | None) -> int | None:
+    """Ticks of the level's own unit from one reset to the next, where that is known."""
+    reset, unit = level.resets, level.clock.unit
+    if reset.unit == unit:
+        return reset.period
+    if reset.unit == "sequence" and unit == "token" and assume is not None:
+        return reset.period * assume
+    return None
+
+
+def nl205(facts: Facts) -> Iterator[Diagnostic]:
+    """What is solved at each read needs `always`, and `always` needs what is solved (2.6.2)."""
+    for level in facts.system.levels:
+        for box in facts.boxes_of[level.name]:
+            for state in box.states:
+                if box.kind == "level" and exact(state) and level.clock.unit != "always":
+                    message = (
+                        "a level's own state with `learn exact` is solved anew for every read, so "
+                        f"the level is `always`; this one is `{level.clock}`"
+                    )
+                    span = next(iter(state.rule.learn.values())).span
+                    help = "write `always`, or use a memory, which may learn `exact` anywhere"
+                    yield Diagnostic("NL205", message, span, help)
+                elif level.clock.unit == "always" and state.rule.changes and not exact(state):
+                    message = (
+                        f"`{level.name}` is `always`, so what it keeps is solved anew at each "
+                        f"read, and `{state.name}` is not solved but changed"
+                    )
+                    span = facts.place(state.span, header(level.span))
+                    yield Diagnostic(
+                        "NL205", message, span, "give the level a clock: `every token`"
+                    )
+
+
+def nl206(facts: Facts) -> Iterator[Diagnostic]:
+    """A reset inside a period cuts it short, and what was summed is lost (2.6.5)."""
+    for level in facts.system.levels:
+        reset, clock = level.reset, level.clock
+        if reset is None or reset.unit != clock.unit or level.partial != "carry":
+            continue
+        ends = reset.period
+        if ends >= first(clock) and (ends - first(clock)) % clock.period:
+            message = f"`reset {reset}` falls inside a period of {clock.period}"
+            span = inside(level.span, "reset")
+            help = "make it a multiple, or say `partial flush` or `partial drop`"
+            yield Diagnostic("NL206", message, span, help)

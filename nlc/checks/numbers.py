@@ -1,0 +1,228 @@
+"""Numbers: what grows without bound (NL501), and what is infinite where it starts (NL502)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+
+from ..diagnostics import Diagnostic
+from ..system import Box, Handle, Lambda, Learn, State, Term
+from .facts import Facts, header
+
+LINEAR = 1
+STEEP = 1e8  # a slope that no first step survives
+NEAR = 1e-18  # as close to the start as the slope is taken
+
+
+# ---- growth ----
+
+
+def nl501(facts: Facts) -> Iterator[Diagnostic]:
+    """A state that is never reset, keeps all, and is only ever added to."""
+    for level in facts.system.levels:
+        if level.resets.unit != "never" or level.clock.unit in ("never", "always"):
+            continue
+        for box in facts.boxes_of[level.name]:
+            for state in box.states:
+                if keeps_all(state) and only_adds(facts, box, state):
+                    message = (
+                        f"`{state.name}` grows without bound: it is never reset and keeps all "
+                        "(`retain` 1) of what it adds"
+                    )
+                    span = facts.place(header(state.span), header(level.span))
+                    help = "add `retain 0.99`, or a `reset`, or take the error of what it says"
+                    yield Diagnostic("NL501", message, span, help)
+
+
+def keeps_all(state: State) -> bool:
+    rule = state.rule
+    kept = rule.retain is None or (rule.retain.op == "const" and rule.retain.info == 1)
+    return kept and rule.through is None and rule.onto is None
+
+
+def only_adds(facts: Facts, box: Box, state: State) -> bool:
+    """What is added does not depend on the state: a write without it, or a constant gradient."""
+    rule = state.rule
+    degree = Degree(facts, box, state)
+    if rule.write is not None:
+        return degree.of(rule.write) == 0
+    if rule.objective is None or not rule.learn:
+        return False
+    return degree.of(rule.objective) == LINEAR and all(map(adds, rule.learn.values()))
+
+
+def adds(learn: Learn) -> bool:
+    """Whether the rule neither shrinks the weight nor looks at it."""
+    boxes = list(learn.optimizers.values())
+    return bool(boxes) and all(b.retain is None and not looks(b) for b in boxes)
+
+
+def looks(box: Box) -> bool:
+    return any(t.op == "input" and t.info in ("weight", "input") for t in box.terms())
+
+
+class Degree:
+    """The degree of an expression in a state: 0, 1, or 2 for all that is not linear."""
+
+    KEEP = frozenset(
+        [
+            "add",
+            "sub",
+            "neg",
+            "sum",
+            "mean",
+            "split",
+            "join",
+            "column",
+            "squeeze",
+            "stack",
+            "concat",
+            "reshape",
+            "transpose",
+            "item",
+            "where",
+        ]
+    )
+    TIMES = frozenset(["mul", "dot", "matmul", "outer", "linear"])
+
+    def __init__(self, facts: Facts, box: Box, state: State) -> None:
+        self.facts = facts
+        self.box = box
+        self.state = state
+        self.known: dict[int, int] = {}
+
+    def of(self, term: Term) -> int:
+        if id(term) not in self.known:
+            self.known[id(term)] = min(self.fresh(term), 2)
+        return self.known[id(term)]
+
+    def fresh(self, term: Term) -> int:
+        args = [self.of(a) for a in term.args]
+        most = max(args, default=0)
+        if term.op in ("state", "apply") and self.own(term.info):
+            linear = self.state.form.kind in ("vector", "matrix", "table", "like")
+            return LINEAR + most if linear else 2
+        if term.op == "loss":
+            return 2
+        if term.op == "local":
+            return max(
+                map(self.of, self.facts.values.get((id(self.box), term.info), [])), default=0
+            )
+        if term.op in self.KEEP:
+            return most
+        if term.op in self.TIMES:
+            return sum(args)
+        if term.op == "div" and args[1] == 0:
+            return args[0]
+        return 2 if most else 0
+
+    def own(self, handle: Handle) -> bool:
+        return handle.box is self.box and handle.name == self.state.name
+
+
+# ---- starts ----
+
+
+def nl502(facts: Facts) -> Iterator[Diagnostic]:
+    """A link from the dual that is no number, or infinitely steep, where the state starts."""
+    for box in facts.system.boxes:
+        for state in box.states:
+            start = uniform_start(state)
+            links = state.rule.through
+            if start is None or not links:
+                continue
+            for link in links.values():
+                if broken(link, start):
+                    yield infinite(facts, box, state, link)
+                    break
+
+
+def infinite(facts: Facts, box: Box, state: State, link: Lambda) -> Diagnostic:
+    at = link.body.span
+    text = next((t.span.text for t in link.body.walk() if t.op == "argument"), at.text)
+    span = facts.place(header(state.span), header(box.level.span) if box.level else at)
+    return Diagnostic("NL502", f"`{text}` is infinite at the start `zeros` of `{state.name}`", span,
+                      "start from `= normal(0.02)`")  # fmt: skip
+
+
+def uniform_start(state: State) -> float | None:
+    """The number that a state starts with everywhere, if there is one."""
+    start = state.start
+    if start is None:
+        return 0.0 if all(a.std == 0 for a in state.form.arrays) else None
+    if start.op == "const" and isinstance(start.info, (int, float)):
+        return float(start.info)
+    return 0.0 if start.op == "zeros" else None
+
+
+def broken(link: Lambda, start: float) -> bool:
+    here, near = (Uniform(x).of(link.body) for x in (start, start + NEAR))
+    if here is None or near is None:
+        return False
+    if not math.isfinite(here):
+        return True
+    return start == 0 and abs(near - here) > STEEP * NEAR
+
+
+class Uniform:
+    """The value of a function of arrays whose entries are all one number; None where it varies."""
+
+    def __init__(self, x: float) -> None:
+        self.x = x
+        self.known: dict[int, float | None] = {}
+
+    def of(self, term: Term) -> float | None:
+        if id(term) not in self.known:
+            self.known[id(term)] = self.fresh(term)
+        return self.known[id(term)]
+
+    def fresh(self, term: Term) -> float | None:
+        if term.op == "argument":
+            return self.x
+        if term.op == "const":
+            return float(term.info)
+        args = [self.of(a) for a in term.args]
+        values = [a for a in args if a is not None]
+        if not args or len(values) < len(args):
+            return None
+        try:
+            return self.made(term, values)
+        except (OverflowError, ZeroDivisionError, ValueError):
+            return math.nan
+
+    def made(self, term: Term, args: list[float]) -> float | None:
+        x = args[0]
+        if term.op in ("sum", "mean"):
+            return x * (entries(term) if term.op == "sum" else 1)
+        if term.op == "length":
+            return math.pow(entries(term) * math.pow(abs(x), term.info), 1 / term.info)
+        if term.op == "frobenius":
+            return abs(x) * math.sqrt(entries(term))
+        if term.op == "softmax":
+            return 1 / term.args[0].shape[-1]
+        if term.op == "unit":
+            return x / math.sqrt(term.args[0].shape[-1] * x * x + 1e-30)
+        f = SCALAR.get(term.op)
+        return f(*args) if f is not None else None
+
+
+def entries(term: Term) -> int:
+    """How many numbers a reduction takes together."""
+    shape = term.args[0].shape
+    if term.op == "length" or term.info == 1:
+        return shape[-1]
+    return math.prod(shape)
+
+
+SCALAR: dict[str, Callable[..., float]] = {
+    "add": lambda a, b: a + b, "sub": lambda a, b: a - b, "mul": lambda a, b: a * b,
+    "div": lambda a, b: a / b, "pow": lambda a, b: a**b, "neg": lambda a: -a,
+    "exp": math.exp, "log": math.log, "sqrt": math.sqrt, "abs": abs, "tanh": math.tanh,
+    "sign": lambda a: float((a > 0) - (a < 0)), "min": min, "max": max,
+    "sigmoid": lambda a: 1 / (1 + math.exp(-a)), "relu": lambda a: max(a, 0.0),
+    "softplus": lambda a: math.log1p(math.exp(a)), "column": lambda a: a, "squeeze": lambda a: a,
+    "transpose": lambda a: a, "reshape": lambda a: a,
+    "smooth_abs": lambda a: math.sqrt(a * a + 1e-6),
+    "smooth_sign": lambda a: a / math.sqrt(a * a + 1e-6), "stop": lambda a: a,
+    "clip": lambda a, low, high: min(max(a, low), high),
+}  # fmt: skip
