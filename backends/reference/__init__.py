@@ -1,0 +1,185 @@
+"""The reference interpreter: any system, token by token, in float64, straight from its meaning.
+
+    truth = Reference(system)
+    logits, state = truth(tokens)          # tokens [batch, time]; any split of a stream is the same
+    state = truth.finish(state)            # the end of a sequence
+    losses, labelled = truth.losses(tokens)
+    truth.gradients(tokens)                # what each level on steps hands its optimizer
+    truth.step(tokens)                     # one step of training
+    truth.trace                            # every firing and reset
+
+It is the definition that every fast path is tested against: one sample, one head and one token at a
+time, gradients by autograd with a gate at each place where a transfer decides (see gates.py).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from nlc.system import System, Term
+
+from .. import parameters as P
+from . import stream, training
+from .boxes import Pass, Record, Run, Sample
+from .frames import Instance, Key
+from .gates import Transfers
+
+Streams = Tensor | Mapping[str, Tensor | None] | Sequence[Tensor | None]
+
+
+class HasSystem(Protocol):
+    """A checked spec."""
+
+    @property
+    def system(self) -> System: ...
+
+
+@dataclass(frozen=True)
+class State:
+    """What a batch of streams remembers between calls. It never changes: continue it as often as you like."""
+
+    samples: tuple[Sample, ...]
+
+
+class Reference:
+    """One system with its parameters."""
+
+    def __init__(
+        self, system: System, parameters: Mapping[str, Tensor] | None = None, seed: int = 0
+    ) -> None:
+        self.system, self.seed = system, seed
+        self.specs = {p.name: p for p in P.parameters(system)}
+        given = parameters or {}
+        self.values: dict[str, Tensor] = {
+            n: given[n].detach().double().clone() if n in given else P.draw(p, seed)
+            for n, p in self.specs.items()
+        }
+        self.kept: dict[Any, dict[str, Tensor]] = {}
+        self.rules: dict[Any, dict[Any, Instance]] = {}
+        self.firings: dict[Key, int] = {}
+        self.steps = 0
+        self.tasks = 0
+        self.sums: dict[Any, Any] = {}
+        self.last_run: Run | None = None
+        self.trace: list[Record] = []
+        self.transfers = Transfers(system)
+        self.learns_online = any(
+            stream.per_sample(level)
+            and (level.owner and bool(level.learn) or learns_loss(system, level.name))
+            for level in system.levels
+        )
+        self.examples = any(t.op == "input" and t.info in ("input", "surprise") for t in rule_terms(system))
+
+    # ---- running ----------------------------------------------------------------------------------------
+
+    def __call__(self, tokens: Streams, state: State | None = None) -> tuple[Tensor, State]:
+        """Answers [batch, time, ..] and the state that continues the streams."""
+        _, outputs, state = self.run(tokens, state, False)
+        return outputs, state
+
+    def run(self, tokens: Streams, state: State | None, train: bool) -> tuple[Pass, Tensor, State]:
+        streams, batch, time = self.streams(tokens)
+        passing = self.passing(train)
+        samples = [s.fork() for s in state.samples] if state else [Sample() for _ in range(batch)]
+        runs = [Run(passing, sample, i) for i, sample in enumerate(samples)]
+        rows = []
+        for run in runs:
+            answers = [stream.tick(run, at(streams, run.index, t)) for t in range(time)]
+            stream.end_of_call(run)
+            rows.append(torch.stack([a.detach() for a in answers if isinstance(a, Tensor)]))
+        self.last_run = runs[-1]
+        return passing, torch.stack(rows), State(tuple(samples))
+
+    def passing(self, train: bool) -> Pass:
+        leaves = {n: x.clone().requires_grad_(train) for n, x in self.values.items()}
+        return Pass(
+            self.system, self.transfers, leaves, self.kept, self.seed, self.steps,
+            train or self.learns_online, train, self.examples, self.trace, self.rules, self.firings,
+        )  # fmt: skip
+
+    def streams(self, tokens: Streams) -> tuple[dict[str, Tensor | None], int, int]:
+        """The flow's inputs by name, each [batch, time, ..]; one that is None is not given."""
+        names = [n for n, _ in self.system.flow.inputs]
+        if isinstance(tokens, Tensor):
+            tokens = [tokens]
+        given = dict(tokens) if isinstance(tokens, Mapping) else dict(zip(names, tokens, strict=False))
+        streams = {n: given.get(n) for n in names}
+        some = next(x for x in streams.values() if x is not None)
+        doubles = {n: None if x is None else x.double() for n, x in streams.items()}
+        return doubles, some.shape[0], some.shape[1]
+
+    def finish(self, state: State) -> State:
+        """Ends the sequence of every stream (2.7.3)."""
+        passing = self.passing(False)
+        samples = [s.fork() for s in state.samples]
+        for i, sample in enumerate(samples):
+            stream.finish(Run(passing, sample, i))
+        return State(tuple(samples))
+
+    def losses(self, tokens: Streams, state: State | None = None) -> tuple[Tensor, Tensor]:
+        """The loss of each tick [batch, time], 0 where there is none, and which ticks have one."""
+        before = [s.tick for s in state.samples] if state else None
+        _, outputs, after = self.run(tokens, state, False)
+        batch, time = outputs.shape[:2]
+        values = torch.zeros(batch, time, dtype=torch.float64)
+        known = torch.zeros(batch, time, dtype=torch.bool)
+        for b, sample in enumerate(after.samples):
+            for t in range(time):
+                loss = sample.losses.get((before[b] if before else 0) + t + 1)
+                if loss is not None:
+                    values[b, t], known[b, t] = loss.detach(), True
+        return values, known
+
+    # ---- training ---------------------------------------------------------------------------------------
+
+    def gradients(self, tokens: Streams, state: State | None = None) -> dict[str, Tensor]:
+        """For each trained parameter, what its level's optimizer is given for one step (2.8)."""
+        passing, _, _ = self.run(tokens, state, True)
+        return training.gradients(self, passing)
+
+    def step(self, tokens: Streams, state: State | None = None) -> dict[str, Tensor]:
+        """One step of every level on steps; the gradients it was made from."""
+        passing, _, _ = self.run(tokens, state, True)
+        return training.step(self, passing)
+
+    def end_task(self) -> None:
+        """A run of steps of one kind is over: levels on tasks fire (2.6.1)."""
+        training.end_task(self)
+
+
+def at(streams: Mapping[str, Tensor | None], sample: int, time: int) -> dict[str, Tensor | None]:
+    return {n: None if x is None else x[sample, time] for n, x in streams.items()}
+
+
+def learns_loss(system: System, level: str) -> bool:
+    return any(
+        box.level is not None and box.level.name == level and any(s.rule.uses_loss for s in box.states)
+        for box in P.boxes(system)
+    )
+
+
+def rule_terms(system: System) -> list[Term]:
+    """The terms of all optimizers and of the streams that replace theirs."""
+    lines = [line for level in system.levels for line in level.learn]
+    lines += [line for b in P.boxes(system) for s in b.states for line in s.rule.learn.values()]
+    terms: list[Term] = []
+    for line in lines:
+        terms += [t for term in line.streams.values() for t in term.walk()]
+        for box in line.optimizers.values():
+            terms += box.terms()
+    return terms
+
+
+def reference(
+    spec: System | HasSystem, parameters: Mapping[str, Tensor] | None = None, seed: int = 0
+) -> Reference:
+    """The interpreter of a spec or a system, with parameters by the names of a compiled module."""
+    return Reference(spec if isinstance(spec, System) else spec.system, parameters, seed)
+
+
+__all__ = ["Record", "Reference", "State", "reference"]

@@ -1,0 +1,151 @@
+"""The functions of the language over arrays (2.12), each as it is written there."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from nlc.system import Shape
+
+
+def number(x: Any) -> Tensor:
+    return torch.as_tensor(x, dtype=torch.float64)
+
+
+def root(x: Tensor) -> Tensor:
+    """The square root, of derivative 0 at 0."""
+    positive = x > 0
+    return torch.where(positive, torch.sqrt(torch.where(positive, x, 1.0)), 0.0)
+
+
+def length(x: Tensor, p: float) -> Tensor:
+    """Over the last axis; 0 has derivative 0."""
+    if p == 2:
+        return root((x * x).sum(-1))
+    total = (x.abs() ** p).sum(-1)
+    positive = total > 0
+    return torch.where(positive, torch.where(positive, total, 1.0) ** (1 / p), 0.0)
+
+
+def unit(x: Tensor) -> Tensor:
+    return x / torch.sqrt((x * x).sum(-1, keepdim=True) + 1e-30)
+
+
+def softplus(x: Tensor) -> Tensor:
+    return torch.logaddexp(x, torch.zeros_like(x))
+
+
+def top(x: Tensor, k: int) -> Tensor:
+    """1 for the k largest of the last axis, else 0; of equal ones the first. All, if they are fewer."""
+    order = torch.sort(x.detach(), dim=-1, descending=True, stable=True).indices
+    chosen = order[..., : min(k, x.shape[-1])]
+    return torch.zeros_like(x.detach()).scatter(-1, chosen, 1.0)
+
+
+def orthogonal(a: Tensor) -> Tensor:
+    """The orthogonal factor, R's diagonal positive."""
+    q, r = torch.linalg.qr(a)
+    signs = torch.where(torch.diagonal(r, dim1=-2, dim2=-1) < 0, -1.0, 1.0).to(a.dtype)
+    return q * signs.unsqueeze(-2)
+
+
+def rms_norm(x: Tensor, gain: Tensor) -> Tensor:
+    return x / torch.sqrt((x * x).mean(-1, keepdim=True) + 1e-6) * gain
+
+
+def layer_norm(x: Tensor, gain: Tensor | None = None, bias: Tensor | None = None) -> Tensor:
+    centred = x - x.mean(-1, keepdim=True)
+    out = centred / torch.sqrt((centred * centred).mean(-1, keepdim=True) + 1e-6)
+    out = out if gain is None else out * gain
+    return out if bias is None else out + bias
+
+
+def cross_entropy(logits: Tensor, label: Tensor) -> Tensor:
+    logs = torch.log_softmax(logits, -1)
+    return -logs.gather(-1, label.long().unsqueeze(-1)).squeeze(-1)
+
+
+def rope(x: Tensor, position: int) -> Tensor:
+    """Halves turned by `position`, base 10000."""
+    half = x.shape[-1] // 2
+    angle = position * 10000.0 ** (-torch.arange(half, dtype=torch.float64) / half)
+    a, b = x[..., :half], x[..., half:]
+    cos, sin = torch.cos(angle), torch.sin(angle)
+    return torch.cat([a * cos - b * sin, b * cos + a * sin], -1)
+
+
+def split(x: Tensor, heads: int) -> Tensor:
+    return x.reshape(*x.shape[:-1], heads, x.shape[-1] // heads)
+
+
+def concat(*parts: Tensor) -> Tensor:
+    lead = torch.broadcast_shapes(*(p.shape[:-1] for p in parts))
+    return torch.cat([p.expand(*lead, p.shape[-1]) for p in parts], -1)
+
+
+def product(weight: Tensor, x: Tensor) -> Tensor:
+    """`W @ x`, the heads of W against the last axes of x before its own (2.4.2)."""
+    return (weight @ x.unsqueeze(-1)).squeeze(-1)
+
+
+def compare(f: Callable[[Tensor, Tensor], Tensor]) -> Callable[[Tensor, Tensor], Tensor]:
+    return lambda a, b: f(a, b).to(torch.float64)
+
+
+ELEMENTWISE: dict[str, Callable[[Tensor], Tensor]] = {
+    "exp": torch.exp, "log": torch.log, "sqrt": torch.sqrt, "abs": torch.abs, "sign": torch.sign,
+    "sin": torch.sin, "cos": torch.cos, "floor": torch.floor, "sigmoid": torch.sigmoid,
+    "softplus": softplus, "silu": lambda x: x * torch.sigmoid(x), "tanh": torch.tanh,
+    "gelu": lambda x: x * 0.5 * (1 + torch.erf(x / math.sqrt(2))), "relu": torch.relu,
+    "smooth_abs": lambda x: torch.sqrt(x * x + 1e-6),
+    "smooth_sign": lambda x: x / torch.sqrt(x * x + 1e-6),
+    "neg": torch.neg,
+}  # fmt: skip
+
+BINARY: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "add": torch.add, "sub": torch.sub, "mul": torch.mul, "div": torch.div, "pow": torch.pow,
+    "lt": compare(torch.lt), "le": compare(torch.le), "gt": compare(torch.gt),
+    "ge": compare(torch.ge), "eq": compare(torch.eq),
+    "mod": lambda a, b: a - b * torch.floor(a / b), "min": torch.minimum, "max": torch.maximum,
+}  # fmt: skip
+
+# op -> f(arguments, info, shape of the term)
+OTHERS: dict[str, Callable[[list[Tensor], Any, Shape], Tensor]] = {
+    "clip": lambda a, i, s: torch.minimum(torch.maximum(a[0], a[1]), a[2]),
+    "where": lambda a, i, s: torch.where(a[0] != 0, a[1], a[2]),
+    "matmul": lambda a, i, s: a[0] @ a[1],
+    "dot": lambda a, i, s: (a[0] * a[1]).sum(-1),
+    "outer": lambda a, i, s: a[0].unsqueeze(-1) * a[1].unsqueeze(-2),
+    "length": lambda a, i, s: length(a[0], float(i)),
+    "unit": lambda a, i, s: unit(a[0]),
+    "frobenius": lambda a, i, s: root((a[0] * a[0]).sum()),
+    "sum": lambda a, i, s: a[0].sum() if i is None else a[0].sum(-1),
+    "mean": lambda a, i, s: a[0].mean() if i is None else a[0].mean(-1),
+    "solve": lambda a, i, s: torch.linalg.solve(a[1], a[0], left=False)
+    if a[0].ndim > 1
+    else torch.linalg.solve(a[1], a[0].unsqueeze(0), left=False).squeeze(0),
+    "qr": lambda a, i, s: orthogonal(a[0]),
+    "top": lambda a, i, s: top(a[0], i),
+    "softmax": lambda a, i, s: torch.softmax(a[0], -1),
+    "split": lambda a, i, s: split(a[0], i),
+    "join": lambda a, i, s: a[0].reshape(*a[0].shape[:-2], -1),
+    "column": lambda a, i, s: a[0].unsqueeze(-1),
+    "squeeze": lambda a, i, s: a[0].squeeze(-1),
+    "stack": lambda a, i, s: torch.stack(list(torch.broadcast_tensors(*a)), -1),
+    "concat": lambda a, i, s: concat(*a),
+    "reshape": lambda a, i, s: a[0].reshape([max(n, -1) for n in s]),
+    "transpose": lambda a, i, s: a[0].transpose(-1, -2),
+    "item": lambda a, i, s: a[0][i],
+    "index": lambda a, i, s: a[0][a[1].long()],
+    "linear": lambda a, i, s: product(a[1], a[0]),
+    "rms_norm": lambda a, i, s: rms_norm(*a),
+    "layer_norm": lambda a, i, s: layer_norm(*a),
+    "embed": lambda a, i, s: a[1][a[0].long()],
+    "cross_entropy": lambda a, i, s: cross_entropy(*a),
+    "range": lambda a, i, s: torch.arange(i, dtype=torch.float64),
+    "eye": lambda a, i, s: torch.eye(i, dtype=torch.float64),
+}  # fmt: skip

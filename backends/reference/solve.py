@@ -1,0 +1,159 @@
+"""What is solved and not stepped: `learn exact` and `learn implicit` (2.9.4)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from nlc.diagnostics import InternalError
+from nlc.system import Term
+
+from .evaluate import Scope
+from .frames import Arrays, Frame
+from .gates import OWN, learning
+
+if TYPE_CHECKING:
+    from .boxes import Run
+
+Objective = Callable[[Arrays], Tensor]
+
+
+def exact(run: Run, frame: Frame, name: str, role: str) -> Arrays:
+    """The state that minimises the objective, as a function of the pasts and this tick's inputs."""
+    box = frame.box
+    if box is None:
+        raise InternalError("nothing to solve")
+    state = box.state(name)
+    objective = state.rule.objective
+    if objective is None:
+        raise InternalError(f"`{name}` is solved and has no objective")
+    parts = weighted_distances(objective, name)
+    if parts is not None:
+        return {"": weighted_mean(run, frame, role, parts)}
+
+    def value(at: Arrays) -> Tensor:
+        return Scope(run, frame, role, {name: at}, objective=True).array(objective).sum()
+
+    zeros = {a.name: torch.zeros(state.shape(a), dtype=torch.float64) for a in state.form.arrays}
+    return minimise(value, zeros, run.recording)
+
+
+# ---- sums of weighted squared distances: the weighted mean (attention) --------------------------------
+
+
+def weighted_distances(objective: Term, name: str) -> list[tuple[Term | None, Term]] | None:
+    """`sum(w * length(v - z)^2)`, or a sum of such: the pairs (w, v)."""
+    parts = []
+    for term in addends(objective):
+        if term.op != "sum" or term.info is not None:
+            return None
+        inner = term.args[0]
+        weight, square = (inner.args[0], inner.args[1]) if inner.op == "mul" else (None, inner)
+        point = distance_to(square, name)
+        if point is None or names(point, name) or weight is not None and names(weight, name):
+            return None
+        parts.append((weight, point))
+    return parts
+
+
+def addends(term: Term) -> list[Term]:
+    if term.op != "add":
+        return [term]
+    return [*addends(term.args[0]), *addends(term.args[1])]
+
+
+def distance_to(term: Term, name: str) -> Term | None:
+    """v, if the term is `length(v - z)^2` or `length(z - v)^2`."""
+    if term.op != "pow" or term.args[1].op != "const" or term.args[1].info != 2:
+        return None
+    base = term.args[0]
+    if base.op != "length" or base.info != 2 or base.args[0].op != "sub":
+        return None
+    left, right = base.args[0].args
+    if is_state(right, name):
+        return left
+    return right if is_state(left, name) else None
+
+
+def is_state(term: Term, name: str) -> bool:
+    return term.op == "state" and term.info.name == name and not term.info.foreign
+
+
+def names(term: Term, name: str) -> bool:
+    return any(t.op in ("state", "apply") and t.info.name == name for t in term.walk())
+
+
+def weighted_mean(run: Run, frame: Frame, role: str, parts: list[tuple[Term | None, Term]]) -> Tensor:
+    total, weights = torch.zeros((), dtype=torch.float64), torch.zeros((), dtype=torch.float64)
+    scope = Scope(run, frame, role, objective=True)
+    for weight, point in parts:
+        v = scope.array(point)
+        w = torch.ones((), dtype=torch.float64) if weight is None else scope.array(weight)
+        w = w.expand(torch.broadcast_shapes(w.shape, v.shape[:-1]))
+        axes = tuple(range(w.ndim))
+        total = total + (w.unsqueeze(-1) * v).sum(axes)
+        weights = weights + w.sum()
+    return total / weights
+
+
+# ---- Newton's method ----------------------------------------------------------------------------------
+
+
+def minimise(objective: Objective, start: Arrays, recording: bool, tolerance: float = 1e-13) -> Arrays:
+    """One step for a quadratic objective, more for others; then as a function of all it depends on.
+
+    A step taken from the solution, with its graph, has the right derivatives of first order; two
+    have those of second order. For a quadratic objective one has all.
+    """
+    point = {n: a.detach() for n, a in start.items()}
+    steps = 0
+    for _ in range(100):
+        step = newton(objective, point, False)
+        point = {n: a + step[n] for n, a in point.items()}
+        steps += 1
+        size = max(float(a.abs().max()) for a in step.values())
+        if size <= tolerance * (1 + max(float(a.abs().max()) for a in point.values())):
+            break
+    else:
+        raise InternalError("Newton's method does not converge on an `exact` or `implicit` objective")
+    if recording:
+        for _ in range(1 if steps <= 2 else 2):
+            step = newton(objective, point, True)
+            point = {n: a + step[n] for n, a in point.items()}
+    return point
+
+
+def newton(objective: Objective, point: Arrays, create: bool) -> dict[str, Tensor]:
+    with torch.enable_grad(), learning(OWN):
+        flat = torch.cat([a.reshape(-1) for a in point.values()])
+        at = flat.detach().requires_grad_() if not flat.requires_grad else flat
+        value = objective(unflatten(at, point))
+        grad = torch.autograd.grad(value, at, create_graph=True)[0]
+        rows = [
+            torch.autograd.grad(g, at, create_graph=create, retain_graph=True, allow_unused=True)[0]
+            if g.requires_grad
+            else None
+            for g in grad
+        ]
+        matrix = torch.stack([torch.zeros_like(at) if r is None else r for r in rows])
+        step = -solved(matrix, grad)
+    return unflatten(step if create else step.detach(), point)
+
+
+def solved(matrix: Tensor, right: Tensor) -> Tensor:
+    """The shortest solution where there are several."""
+    answer, bad = torch.linalg.solve_ex(matrix, right)
+    if int(bad) or not bool(torch.isfinite(answer).all()):
+        return torch.linalg.pinv(matrix) @ right
+    return answer
+
+
+def unflatten(flat: Tensor, like: Arrays) -> dict[str, Tensor]:
+    out, at = {}, 0
+    for name, a in like.items():
+        out[name] = flat[at : at + a.numel()].reshape(a.shape)
+        at += a.numel()
+    return out

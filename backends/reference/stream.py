@@ -1,0 +1,336 @@
+"""A sequence, tick by tick (2.6, 2.7): losses, firings at the end of a tick, resets, ends."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from nlc.system import Box, Clock, Level, State
+
+from . import firing, optimizers
+from .boxes import Record, Run, Sample, writes_at_call
+from .evaluate import Scope, evaluate, resolve_later
+from .frames import Cell, Frame, Instance, Later, Missing, Value
+from .gates import Learner, gate, learning, sealed
+
+UNITS = ("never", "task", "step", "sequence", "token", "always")
+
+
+def speed(level: Level) -> tuple[int, float]:
+    """Slower levels compare smaller (2.6.3)."""
+    return UNITS.index(level.clock.unit), -level.clock.period
+
+
+def per_sample(level: Level) -> bool:
+    return level.clock.unit in ("token", "sequence", "always")
+
+
+# ---- one tick ---------------------------------------------------------------------------------------------
+
+
+def tick(run: Run, inputs: Mapping[str, Tensor | None]) -> Value:
+    """The inputs arrive; what waited for them happens; then the flow runs (2.7.1, 2.7.3)."""
+    sample = run.sample
+    with torch.set_grad_enabled(run.recording):
+        sample.tick += 1
+        sample.inputs[sample.tick] = dict(inputs)
+        settle(run)
+        frame = Frame(None, None, ("", ()), sample=run.index, tick=sample.tick, position=sample.position)
+        names: dict[str, object] = {}
+        given = {n: x for n, x in inputs.items()}
+        frame.inputs = {"read": dict(given), "write": dict(given)}
+        frame.names = {"read": names, "write": names}
+        run.flow_lines(frame, run.system.flow.lines)
+        answer = evaluate(run.system.flow.result, Scope(run, frame))
+        run.commit(frame)
+        uncalled(run, frame)
+        sample.pending = frame
+        loss_of(run, frame)
+    return answer
+
+
+def uncalled(run: Run, flow: Frame) -> None:
+    """A level that is never called exists once, and looks at each tick when the flow is over."""
+    for level in run.system.levels:
+        for box in level.boxes:
+            if not level.called and box.states:
+                frame = Frame(
+                    box, level, (box.path, ()), sample=run.index, tick=flow.tick, position=flow.position
+                )  # fmt: skip
+                run.run_box(frame, {})
+
+
+def loss_of(run: Run, frame: Frame) -> None:
+    """The loss of a tick, once its label is known (2.10.2)."""
+    term = run.system.flow.loss
+    if term is None or frame.tick in run.sample.losses:
+        return
+    try:
+        value = evaluate(term, Scope(run, frame))
+    except Missing:
+        return
+    if isinstance(value, Tensor):
+        run.sample.losses[frame.tick] = value.reshape(())
+
+
+def settle(run: Run) -> None:
+    """The end of the last tick, one event: the due boxes fire, then the due are reset (2.7.3)."""
+    sample = run.sample
+    frame = sample.pending
+    if frame is None:
+        return
+    with torch.set_grad_enabled(run.recording):
+        sample.pending = None
+        loss_of(run, frame)
+        levels = [level for level in run.system.levels if per_sample(level)]
+        for level in levels:
+            sample.ticks[level.name] = sample.ticks.get(level.name, 0) + 1
+            sample.spans.setdefault(level.name, []).append(frame.tick)
+        due = [v for v in levels if v.clock.unit == "token" and v.clock.fires(sample.ticks[v.name])]
+        fire_levels(run, due)
+        for level in sorted(levels, key=speed):
+            if level.resets.unit == "token" and level.resets.fires(sample.ticks[level.name]):
+                reset(run, level)
+        truncate(run)
+        sample.position += 1
+
+
+def fire_levels(run: Run, due: list[Level]) -> None:
+    """The order changes no number: what fires looks at what was (2.7.2)."""
+    starts = [(level, start_gradients(run, level)) for level in due]
+    for level in due:
+        for inst in instances(run, level):
+            if inst.period:
+                firing.fire(run, inst, list(inst.period))
+    for level, found in starts:
+        learn_starts(run, level, found)
+        fire_weights(run, level)
+        run.sample.spans[level.name] = []
+
+
+def instances(run: Run, level: Level) -> list[Instance]:
+    return [i for i in run.sample.instances.values() if i.level is level]
+
+
+# ---- starts that a level on tokens learns (2.11.4) ----------------------------------------------------------
+
+
+def start_gradients(run: Run, level: Level) -> dict[object, dict[str, Tensor]]:
+    """M@A: the gradient of A's losses since it fired, through M's start and M's writes since."""
+    cells = {k: c for k, c in run.sample.starts.items() if k[3] == level.name}
+    losses = losses_of(run, level)
+    if not cells or not losses:
+        return {}
+    wanted = [a for c in cells.values() for a in c.standing.values()]
+    with torch.enable_grad(), learning(Learner(level, "starts")):
+        ones = [(x, torch.ones_like(x)) for x in losses]
+        raw = iter(firing.grads_of(ones, wanted, run.recording))
+    allowed = run.transfers.enters(level)
+    found: dict[object, dict[str, Tensor]] = {}
+    for key, cell in cells.items():
+        grads = {n: firing.zeros_if(next(raw), a) for n, a in cell.standing.items()}
+        found[key] = {n: sealed(g, allowed, cell.standing) for n, g in grads.items()}
+    return found
+
+
+def losses_of(run: Run, level: Level) -> list[Tensor]:
+    ticks = run.sample.spans.get(level.name, [])
+    losses = [run.sample.losses[t] for t in ticks if t in run.sample.losses]
+    return [x for x in losses if x.requires_grad]
+
+
+def learn_starts(run: Run, level: Level, found: Mapping[object, dict[str, Tensor]]) -> None:
+    """By A's rule: that of A, or of the memory A calls that learns `loss`."""
+    if not found:
+        return
+    rule = rule_of(run, level)
+    if rule is None:
+        return
+    inst, state, frame = rule
+    lines = list({id(line): line for line in state.rule.learn.values()}.values())
+    scope = Scope(run, frame, "write", frame.frozen)
+    handed = run.transfers.handed(level, None)
+    jobs, places = [], []
+    for key, grads in found.items():
+        cell = run.sample.starts[key]
+        for array, grad in grads.items():
+            line = state.rule.learn.get(array, lines[0])
+            none = torch.zeros(0, 0, dtype=torch.float64)
+            name = (str(key), array)
+            per = ()
+            place = (array, ())
+            job = optimizers.Job(
+                name, line, inst, cell.rules, place, per, (), cell.kept[array], gate(grad, handed), none, none
+            )
+            jobs.append(job)
+            places.append((key, array))
+    answers = optimizers.amounts(run, scope, jobs)
+    made: dict[object, dict[str, Tensor]] = {}
+    for (key, array), job, (amount, keep) in zip(places, jobs, answers, strict=True):
+        kept = job.weight if keep is None else job.weight * keep
+        made.setdefault(key, {})[array] = kept + amount
+    for key, arrays in made.items():
+        run.sample.starts[key] = run.cell(arrays, arrays, arrays, run.sample.starts[key])
+
+
+def rule_of(run: Run, level: Level) -> tuple[Instance, State, Frame] | None:
+    for inst in instances(run, level):
+        for state in inst.box.states if inst.box else ():
+            if state.rule.learn and state.rule.uses_loss:
+                frame = run.sample.instances[inst.key].last
+                if frame is not None:
+                    return inst, state, frame
+    return None
+
+
+# ---- an owner on tokens -------------------------------------------------------------------------------------
+
+
+def fire_weights(run: Run, level: Level) -> None:
+    """Unnamed weights that live with a sequence: their owner's clock counts tokens."""
+    losses = losses_of(run, level)
+    if not level.owner or not run.sample.weights or not losses:
+        return
+    names = list(run.sample.weights)
+    cells = run.sample.weights
+    with torch.enable_grad(), learning(Learner(level, "weights")):
+        ones = [(x, torch.ones_like(x)) for x in losses]
+        raw = firing.grads_of(ones, [cells[n].standing[""] for n in names], run.recording)
+    by_path = {p: w for w in run.system.weights for p in paths_of(w.path, w.loops)}
+    host = Instance(None, level, (level.name, ()))
+    host.firings = run.sample.sequences.get(f"{level.name}:firings", 0)
+    run.sample.sequences[f"{level.name}:firings"] = host.firings + 1
+    frame = Frame(None, level, (level.name, ()), sample=run.index, count=host.firings + 1)
+    frame.inputs = frame.names = {"read": {}, "write": {}}
+    allowed = run.transfers.enters(level)
+    for line in level.learn:
+        jobs = []
+        for name, grad in zip(names, raw, strict=True):
+            if level.line_for(by_path[name]) is line:
+                cell = cells[name]
+                given = sealed(firing.zeros_if(grad, cell.standing[""]), allowed, cell.standing)
+                none = torch.zeros(0, 0, dtype=torch.float64)
+                jobs.append(
+                    optimizers.Job(
+                        (name, ""), line, host, cell.rules, ("", ()), (), (), cell.kept[""], given, none, none
+                    )
+                )
+        for job, (amount, keep) in zip(jobs, optimizers.amounts(run, Scope(run, frame, "write"), jobs), strict=True):
+            kept = {"": (job.weight if keep is None else job.weight * keep) + amount}
+            cells[job.name[0]] = run.cell(kept, kept, kept, cells[job.name[0]])
+
+
+def paths_of(path: str, loops: tuple[int, ...]) -> list[str]:
+    from ..parameters import paths
+
+    return list(paths(path, loops))
+
+
+# ---- resets and ends ----------------------------------------------------------------------------------------
+
+
+def reset(run: Run, level: Level) -> None:
+    """State, optimizer states and pasts go back to their start; the period ends (2.6.4, 2.6.5)."""
+    sample = run.sample
+    for inst in instances(run, level):
+        if level.partial == "flush" and inst.period:
+            firing.fire(run, inst, list(inst.period))
+        where = inst.key[0] + "".join(f"[{i}]" for i in inst.key[1])
+        run.passing.trace.append(Record(sample.tick, run.index, where, "reset"))
+        inst.cells, inst.frozen, inst.period, inst.firings, inst.last = {}, {}, [], 0, None
+    if level.owner:
+        sample.weights = {}
+    for key in [k for k in sample.starts if k[3] == level.name]:
+        del sample.starts[key]
+    for slot in [k for k, of in sample.slot_level.items() if of is level]:
+        sample.slots.pop(slot, None)
+    for product in [k for k in sample.products if isinstance(k, tuple) and owns(run, level, k[0])]:
+        del sample.products[product]
+    sample.ticks[level.name] = 0
+    sample.spans[level.name] = []
+    sample.resets[level.name] = sample.resets.get(level.name, 0) + 1
+
+
+def owns(run: Run, level: Level, key: object) -> bool:
+    return any(i.key == key and i.level is level for i in run.sample.instances.values())
+
+
+def finish(run: Run) -> None:
+    """The end of a sequence: what waits happens without its label, then levels on sequences fire,
+    then the due are reset (2.7.3). A new sequence begins with what is not reset.
+    """
+    sample = run.sample
+    with torch.set_grad_enabled(run.recording):
+        settle(run)
+        levels = [level for level in run.system.levels if per_sample(level)]
+        for level in levels:
+            sample.sequences[level.name] = sample.sequences.get(level.name, 0) + 1
+        due = [v for v in levels if v.clock.unit == "sequence" and v.clock.fires(sample.sequences[v.name])]
+        fire_levels(run, due)
+        for level in sorted(levels, key=speed):
+            if ends_with_sequence(level.resets, sample.sequences[level.name]):
+                reset(run, level)
+                sample.sequences[level.name] = 0
+        for slot in [k for k, of in sample.slot_level.items() if of is None]:
+            sample.slots.pop(slot, None)
+        sample.position = 0
+        run.ended = True
+
+
+def ends_with_sequence(clock: Clock, sequences: int) -> bool:
+    """Nothing that is reset within a sequence outlives it."""
+    return clock.unit == "token" or clock.unit == "sequence" and clock.fires(sequences)
+
+
+def end_of_call(run: Run) -> None:
+    """`partial drop` forgets a period that the call cuts short (2.6.5)."""
+    waiting = run.sample.pending.tick if run.sample.pending else None
+    for inst in run.sample.instances.values():
+        level = inst.level
+        if level is None or level.partial != "drop" or level.clock.unit != "token":
+            continue
+        now = run.sample.ticks.get(level.name, 0) + (waiting is not None)
+        if not level.clock.fires(now):
+            inst.period = []
+
+
+def truncate(run: Run) -> None:
+    """`backprop .. through N tokens`: constants at each multiple of N (2.11.2)."""
+    sample = run.sample
+    for inst in sample.instances.values():
+        if inst.level is None or inst.box is None:
+            continue
+        ticks = sample.ticks.get(inst.level.name, 0)
+        for name, cell in list(inst.cells.items()):
+            allowed = run.transfers.cut(inst.level, ticks, inst.box.state(name)) if ticks else None
+            if allowed is not None:
+                inst.cells[name] = cut_cell(cell, allowed)
+                if name in inst.frozen:
+                    inst.frozen[name] = cut_cell(inst.frozen[name], allowed)
+    for key, level in sample.slot_level.items():
+        ticks = sample.ticks.get(level.name, 0) if level is not None else 0
+        allowed = run.transfers.cut(level, ticks, None) if level is not None and ticks else None
+        if allowed is not None and key in sample.slots:
+            sample.slots[key] = tuple(gate(x, allowed) for x in sample.slots[key])
+
+
+def cut_cell(cell: Cell, allowed: object) -> Cell:
+    def cut(arrays: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        return {n: gate(a, allowed) for n, a in arrays.items()}  # type: ignore[arg-type]
+
+    rules = {k: cut_instance(i, allowed) for k, i in cell.rules.items()}
+    return replace(cell, kept=cut(cell.kept), value=cut(cell.value), rules=rules)
+
+
+def cut_instance(inst: Instance, allowed: object) -> Instance:
+    """An optimizer's states are part of the chain of states."""
+    inst = inst.fork()
+    inst.cells = {n: cut_cell(c, allowed) for n, c in inst.cells.items()}
+    inst.levels = {n: cut_instance(i, allowed) for n, i in inst.levels.items()}
+    return inst
+
+
+__all__ = ["Box", "Later", "Sample", "finish", "resolve_later", "settle", "tick", "writes_at_call"]
