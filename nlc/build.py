@@ -1,7 +1,7 @@
 """The tree, node by node, as the parser finishes each rule of the grammar.
 
-In: for each rule the tokens and values of its parts. Out: nodes of `syntax`. A method has the name of its rule.
-Nothing here recurses, so no text is too deep for it.
+In: for each rule the tokens and values of its parts. Out: nodes of `syntax`. A method has the name
+of its rule. Nothing here recurses, so no text is too deep for it.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class Clause:
 
 @dataclass(frozen=True, slots=True)
 class Group:
-    """An expression in brackets: the node keeps its own place, the whole has that of the brackets."""
+    """An expression in brackets: the node keeps its place, the whole has that of the brackets."""
 
     value: s.Expr
     span: Span

@@ -1,7 +1,8 @@
 """The one style. In: the text of a file. Out: the same file, indented and spaced.
 
-It works on the tokens, so comments, names and numbers stay as they were written; it settles indentation, blank lines,
-line breaks and the spaces between tokens. Spaces that bring neighbouring lines into a column stay.
+It works on the tokens, so comments, names and numbers stay as they were written; it settles
+indentation, blank lines, line breaks and the spaces between tokens. Spaces that bring neighbouring
+lines into a column stay.
 """
 
 from __future__ import annotations
@@ -20,7 +21,9 @@ WIDEST = 140  # a block on one line is no longer than this
 ROUNDS = 20
 
 _KEYWORDS = WORDS | {"always", "every", "in", "never", "nl", "per"}
-_CLAUSES = frozenset(["from", "through", "onto", "for", "after", "before", "once", "first", "order"])
+_CLAUSES = frozenset(
+    ["from", "through", "onto", "for", "after", "before", "once", "first", "order"]
+)
 
 
 def format_source(source: Source) -> tuple[str | None, list[Diagnostic]]:
@@ -73,7 +76,9 @@ def _present(token: Token | None) -> Token:
 
 @dataclass(slots=True)
 class _Breaker:
-    """Breaks the tokens into lines: one statement each, but a block that was on one line stays there."""
+    """Breaks the tokens into lines: one statement each, but a block that was on one line stays
+    there.
+    """
 
     tokens: list[Token]
     lines: list[_Line] = field(default_factory=list)
@@ -330,7 +335,9 @@ def _placed(lines: list[_Line], wide: set[tuple[int, int]]) -> list[_Columns]:
 
 
 def _indent(line: _Line, found: dict[int, int]) -> int:
-    """Two spaces a block; what goes on keeps its place under its bracket, or behind its first line."""
+    """Two spaces a block; what goes on keeps its place under its bracket, or behind its first
+    line.
+    """
     start = line.goes_on_from
     if start is None or start is line:
         return INDENT * line.depth
@@ -357,4 +364,3 @@ def _shown(line: _Line, columns: _Columns) -> str:
     if line.comment is not None:
         text = text.ljust(columns.comment) + line.comment.span.text.rstrip()
     return ("\n" if line.blank_before else "") + text
-

@@ -1,7 +1,9 @@
-"""Tokens to lines. In: all tokens of a file. Out: those that the parser reads, a line end where a statement ends.
+"""Tokens to lines. In: all tokens of a file. Out: those that the parser reads, a line end where a
+statement ends.
 
-Comments are dropped; so are line ends inside ( ) and [ ] and where a line goes on. Brackets and braces are made to
-pair: one that is missing is put in place, and carries the fault. So the parser always sees whole lines and blocks.
+Comments are dropped; so are line ends inside ( ) and [ ] and where a line goes on. Brackets and
+braces are made to pair: one that is missing is put in place, and carries the fault. So the parser
+always sees whole lines and blocks.
 """
 
 from __future__ import annotations
@@ -14,19 +16,21 @@ from .tokens import CLOSER, GOES_ON, Token
 
 DEEPEST = 100  # brackets and braces in each other
 LONGEST = 200  # operators in one expression, those of the brackets around it included
-WORDS = frozenset(
-    "assume cite def flow learn level linearise memory objective optimizer partial read repeat reset retain return "
-    "set state system transfer use write".split()
-)
+_WORDS = """
+    assume cite def flow learn level linearise memory objective optimizer partial read repeat
+    reset retain return set state system transfer use write
+"""
+WORDS = frozenset(_WORDS.split())
 """The words that begin a statement."""
 _OPERATORS = frozenset("+-*/@^.([")
 
 
-@dataclass(frozen=True, slots=True)
 class TooDeep(Exception):
     """A text that no reader of the tree could follow."""
 
-    diagnostic: Diagnostic
+    def __init__(self, diagnostic: Diagnostic) -> None:
+        super().__init__(diagnostic.message)
+        self.diagnostic = diagnostic
 
 
 def arrange(tokens: list[Token]) -> list[Token]:
@@ -45,7 +49,9 @@ def made(text: str, at: Span, fault: Diagnostic | None = None, kind: str = "symb
 
 @dataclass(slots=True)
 class _Brackets:
-    """What is open: the brackets, with the place of each in `out`, and the operators counted since."""
+    """What is open: the brackets, with the place of each in `out`, and the operators counted
+    since.
+    """
 
     out: list[Token] = field(default_factory=list)
     open: list[tuple[Token, int, int]] = field(default_factory=list)  # opener, place, its line end
@@ -63,11 +69,17 @@ class _Brackets:
         elif text in _OPERATORS:
             self.operators[-1] += 1
         if len(self.open) + self.braces > DEEPEST:
-            raise _too(token, f"brackets and braces are read {DEEPEST} deep, and no deeper",
-                       "give the inner parts names on lines of their own")  # fmt: skip
+            raise _too(
+                token,
+                f"brackets and braces are read {DEEPEST} deep, and no deeper",
+                "give the inner parts names on lines of their own",
+            )
         if sum(self.operators) > LONGEST:
-            raise _too(token, f"an expression has at most {LONGEST} operators",
-                       "give parts of it names on lines of their own")  # fmt: skip
+            raise _too(
+                token,
+                f"an expression has at most {LONGEST} operators",
+                "give parts of it names on lines of their own",
+            )
 
 
 def _too(token: Token, message: str, help: str) -> TooDeep:
@@ -75,7 +87,9 @@ def _too(token: Token, message: str, help: str) -> TooDeep:
 
 
 def _pair_brackets(tokens: list[Token]) -> list[Token]:
-    """Line ends are kept outside brackets only, and every bracket is closed on its line or where it should be."""
+    """Line ends are kept outside brackets only, and every bracket is closed on its line or where
+    it should be.
+    """
     state = _Brackets()
     at = 0
     while at < len(tokens):
@@ -100,7 +114,9 @@ def _pair_brackets(tokens: list[Token]) -> list[Token]:
 
 
 def _ends_brackets(tokens: list[Token], at: int) -> bool:
-    """Here no bracket can be open: at a brace, at the end, and where a line begins like a statement."""
+    """Here no bracket can be open: at a brace, at the end, and where a line begins like a
+    statement.
+    """
     token = tokens[at]
     if token.kind == "end" or (token.kind == "symbol" and token.text in "{}"):
         return True
@@ -116,14 +132,20 @@ def _ends_brackets(tokens: list[Token], at: int) -> bool:
 
 
 def _close_at_line_end(state: _Brackets, tokens: list[Token]) -> int:
-    """Close all that is open at the end of the line that opened the first; reading goes on from there."""
+    """Close all that is open at the end of the line that opened the first; reading goes on from
+    there.
+    """
     opener, place, at = state.open[0]
     end = next(i for i in range(at, len(tokens)) if _is_line_end(tokens[i]))
     line = tokens[at:end]
     if line and line[-1].kind == "symbol" and line[-1].text == ",":
         line.pop()
-    fault = Diagnostic("NL001", f"`{opener.text}` is never closed", opener.span,
-                       f"close it with `{CLOSER[opener.text]}`")  # fmt: skip
+    fault = Diagnostic(
+        "NL001",
+        f"`{opener.text}` is never closed",
+        opener.span,
+        f"close it with `{CLOSER[opener.text]}`",
+    )
     del state.out[place:]
     state.open, state.operators = [], [0]
     state.out += _balanced([replace(opener, fault=fault), *line[1:]], tokens[end])
@@ -135,7 +157,9 @@ def _is_line_end(token: Token) -> bool:
 
 
 def _balanced(line: list[Token], end: Token) -> list[Token]:
-    """The rest of a line with what it leaves open closed, innermost first, and what closes nothing left out."""
+    """The rest of a line with what it leaves open closed, innermost first, and what closes nothing
+    left out.
+    """
     out: list[Token] = []
     waiting: list[str] = []
     for token in line:
@@ -153,15 +177,21 @@ def _closing(state: _Brackets, token: Token) -> Token:
     """A closing bracket as it should be, with the fault if it was not."""
     if not state.open:
         message = f"nothing is open here that `{token.text}` could close"
-        return Token("nothing", "", token.span,
-                     Diagnostic("NL001", message, token.span, "take it out"))  # fmt: skip
+        return Token(
+            "nothing", "", token.span, Diagnostic("NL001", message, token.span, "take it out")
+        )
     opener, _, _ = state.open.pop()
     state.operators.pop()
     wanted = CLOSER[opener.text]
     if token.text == wanted:
         return token
-    fault = Diagnostic("NL001", f"`{opener.text}` is closed by `{token.text}`", token.span,
-                       f"write `{wanted}`", others=(Label(opener.span, "opened here"),))  # fmt: skip
+    fault = Diagnostic(
+        "NL001",
+        f"`{opener.text}` is closed by `{token.text}`",
+        token.span,
+        f"write `{wanted}`",
+        others=(Label(opener.span, "opened here"),),
+    )
     return replace(token, text=wanted, fault=fault)
 
 
@@ -221,8 +251,7 @@ class _Braces:
                 if self.by_columns:
                     self._close_deeper(token, column, line)
             if token.kind == "end":
-                while self.open:
-                    self._close_missing(token)
+                self._close_all(token)
             if token.kind == "symbol" and token.text == "{":
                 self.open.append((len(self.out), column, line))
             elif token.kind == "symbol" and token.text == "}":
@@ -236,17 +265,24 @@ class _Braces:
         return Diagnostic("NL001", message, span, help)
 
     def _close_deeper(self, token: Token, column: int, line: int) -> None:
-        """A line that begins no further right than the one that opened a block is no part of that block."""
+        """A line that begins no further right than the one that opened a block is no part of that
+        block.
+        """
         while self.open and self.open[-1][2] < line:
             opened = self.open[-1][1]
             if opened < column or (opened == column and token.text == "}"):
                 return
             self._close_missing(token)
 
-    def _close_missing(self, token: Token) -> None:
+    def _close_all(self, end: Token) -> None:
+        """At the end of the file: a text cut short is one mistake, told at what was opened last."""
+        for at in range(len(self.open)):
+            self._close_missing(end, tells=at == 0)
+
+    def _close_missing(self, token: Token, tells: bool = True) -> None:
         place, _, _ = self.open.pop()
         opener = self.out[place]
-        if opener.fault is None:
+        if tells and opener.fault is None:
             fault = self._fault(opener.span, "`{` is never closed", "close it with `}`")
             self.out[place] = replace(opener, fault=fault)
         self.out.append(made("}", token.span))
@@ -261,7 +297,9 @@ class _Braces:
         return Token("nothing", "", token.span, fault)
 
     def _is_stray(self, token: Token, column: int, line: int) -> bool:
-        """Of a block of several lines, the brace begins a line, no further right than the block's first."""
+        """Of a block of several lines, the brace begins a line, no further right than the block's
+        first.
+        """
         _, opened, at = self.open[-1]
         return at < line and (token.span.column != column or opened < column)
 

@@ -1,7 +1,8 @@
-"""What is wrong with a line. In: a statement, the token that cannot stand where it does, and what could.
-Out: the message, and how to go on: a mended line if only one reading is possible.
+"""What is wrong with a line. In: a statement, the token that cannot stand where it does, and what
+could. Out: the message, and how to go on: a mended line if only one reading is possible.
 
-Each reading below is a short function that knows one mistake; the first that recognises its own wins.
+Each reading below is a short function that knows one mistake; the first that recognises its own
+wins.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from .lines import WORDS, made
 from .text import Span
 from .tokens import GOES_ON, Token, slip
 
-ITEMS = frozenset("use cite def memory optimizer system".split())
+ITEMS = frozenset(["use", "cite", "def", "memory", "optimizer", "system"])
 """The words that begin a line outside any block."""
 
 _FAMILIES = {
@@ -23,14 +24,32 @@ _FAMILIES = {
     "KIND": ("condition", "backprop", "init", "generate"),
 }
 _SHOWN = {
-    "NAME": "a name", "INT": "a number", "NUMBER": "a number", "STRING": "a path in quotes",
+    "NAME": "a name",
+    "INT": "a number",
+    "NUMBER": "a number",
+    "STRING": "a path in quotes",
     "UNIT": "a unit (`tokens`, `sequences`, `steps`, `tasks`)",
-    "KIND": "`condition`, `backprop`, `init` or `generate`", "_NL": "the end of the line",
-    "_ARROW": "`->`", "_ADD": "`+=`", "SUM": "an operator", "PRODUCT": "an operator",
-    "CIRCUMFLEX": "an operator", "COMPARE": "an operator", "MINUS": "a value", "LPAR": "`(`",
-    "RPAR": "`)`", "LSQB": "`[`", "RSQB": "`]`", "LBRACE": "`{`", "RBRACE": "`}`",
-    "COMMA": "`,`", "COLON": "`:`", "EQUAL": "`=`", "DOT": "`.`", "$END": "the end of the file",
-}  # fmt: skip
+    "KIND": "`condition`, `backprop`, `init` or `generate`",
+    "_NL": "the end of the line",
+    "_ARROW": "`->`",
+    "_ADD": "`+=`",
+    "SUM": "an operator",
+    "PRODUCT": "an operator",
+    "CIRCUMFLEX": "an operator",
+    "COMPARE": "an operator",
+    "MINUS": "a value",
+    "LPAR": "`(`",
+    "RPAR": "`)`",
+    "LSQB": "`[`",
+    "RSQB": "`]`",
+    "LBRACE": "`{`",
+    "RBRACE": "`}`",
+    "COMMA": "`,`",
+    "COLON": "`:`",
+    "EQUAL": "`=`",
+    "DOT": "`.`",
+    "$END": "the end of the file",
+}
 _SIGNS = {"COLON": ":", "EQUAL": "=", "_ARROW": "->", "LBRACE": "{", "IN": "in", "EVERY": "every"}
 _VALUE = frozenset({"NAME", "INT", "NUMBER", "MINUS", "LPAR", "LSQB"})
 _ELSEWHERE = {
@@ -39,7 +58,7 @@ _ELSEWHERE = {
     "elif": "there are no conditionals: `where(c, a, b)` chooses element by element",
     "while": "there are no open loops: `repeat 4 { .. }` or `repeat p in periods { .. }`",
     "for": "a loop is `repeat 4 { .. }` or `repeat p in periods { .. }`",
-    "import": "another file is brought in by `use \"memory/attend\"`",
+    "import": 'another file is brought in by `use "memory/attend"`',
     "and": "there are no Booleans: multiply two comparisons",
     "or": "there are no Booleans: `max` of two comparisons",
     "not": "there are no Booleans: `1 - (a < b)`",
@@ -47,7 +66,7 @@ _ELSEWHERE = {
     "let": "a line that gives a value is `name = value`",
     "var": "a line that gives a value is `name = value`",
     "const": "a line that gives a value is `name = value`",
-}  # fmt: skip
+}
 _CLAUSES = {
     "transfer": (("through", "first"), "`through 512 tokens first order`"),
     "state": (("per", "="), "`per heads = start`"),
@@ -58,7 +77,9 @@ _CLAUSES = {
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """A statement up to its end, or to the brace of its block; `at` is the token that cannot stand there."""
+    """A statement up to its end, or to the brace of its block; `at` is the token that cannot stand
+    there.
+    """
 
     tokens: tuple[Token, ...]
     at: int
@@ -90,8 +111,9 @@ class Line:
 class Mistake:
     """The message, and how to go on.
 
-    `mended` takes the place of the wrong token and those after it (`replaced` in all), or, if `whole`, of the line's
-    first `replaced` tokens. Without it the line is left out, up to its end or to its token `resume`.
+    `mended` takes the place of the wrong token and those after it (`replaced` in all), or, if
+    `whole`, of the line's first `replaced` tokens. Without it the line is left out, up to its end
+    or to its token `resume`.
     """
 
     diagnostic: Diagnostic
@@ -171,7 +193,9 @@ def _misspelt_statement(line: Line) -> Mistake | None:
         return None
     word = line.first.text
     if word in _ELSEWHERE:
-        return Mistake(Diagnostic("NL001", f"`{word}` is not a statement", line.first.span, _ELSEWHERE[word]))
+        return Mistake(
+            Diagnostic("NL001", f"`{word}` is not a statement", line.first.span, _ELSEWHERE[word])
+        )
     if line.wrong.text in ("(", ".", "[", ":", "==") or line.over:
         return _no_value(line)
     meant = close(word, WORDS)
@@ -184,7 +208,9 @@ def _misspelt_statement(line: Line) -> Mistake | None:
 def _word_meant(line: Line, message: str, meant: str, known: Iterable[str]) -> Mistake:
     first = line.first
     told = _meant(first.span, message, meant)
-    return Mistake(told, (replace(first, text=meant), *line.tokens[1 : line.at + 1]), True, line.at + 1)
+    return Mistake(
+        told, (replace(first, text=meant), *line.tokens[1 : line.at + 1]), True, line.at + 1
+    )
 
 
 def _meant(span: Span, message: str, meant: str) -> Diagnostic:
@@ -200,17 +226,27 @@ def _no_value(line: Line) -> Mistake | None:
         fault = slip("NL001", wrong.span, "a name is given its value by `=`; `==` compares", "=")
         return Mistake(fault, (replace(wrong, text="="),))
     if wrong.text == ":":
-        return Mistake(Diagnostic("NL001", f"`{word} :` declares nothing", span, f"write `state {word} : ..`"),
-                       (made("state", span, kind="word"), *line.tokens[: line.at + 1]), True, line.at + 1)  # fmt: skip
+        return Mistake(
+            Diagnostic("NL001", f"`{word} :` declares nothing", span, f"write `state {word} : ..`"),
+            (made("state", span, kind="word"), *line.tokens[: line.at + 1]),
+            True,
+            line.at + 1,
+        )
     meant = close(word, WORDS)
     if meant is not None and wrong.text != "." and wrong.text != "[":
         return _word_meant(line, f"`{word}` is not a statement", meant, WORDS)
     if wrong.text == "(":
-        message, help = f"the value of `{word}(..)` goes nowhere", f"`name = {word}(..)`, or `read {word}(..)`"
+        message, help = (
+            f"the value of `{word}(..)` goes nowhere",
+            f"`name = {word}(..)`, or `read {word}(..)`",
+        )
     elif line.over:
         message, help = f"`{word}` alone is not a statement", f"`name = {word}`, or `read {word}`"
     else:
-        message, help = "only a plain name can be given a value", "a state changes by `learn`, `write` or `set`"
+        message, help = (
+            "only a plain name can be given a value",
+            "a state changes by `learn`, `write` or `set`",
+        )
     return Mistake(Diagnostic("NL001", message, span, help))
 
 
@@ -225,10 +261,18 @@ def _clauses(line: Line) -> Mistake | None:
     starts = [i for i, token in enumerate(line.tokens) if token.text in words and _outer(line, i)]
     if [line.tokens[i].text for i in starts] != [*reversed(words)]:
         return None
-    parts = [line.tokens[a:b] for a, b in zip(starts, [*starts[1:], len(line.tokens) - 1], strict=True)]
+    parts = [
+        line.tokens[a:b] for a, b in zip(starts, [*starts[1:], len(line.tokens) - 1], strict=True)
+    ]
     span = parts[0][0].span.to(parts[-1][-1].span)
     text = " ".join(part[0].span.to(part[-1].span).text for part in reversed(parts))
-    told = Diagnostic("NL005", f"the order is {right}", span, f"write `{text}`", fix=Fix(span, text, f"write `{text}`"))
+    told = Diagnostic(
+        "NL005",
+        f"the order is {right}",
+        span,
+        f"write `{text}`",
+        fix=Fix(span, text, f"write `{text}`"),
+    )
     mended = [*line.tokens[: starts[0]], *(token for part in reversed(parts) for token in part)]
     return Mistake(told, tuple(mended), True, len(mended))
 
@@ -248,8 +292,12 @@ def _reserved(line: Line) -> Mistake | None:
     token = line.tokens[at]
     if token.kind != "word" or token.text not in RESERVED:
         return None
-    told = Diagnostic("NL001", f"`{token.text}` is a word of the language and cannot name a thing", token.span,
-                      f"choose another name, such as `{token.text}_`")  # fmt: skip
+    told = Diagnostic(
+        "NL001",
+        f"`{token.text}` is a word of the language and cannot name a thing",
+        token.span,
+        f"choose another name, such as `{token.text}_`",
+    )
     named = replace(token, type="NAME")
     if at == line.at:
         return Mistake(told, (named,))
@@ -273,7 +321,9 @@ def _elsewhere(line: Line) -> Mistake | None:
     word = line.wrong.text
     if line.wrong.kind != "word" or word not in _ELSEWHERE:
         return None
-    return Mistake(Diagnostic("NL001", f"`{word}` cannot stand here", line.wrong.span, _ELSEWHERE[word]))
+    return Mistake(
+        Diagnostic("NL001", f"`{word}` cannot stand here", line.wrong.span, _ELSEWHERE[word])
+    )
 
 
 def _new_line(line: Line) -> Mistake | None:
@@ -287,8 +337,13 @@ def _new_line(line: Line) -> Mistake | None:
     if not starts and not after_block:
         return None
     place = Span(line.wrong.span.source, line.wrong.span.start, line.wrong.span.start)
-    told = Diagnostic("NL001", "a statement begins on a line of its own, or after `;`", line.wrong.span,
-                      "put `;` in front of it", fix=Fix(place, "; ", "put `;` in front of it"))  # fmt: skip
+    told = Diagnostic(
+        "NL001",
+        "a statement begins on a line of its own, or after `;`",
+        line.wrong.span,
+        "put `;` in front of it",
+        fix=Fix(place, "; ", "put `;` in front of it"),
+    )
     return Mistake(told, (made("\n", line.wrong.span, kind="newline"), line.wrong))
 
 
@@ -304,14 +359,26 @@ def _unit(line: Line) -> Mistake | None:
     if not told_by or words[-1] in ("every", "assume"):
         return None
     start = len(words) - words[::-1].index(told_by)
-    amount = line.tokens[start].span.to(line.before.span).text if told_by != "assume" else line.before.text
+    amount = (
+        line.tokens[start].span.to(line.before.span).text
+        if told_by != "assume"
+        else line.before.text
+    )
     span = line.before.span
     if told_by == "every":
-        told = Diagnostic("NL201", f"a frequency needs a unit: `every {amount} tokens`", span,
-                          "add `tokens`, `sequences`, `steps` or `tasks`")  # fmt: skip
+        told = Diagnostic(
+            "NL201",
+            f"a frequency needs a unit: `every {amount} tokens`",
+            span,
+            "add `tokens`, `sequences`, `steps` or `tasks`",
+        )
     else:
-        told = Diagnostic("NL001", f"`{amount}` needs a unit: `{amount} tokens`", span,
-                          "add `tokens`, `sequences`, `steps` or `tasks`")  # fmt: skip
+        told = Diagnostic(
+            "NL001",
+            f"`{amount}` needs a unit: `{amount} tokens`",
+            span,
+            "add `tokens`, `sequences`, `steps` or `tasks`",
+        )
     return Mistake(told, (made("tokens", line.wrong.span, kind="word"), line.wrong))
 
 
@@ -328,7 +395,11 @@ def _arrow(line: Line) -> Mistake | None:
         return Mistake(Diagnostic("NL001", message, wrong.span, fix.title, fix=fix), (sign, wrong))
     if wrong.text in ("-", ">", "=", ":", "+=", "<", "<=", ">="):
         after = line.tokens[line.at + 1]
-        double = wrong.text in ("-", "<") and after.text in (">", "-") and after.span.start == wrong.span.end
+        double = (
+            wrong.text in ("-", "<")
+            and after.text in (">", "-")
+            and after.span.start == wrong.span.end
+        )
         span = wrong.span.to(after.span) if double else wrong.span
         fault = slip("NL001", span, f"an arrow is written `->`, not `{span.text}`", "->")
         return Mistake(fault, (sign,), replaced=1 + double)
@@ -338,12 +409,16 @@ def _arrow(line: Line) -> Mistake | None:
 def _instead(line: Line) -> Mistake | None:
     """`state M = matrix(n)`, `state M matrix(n)`: one sign in the place of another, or none."""
     wanted = [sign for kind, sign in _SIGNS.items() if kind in line.expected]
-    if len(wanted) != 1 or _VALUE <= line.expected or line.over or line.wrong.text == "{":
+    if len(wanted) != 1 or line.over or line.wrong.text == "{":
+        return None
+    if line.expected >= _VALUE or "SUM" in line.expected:
         return None
     sign, wrong = wanted[0], line.wrong
     if wrong.text in ("=", ":", "==", ":=", "of", "with"):
         fault = slip("NL001", wrong.span, f"`{sign}` stands here, not `{wrong.text}`", sign)
-        return Mistake(fault, (made(sign, wrong.span, kind="word" if sign.isalpha() else "symbol"),))
+        return Mistake(
+            fault, (made(sign, wrong.span, kind="word" if sign.isalpha() else "symbol"),)
+        )
     if sign == "{":
         return None
     place = Span(wrong.span.source, wrong.span.start, wrong.span.start)
@@ -362,10 +437,17 @@ def _quotes(line: Line) -> Mistake | None:
         span = wrong.span.to(end.span)
         write = f'"{span.text}"'
         fault = slip("NL001", span, "a path or a source stands in double quotes", write)
-        return Mistake(fault, (Token("string", write, span),), replaced=len(line.tokens) - 1 - line.at)
+        return Mistake(
+            fault, (Token("string", write, span),), replaced=len(line.tokens) - 1 - line.at
+        )
     if wrong.kind == "string" and "NAME" in line.expected and wrong.text[1:-1].isidentifier():
         write = wrong.text[1:-1]
-        fault = slip("NL001", wrong.span, "there are no strings: a function's name stands without quotes", write)
+        fault = slip(
+            "NL001",
+            wrong.span,
+            "there are no strings: a function's name stands without quotes",
+            write,
+        )
         return Mistake(fault, (replace(wrong, kind="word", text=write, type="NAME"),))
     return None
 
@@ -375,7 +457,9 @@ def _compared_twice(line: Line) -> Mistake | None:
     signs = ("<", ">", "<=", ">=", "==")
     if line.wrong.text not in signs or all(t.text not in signs for t in line.tokens[: line.at]):
         return None
-    told = Diagnostic("NL001", "one comparison at a time", line.wrong.span, "multiply two: `(a < b) * (b < c)`")
+    told = Diagnostic(
+        "NL001", "one comparison at a time", line.wrong.span, "multiply two: `(a < b) * (b < c)`"
+    )
     return Mistake(told)
 
 
@@ -387,7 +471,9 @@ def _too_short(line: Line) -> Mistake | None:
     if before is None:
         return None
     if "LBRACE" in line.expected and line.over:
-        told = Diagnostic("NL001", "`{` is missing: a block follows here", before.span, "add `{ .. }`")
+        told = Diagnostic(
+            "NL001", "`{` is missing: a block follows here", before.span, "add `{ .. }`"
+        )
         return Mistake(told)
     if before.kind == "word" and line.expected >= _VALUE:
         message = f"`{before.text}` needs a value"
@@ -435,7 +521,7 @@ def _expected(kinds: frozenset[str]) -> str:
     return shown[0] if len(shown) == 1 else f"{', '.join(shown[:-1])} or {shown[-1]}"
 
 
-RESERVED = WORDS | frozenset("always every in never nl per".split())
+RESERVED = WORDS | frozenset(["always", "every", "in", "never", "nl", "per"])
 
 _READINGS: tuple[Callable[[Line], Mistake | None], ...] = (
     _clauses,

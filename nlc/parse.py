@@ -1,8 +1,8 @@
 """Text to tree. In: a `Source`. Out: the tree, and every mistake of syntax in it.
 
-A line is a statement, so one mistake never hides the next: the parser remembers how deep its stack was when the
-statement began. At a mistake it goes back there and on from the next line; where only one reading is possible
-(a misspelt word, a missing arrow) it mends the line and keeps it.
+A line is a statement, so one mistake never hides the next: the parser remembers how deep its stack
+was when the statement began. At a mistake it goes back there and on from the next line; where only
+one reading is possible (a misspelt word, a missing arrow) it mends the line and keeps it.
 """
 
 from __future__ import annotations
@@ -17,7 +17,6 @@ from typing import Any, cast
 from lark import Lark
 from lark.exceptions import UnexpectedToken
 from lark.lexer import Lexer
-from lark.parsers.lalr_interactive_parser import InteractiveParser
 
 from . import syntax
 from .build import BROKEN, Builder
@@ -33,7 +32,9 @@ MOST = 50  # messages
 
 
 def parse(source: Source) -> tuple[syntax.File | None, list[Diagnostic]]:
-    """The tree and the mistakes, in the order of the text. No tree only if nothing could be made of it."""
+    """The tree and the mistakes, in the order of the text. No tree only if nothing could be made
+    of it.
+    """
     refused = _refused(source)
     if refused is not None:
         return None, [refused]
@@ -61,8 +62,12 @@ def _refused(source: Source) -> Diagnostic | None:
     control = re.search(r"[\x00-\x08\x0e-\x1f]", text)
     if control is not None:
         message = f"this is not a text file: it holds the character {described(control[0])}"
-        return Diagnostic("NL001", message, Span(source, control.start(), control.end()),
-                          "check that this is a spec")  # fmt: skip
+        return Diagnostic(
+            "NL001",
+            message,
+            Span(source, control.start(), control.end()),
+            "check that this is a spec",
+        )
     return None
 
 
@@ -125,7 +130,7 @@ class _Run:
     source: Source
     tokens: list[Token]
     messages: list[Diagnostic] = field(default_factory=list)
-    parser: InteractiveParser = field(default_factory=lambda: _lark().parse_interactive(""))
+    parser: Any = field(default_factory=lambda: _lark().parse_interactive(""))
     mark: _Mark = field(default_factory=lambda: _Mark(0, 0))
     outer: list[_Mark] = field(default_factory=list)
     stray: bool = False  # the last line stood outside any block
@@ -166,7 +171,9 @@ class _Run:
         return len(self.parser.parser_state.state_stack)
 
     def _feed(self, token: Token) -> bool:
-        """Give the parser one token, as the most special kind that it takes here. False, and no change, if none."""
+        """Give the parser one token, as the most special kind that it takes here. False, and no
+        change, if none.
+        """
         state = self.parser.parser_state
         known = self.parser.choices()
         wanted = (token.type,) if token.type else candidates(token.text)
@@ -272,7 +279,9 @@ class _Run:
         return Line(tuple(self.tokens[start : end + 1]), at - start, expected, bool(self.outer))
 
     def _mend(self, at: int, mistake: Mistake) -> int:
-        """Put the mended tokens in the place of the line so far, or of the one token, and read them."""
+        """Put the mended tokens in the place of the line so far, or of the one token, and read
+        them.
+        """
         assert mistake.mended is not None
         if mistake.whole:
             self._rewind()

@@ -24,21 +24,50 @@ _MAY_STAND: dict[str, tuple[type[s.Node], ...]] = {
     "repeat": (s.Bind, s.Add, s.Repeat),
 }
 _SHOWN = {
-    "system": "a system", "flow": "a flow", "level": "a level", "memory": "a memory",
-    "optimizer": "an optimizer", "state": "the braces of a state", "def": "a `def`",
-    "repeat": "a `repeat`", "inner": "a level of an optimizer",
-}  # fmt: skip
+    "system": "a system",
+    "flow": "a flow",
+    "level": "a level",
+    "memory": "a memory",
+    "optimizer": "an optimizer",
+    "state": "the braces of a state",
+    "def": "a `def`",
+    "repeat": "a `repeat`",
+    "inner": "a level of an optimizer",
+}
 _MAY_STAND["inner"] = tuple(kind for kind in _MAY_STAND["level"] if kind is not s.Read)
 _WORDS: dict[type[s.Node], str] = {
-    s.Bind: "=", s.Add: "+=", s.Repeat: "repeat", s.Return: "return", s.Cite: "cite",
-    s.Level: "level", s.Flow: "flow", s.Assume: "assume", s.Transfer: "transfer",
-    s.State: "state", s.Objective: "objective", s.Retain: "retain", s.Learn: "learn",
-    s.Write: "write", s.Set: "set", s.Read: "read", s.Linearise: "linearise",
-    s.Reset: "reset", s.Partial: "partial",
-}  # fmt: skip
+    s.Bind: "=",
+    s.Add: "+=",
+    s.Repeat: "repeat",
+    s.Return: "return",
+    s.Cite: "cite",
+    s.Level: "level",
+    s.Flow: "flow",
+    s.Assume: "assume",
+    s.Transfer: "transfer",
+    s.State: "state",
+    s.Objective: "objective",
+    s.Retain: "retain",
+    s.Learn: "learn",
+    s.Write: "write",
+    s.Set: "set",
+    s.Read: "read",
+    s.Linearise: "linearise",
+    s.Reset: "reset",
+    s.Partial: "partial",
+}
 _ONCE = (
-    s.Objective, s.Retain, s.Write, s.Set, s.Read, s.Linearise, s.Reset, s.Partial, s.Flow, s.Return,
-)  # fmt: skip
+    s.Objective,
+    s.Retain,
+    s.Write,
+    s.Set,
+    s.Read,
+    s.Linearise,
+    s.Reset,
+    s.Partial,
+    s.Flow,
+    s.Return,
+)
 
 
 def placement(file: s.File) -> list[Diagnostic]:
@@ -60,9 +89,12 @@ def _second_systems(file: s.File) -> Iterator[Diagnostic]:
 
 def _second(rule: str, second: s.Node, first: s.Node) -> Diagnostic:
     return Diagnostic(
-        "NL006", f"{rule}; this is the second", second.span, "take one of them out",
+        "NL006",
+        f"{rule}; this is the second",
+        second.span,
+        "take one of them out",
         others=(Label(first.span, "the first"),),
-    )  # fmt: skip
+    )
 
 
 def _block(block: s.Block, kind: str) -> Iterator[Diagnostic]:
@@ -131,9 +163,12 @@ def _order(call: s.Call) -> Iterator[Diagnostic]:
         elif named is not None:
             message = "an argument without a name stands after a named one"
             yield Diagnostic(
-                "NL003", message, argument.span, f"put it before `{named.text or named.id} = ..`",
+                "NL003",
+                message,
+                argument.span,
+                f"put it before `{named.text or named.id} = ..`",
                 others=(Label(named.span, "the first named one"),),
-            )  # fmt: skip
+            )
 
 
 def walk(node: s.Node) -> Iterator[s.Node]:

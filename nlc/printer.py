@@ -1,6 +1,7 @@
 """A tree to text. In: any node, with or without a source. Out: text that parses to an equal tree.
 
-Names are written canonically, brackets only where the grammar needs them, and every block on lines of its own.
+Names are written canonically, brackets only where the grammar needs them, and every block on lines
+of its own.
 """
 
 from __future__ import annotations
@@ -10,9 +11,7 @@ from collections.abc import Iterable, Iterator
 from . import syntax as s
 
 INDENT = "  "
-_UNITS = frozenset(
-    ("token", "tokens", "sequence", "sequences", "step", "steps", "task", "tasks")
-)
+_UNITS = frozenset(("token", "tokens", "sequence", "sequences", "step", "steps", "task", "tasks"))
 # How tightly each operator binds; its left and its right operand must bind at least so tightly.
 _COMPARED, _SUM, _PRODUCT, _UNARY, _POWER, _ATOM = range(6)
 _BINDS = {

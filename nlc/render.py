@@ -1,10 +1,12 @@
-"""Messages to text. In: diagnostics. Out: what a terminal, a program or a code host shows; and the text with fixes applied."""
+"""Messages to text. In: diagnostics. Out: what a terminal, a program or a code host shows; and the
+text with fixes applied.
+"""
 
 from __future__ import annotations
 
 import json
 import unicodedata
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from .diagnostics import Diagnostic, Fix, Label
@@ -67,9 +69,11 @@ def _place(label: Label, gutter: int, mark: str, paint: _Paint, severity: str) -
 
 
 def excerpt(span: Span) -> tuple[str, int, int]:
-    """The line of a place as a terminal shows it, the column where the marks begin, and how many they are.
+    """The line of a place as a terminal shows it, the column where the marks begin, and how many
+    they are.
 
-    Tabs are spread, wide letters count two columns, and of a long line the part around the place is shown.
+    Tabs are spread, wide letters count two columns, and of a long line the part around the place
+    is shown.
     """
     line = span.source.line(span.line)
     start = span.column - 1
@@ -197,5 +201,3 @@ def apply_fixes(source: Source, diagnostics: Iterable[Diagnostic]) -> str:
 
 def _same(one: Source, other: Source) -> bool:
     return one is other or (one.name == other.name and one.text == other.text)
-
-

@@ -1,4 +1,6 @@
-"""Source text and places in it. In: a file's characters. Out: `Source`, and `Span`s that point into it."""
+"""Source text and places in it. In: a file's characters. Out: `Source`, and `Span`s that point
+into it.
+"""
 
 from __future__ import annotations
 
@@ -66,7 +68,7 @@ NOWHERE = Span(Source("<made>", ""), 0, 0)
 
 
 def read_source(path: Path) -> Source | Diagnostic:
-    """A file's text, or the message that it is not text. Raises OSError if there is no such file."""
+    """A file's text, or the message that it is none. Raises OSError if there is no such file."""
     from .diagnostics import Diagnostic
 
     data = path.read_bytes()
@@ -85,7 +87,7 @@ _GREEK = re.compile(r"GREEK (?:(SMALL|CAPITAL) )?LETTER (?:FINAL |LUNATE )?(\w+)
 
 @lru_cache(maxsize=65536)
 def canonical(name: str) -> str:
-    """The one spelling of a name: NFKC, Greek letters spelt in English (`η` is `eta`, `Γ` is `Gamma`)."""
+    """The one spelling of a name: NFKC, Greek in English (`η` is `eta`, `Γ` is `Gamma`)."""
     normal = unicodedata.normalize("NFKC", name)
     return normal if normal.isascii() else "".join(map(_spelt, normal))
 

@@ -1,7 +1,8 @@
 """Text to tokens. In: a `Source`. Out: every token of it, comments and line ends included.
 
-A token that is written wrongly but can be read only one way (`.5`, a curly quote, an en dash) is handed on as it
-should have been, and carries the `fault` to report: so one slip in a line does not hide the next.
+A token that is written wrongly but can be read only one way (`.5`, a curly quote, an en dash) is
+handed on as it should have been, and carries the `fault` to report: so one slip in a line does not
+hide the next.
 """
 
 from __future__ import annotations
@@ -66,10 +67,18 @@ _LOOK_ALIKE = {
     **dict.fromkeys("×·∙⋅∗⊙⨯", "*"),
     **dict.fromkeys("÷⁄∕", "/"),
     **dict.fromkeys("→⟶➔⇒", "->"),
-    **dict.fromkeys("\u00a0\u2000\u2002\u2003\u2009\u200a\u202f\u3000\u200b\u2028\u2029\u2060\x0b\x0c", " "),
+    **dict.fromkeys(
+        "\u00a0\u2000\u2002\u2003\u2009\u200a\u202f\u3000\u200b\u2028\u2029\u2060\x0b\x0c", " "
+    ),
     **dict.fromkeys("，、", ","),
-    "≤": "<=", "≥": ">=", "∞": "infinity", "˄": "^", "ˆ": "^", "；": ";", "。": ".",
-}  # fmt: skip
+    "≤": "<=",
+    "≥": ">=",
+    "∞": "infinity",
+    "˄": "^",
+    "ˆ": "^",
+    "；": ";",
+    "。": ".",
+}
 _SUPERSCRIPT = re.compile(r"(\w*?[^\W⁰¹²³⁴⁵⁶⁷⁸⁹])([⁰¹²³⁴⁵⁶⁷⁸⁹]+)$")
 _GOOD_NUMBER = re.compile(r"[0-9]+(?:\.[0-9]+)?(?:[eE][+-]?[0-9]+)?")
 _LARGEST = 2**63 - 1
@@ -129,8 +138,13 @@ def _unclosed(span: Span) -> Iterator[Token]:
     end = span.start + len(written)
     place = Span(span.source, end, end)
     message = "the quotes are never closed on this line"
-    fault = Diagnostic("NL001", message, Span(span.source, span.start, end),
-                       'close them with `"`', fix=Fix(place, '"', 'close them with `"`'))  # fmt: skip
+    fault = Diagnostic(
+        "NL001",
+        message,
+        Span(span.source, span.start, end),
+        'close them with `"`',
+        fix=Fix(place, '"', 'close them with `"`'),
+    )
     yield Token("string", written + '"', span, fault)
 
 
@@ -200,8 +214,13 @@ def _tokens_of_word(span: Span) -> Iterator[Token]:
     if normal.isidentifier():
         yield Token("word", normal, span)
     else:
-        fault = slip("NL001", span, f"`{span.text}` is no name", None,
-                     "a name is a letter of any alphabet, then letters, digits and `_`")  # fmt: skip
+        fault = slip(
+            "NL001",
+            span,
+            f"`{span.text}` is no name",
+            None,
+            "a name is a letter of any alphabet, then letters, digits and `_`",
+        )
         yield Token("word", "_", span, fault)
 
 
@@ -273,7 +292,7 @@ def _short(text: str) -> str:
 
 # ---- how tokens relate to lines ------------------------------------------------------------
 
-GOES_ON = frozenset("+ - * / @ ^ < > <= >= == , = += ->".split())
+GOES_ON = frozenset({*"+-*/@^<>,=", "<=", ">=", "==", "+=", "->"})
 """A line that ends in one of these goes on."""
 
 

@@ -42,5 +42,9 @@ def _page(name: str, found: Code) -> str:
 
 def _unknown(wanted: str) -> str:
     near = get_close_matches(wanted, CODES, 3, 0.6)
-    meant = f"; did you mean {' or '.join(near)}?" if near else f"; codes run from {min(CODES)} to {max(CODES)}"
+    meant = (
+        f"; did you mean {' or '.join(near)}?"
+        if near
+        else f"; codes run from {min(CODES)} to {max(CODES)}"
+    )
     return f"there is no code {wanted}{meant}\n"

@@ -5,7 +5,9 @@ from __future__ import annotations
 from .entry import Code, code, spec, system
 
 
-def _clocked(clock: str, reset: str = "", before: str = "", inputs: str = "x", call: str = "") -> str:
+def _clocked(
+    clock: str, reset: str = "", before: str = "", inputs: str = "x", call: str = ""
+) -> str:
     """A memory of the last tokens on some clock, as a level."""
     rows = [
         before,
@@ -38,39 +40,41 @@ def _solved(clock: str) -> str:
 CODES: dict[str, Code] = {
     "NL201": code(
         "a frequency needs a unit",
-        """A clock counts something: `every 16 tokens`, `every sequence`, `every 8 steps`, `every task`. A token is one
-        element of a stream, a sequence is a run of tokens between two resets of the stream, a step is one batch of
-        the training loop, a task is a run of steps or sequences of one kind. The unit decides which of two levels is
-        the faster one, so it is never guessed. The lengths of `linearise` and of `transfer .. through` count
-        tokens.""",
+        """A clock counts something: `every 16 tokens`, `every sequence`, `every 8 steps`, `every
+        task`. A token is one element of a stream, a sequence is a run of tokens between two resets
+        of the stream, a step is one batch of the training loop, a task is a run of steps or
+        sequences of one kind. The unit decides which of two levels is the faster one, so it is
+        never guessed. The lengths of `linearise` and of `transfer .. through` count tokens.""",
         _clocked("every 16"),
         _clocked("every 16 tokens"),
     ),
     "NL202": code(
         "a period is a whole number, known when compiled",
-        """The order of the levels, and with it which gradient passes where, is worked out before the model runs. So a
-        period is a whole number above zero made of numbers, settings and sizes, never of a stream, whose value
-        changes at each token. To change how much a level learns at each token, give its rate or its retention a
-        stream: `learn gradient(rate = beta)`.""",
+        """The order of the levels, and with it which gradient passes where, is worked out before
+        the model runs. So a period is a whole number above zero made of numbers, settings and
+        sizes, never of a stream, whose value changes at each token. To change how much a level
+        learns at each token, give its rate or its retention a stream: `learn gradient(rate =
+        beta)`.""",
         _clocked("every alpha tokens", inputs="x, alpha", call="x += slow(norm(x), 16)"),
         _clocked("every 16 tokens"),
     ),
     "NL203": code(
         "this level can never fire",
-        """A level that counts tokens counts them from its last reset, and by default it is reset at each sequence. If
-        the sequences are shorter than its period, the count starts anew before it is full, so the level never
-        changes and only costs. The length of a sequence is what `assume sequence = 4096 tokens` says. Choose a shorter
-        period, or let the count go on over the ends of sequences with `reset never`; then what it holds goes on
-        too.""",
+        """A level that counts tokens counts them from its last reset, and by default it is reset
+        at each sequence. If the sequences are shorter than its period, the count starts anew
+        before it is full, so the level never changes and only costs. The length of a sequence is
+        what `assume sequence = 4096 tokens` says. Choose a shorter period, or let the count go on
+        over the ends of sequences with `reset never`; then what it holds goes on too.""",
         _clocked("every 8192 tokens", before="assume sequence = 4096 tokens"),
         _clocked("every 1024 tokens", before="assume sequence = 4096 tokens"),
     ),
     "NL204": code(
         "`set` leaves nothing for the other statements to do",
-        """`set e` gives the whole new state, once, at the last tick of the period. So there is nothing left to retain,
-        no gradient to take and no amount to add: `retain`, `objective`, `learn` and `write` cannot stand beside it.
-        To keep a part of the old state, name it in the expression: `set 0.9 * S + 0.1 * x`. To add an amount, use
-        `write`, with `retain` for what is kept.""",
+        """`set e` gives the whole new state, once, at the last tick of the period. So there is
+        nothing left to retain, no gradient to take and no amount to add: `retain`, `objective`,
+        `learn` and `write` cannot stand beside it. To keep a part of the old state, name it in the
+        expression: `set 0.9 * S + 0.1 * x`. To add an amount, use `write`, with `retain` for what
+        is kept.""",
         spec("""
             memory mean(x[n]) {
               state  S : vector(n)
@@ -89,20 +93,21 @@ CODES: dict[str, Code] = {
     ),
     "NL205": code(
         "what is solved at every read belongs on `always`",
-        """`learn exact` solves the objective anew for every read; there is no step from one state to the next, and so
-        no frequency but `always`. A level that declares such a state says `always`. A memory may learn `exact` in any
-        body, on any clock: it is solved when it is read, and keeps only what its objective looks back on. For a state
-        that changes a little at each tick, learn by `gradient`.""",
+        """`learn exact` solves the objective anew for every read; there is no step from one state
+        to the next, and so no frequency but `always`. A level that declares such a state says
+        `always`. A memory may learn `exact` in any body, on any clock: it is solved when it is
+        read, and keeps only what its objective looks back on. For a state that changes a little at
+        each tick, learn by `gradient`.""",
         _solved("every token"),
         _solved("always"),
     ),
     "NL206": code(
         "a reset falls inside a period",
-        """A level that fires every 16 tokens and is reset every 24 would be reset in the middle of its second period,
-        and the eight tokens since its last firing would be lost. That is seldom meant. Make the reset a multiple of
-        the period; or say what shall happen to a period cut short: `partial flush` fires first, on what there is,
-        and `partial drop` forgets it.""",
+        """A level that fires every 16 tokens and is reset every 24 would be reset in the middle of
+        its second period, and the eight tokens since its last firing would be lost. That is seldom
+        meant. Make the reset a multiple of the period; or say what shall happen to a period cut
+        short: `partial flush` fires first, on what there is, and `partial drop` forgets it.""",
         _clocked("every 16 tokens", reset="reset     every 24 tokens"),
         _clocked("every 16 tokens", reset="reset     every 48 tokens"),
     ),
-}  # fmt: skip
+}

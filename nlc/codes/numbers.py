@@ -37,20 +37,22 @@ def _dual(start: str) -> str:
 CODES: dict[str, Code] = {
     "NL501": code(
         "a state grows without bound",
-        """This state is never reset, keeps all of what it holds, and adds something at each firing that does not
-        shrink as the state grows. So it grows as long as the model runs, and its readings with it. Let it forget
-        (`retain 0.99`), reset it (`reset every sequence`), bring it back to a length with `retain 1 onto f`, or take
-        an objective with an error in it, such as `sum((M(k) - v)^2)`, which stops growing when it fits.""",
+        """This state is never reset, keeps all of what it holds, and adds something at each firing
+        that does not shrink as the state grows. So it grows as long as the model runs, and its
+        readings with it. Let it forget (`retain 0.99`), reset it (`reset every sequence`), bring
+        it back to a length with `retain 1 onto f`, or take an objective with an error in it, such
+        as `sum((M(k) - v)^2)`, which stops growing when it fits.""",
         _kept("# keeps all"),
         _kept("retain    0.99"),
     ),
     "NL502": code(
         "a value that is no number",
-        """At the start of the state, or for the settings given, this expression divides by zero or takes the logarithm
-        or a negative power of zero, so it is infinite or no number at all; everything made from it is lost. With
-        `retain .. through f` the function f is taken at the start of the state, and zeros are the usual start of a
-        matrix. Give the state another start (`= normal(0.02)`), or add a small number where the division is.""",
+        """At the start of the state, or for the settings given, this expression divides by zero or
+        takes the logarithm or a negative power of zero, so it is infinite or no number at all;
+        everything made from it is lost. With `retain .. through f` the function f is taken at the
+        start of the state, and zeros are the usual start of a matrix. Give the state another start
+        (`= normal(0.02)`), or add a small number where the division is.""",
         _dual(""),
         _dual(" = normal(0.02)"),
     ),
-}  # fmt: skip
+}
