@@ -184,4 +184,5 @@ def walk(node: s.Node) -> Iterator[s.Node]:
 
 
 def _fields(kind: type[s.Node]) -> tuple[str, ...]:
-    return tuple(name for name in kind.__match_args__ if name not in ("docs", "recovered"))
+    names: tuple[str, ...] = kind.__match_args__
+    return tuple(name for name in names if name not in ("docs", "recovered"))

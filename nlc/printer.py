@@ -163,10 +163,9 @@ def _clock(node: s.Clock) -> str:
             return "never"
         case s.Always():
             return "always"
-        case s.Every(period=None, unit=unit, phase=phase):
-            return f"every {unit}{_clause('from', phase)}"
-        case s.Every(period=period, unit=unit, phase=phase):
-            return f"every {_period(period)} {unit}s{_clause('from', phase)}"
+        case s.Every(period, unit, phase):
+            counted = unit if period is None else f"{_period(period)} {unit}s"
+            return f"every {counted}{_clause('from', phase)}"
 
 
 def _period(period: s.Expr) -> str:

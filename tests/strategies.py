@@ -81,7 +81,7 @@ def transfers() -> st.SearchStrategy[s.Transfer]:
     stages = st.lists(_tuples(paths(), 1), min_size=2, max_size=3).map(tuple)
     cut = st.one_of(st.tuples(st.none(), st.none()), st.tuples(E, UNITS))
     return st.builds(
-        lambda kind, at, limit, order: s.Transfer(kind, at, *limit, order),
+        lambda kind, at, limit, order: s.Transfer(kind, at, limit[0], limit[1], order),
         kinds, stages, cut, st.booleans(),
     )  # fmt: skip
 

@@ -1,4 +1,4 @@
-"""Text to tree: every spec is read, every mistake is told once and in its place, no text is too bad."""
+"""Text to tree: every spec is read, every mistake told once, no text is too bad."""
 
 from __future__ import annotations
 
@@ -97,7 +97,8 @@ def test_spans_are_exact() -> None:
 def walk(node: object) -> Iterator[s.Node]:
     if isinstance(node, s.Node):
         yield node
-        for name in node.__match_args__:
+        names: tuple[str, ...] = node.__match_args__
+        for name in names:
             yield from walk(getattr(node, name))
     elif isinstance(node, tuple):
         for one in node:

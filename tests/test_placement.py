@@ -49,7 +49,8 @@ def test_out_of_place(lines: str, code: str, place: str) -> None:
 def test_where_it_belongs_is_said() -> None:
     ((_, message, _),) = told(in_system("  flow(x) { retain 0.9 }"))
     assert message == (
-        "`retain` belongs in a level, a memory, an optimizer or the braces of a state, not in a flow"
+        "`retain` belongs in a level, a memory, an optimizer or the braces of a state, "
+        "not in a flow"
     )
 
 

@@ -115,7 +115,7 @@ def test_of_fixes_that_touch_the_first_is_applied() -> None:
 
 @pytest.mark.parametrize("name", CODES)
 def test_examples_are_whole_files(name: str) -> None:
-    """What is wrong with the text is told by the parser; every other example is read as it stands."""
+    """The parser tells what is wrong with the text; every other example is read as it is."""
     code = CODES[name]
     for text in (code.wrong, code.right):
         file, messages = parse(Source("example.nl", text))
