@@ -220,21 +220,30 @@ def _graph(arguments: Arguments) -> int:
         raise CallError(f"No picture is made as .{suffix}: --format {', '.join(GRAPH_FORMATS)}.")
     if kind == "png" and arguments.output is None and sys.stdout.isatty():
         raise CallError("A png does not fit a terminal: say where to write it with -o OUT.png.")
-    spec = _load(arguments)
-    graph = order(spec.system)
-    return _emit(draw.render(graph, kind), arguments.output)
+    levels = order(_load(arguments).system)
+    try:
+        return _emit(draw.render(levels, kind), arguments.output)
+    except draw.DrawError as error:
+        raise CallError(str(error)) from None
 
 
 def _schedule_words(parser: Parser) -> None:
     _add_file(parser)
-    _add_output(parser)
+    parser.add("--ticks", metavar="N", type=positive, help="show so many tokens")
+    parser.add("--sequence", metavar="N", type=positive, help="tokens a sequence")
+    parser.add(
+        "--step", metavar="N", type=positive, default=1, help="sequences a step (default: 1)"
+    )
+    parser.add("-o", "--output", metavar="OUT", help="write to this file; .svg is a picture")
 
 
 def _schedule(arguments: Arguments) -> int:
-    from .order import order
     from .schedule import schedule
 
-    return _emit(schedule(order(_load(arguments).system)), arguments.output)
+    system = _load(arguments).system
+    made = schedule(system, arguments.ticks, arguments.sequence, arguments.step)
+    picture = Path(arguments.output or "").suffix == ".svg"
+    return _emit(made.svg() if picture else str(made), arguments.output)
 
 
 def _explain_words(parser: Parser) -> None:
@@ -249,7 +258,7 @@ def _explain(arguments: Arguments) -> int:
 
         code = arguments.file.upper()
         if code not in CODES:
-            raise CallError(explain_code(code).strip().capitalize() + ".")
+            raise CallError(explain_code(code).strip())
         return _emit(explain_code(code), arguments.output)
     from .explain import explain
 

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import codecs
-import shutil
-import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -71,11 +69,11 @@ def _stream(
     """Each new token, with the state after the model has read it."""
     chance = torch.Generator().manual_seed(options.seed)
     with torch.no_grad():
-        logits, state = model(torch.tensor([prompt], device=device), state)
+        logits, state = model(torch.tensor([prompt], device=device), state=state)
         for _ in range(options.tokens):
             token = _draw(logits[0, -1].float().cpu(), options, chance)
             # What the model made itself is context and no label (2.10.3).
-            logits, state = model(torch.tensor([[token]], device=device), state, own=True)
+            logits, state = model(torch.tensor([[token]], device=device), state=state, own=True)
             yield token, state
 
 
@@ -152,17 +150,13 @@ def _recalled(memory: str | None, model: Any) -> Any:
         return None
     try:
         return load_state(path, model)
-    except (ValueError, OSError, RuntimeError, KeyError) as error:
-        raise CallError(f"{path} is no memory of this run: {error}.") from None
+    except (ValueError, OSError) as error:
+        raise CallError(f"The memory cannot be used: {error}.") from None
 
 
 def _keep(state: Any, path: Path) -> None:
-    """Save beside the old memory, then take its place."""
-    place = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+    """A state takes the place of an older one whole, or not at all."""
     try:
-        state.save(place / path.name)
-        (place / path.name).replace(path)
+        state.save(path)
     except OSError as error:
         raise CallError(f"The memory cannot be saved to {path}: {why(error)}.") from None
-    finally:
-        shutil.rmtree(place, ignore_errors=True)

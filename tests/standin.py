@@ -108,6 +108,8 @@ def compile_spec(loaded: Loaded, device: torch.device, seed: int) -> Standin:
 
 
 def load_state(path: Path, model: nn.Module) -> Memory:
+    if not path.read_bytes().startswith(b"PK"):
+        raise ValueError(f"{path} is no state file")
     return Memory(torch.load(path))
 
 

@@ -146,7 +146,7 @@ def test_killed_at_any_moment_a_run_goes_on(place: Path) -> None:
     child = process(*BASE, "--steps", 100000, "--save-every", 1)
     wait_for(place, "run/checkpoints/step-*", child)
     reached = 0
-    for _ in range(4):
+    for _ in range(2):
         time.sleep(chance.uniform(0.1, 0.4))
         child.kill()
         child.communicate()
@@ -251,9 +251,9 @@ def test_a_full_disk_keeps_what_was_saved(
 
 def test_a_log_that_cannot_grow_is_explained(place: Path) -> None:
     def small_files() -> None:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
+        resource.setrlimit(resource.RLIMIT_FSIZE, (40_000, 40_000))
 
-    words = [*BASE, "--steps", "100000", "--save-every", "100"]
+    words = [*BASE, "--steps", "100000", "--save-every", "100", "--set", "width=4"]
     child = process(*words, before=small_files)
     _, wrong = child.communicate(timeout=60)
     assert child.returncode == 3 and "cannot be written after step" in wrong
@@ -405,5 +405,8 @@ def test_a_memory_is_loaded_first_and_saved_after(
     first = torch.load("m")
     assert nlc(*memory, "b") == 0
     assert not torch.equal(first, torch.load("m"))
+    Path("other").write_bytes(b"no memory")
+    assert nlc("generate", "run", "--memory", "other") == 2
+    Path("other").unlink()
     assert nlc("generate", "run", "--memory", "no/where/m") == 2
     assert sorted(p.name for p in place.iterdir()) == ["m", "run", "spec.nl", "text.txt"]
