@@ -17,9 +17,11 @@ from dataclasses import dataclass, field
 from fractions import Fraction
 
 from .diagnostics import InternalError
-from .system import Box, Clock, Form, Term, line_terms
+from .system import Box, Clock, Form, Level, State, Term, line_terms
 from .text import NOWHERE, Span
 
+Pair = tuple[str, str]
+Key = tuple[int, Fraction]  # of a frequency
 UNITS = ("never", "task", "step", "sequence", "token", "always")  # slowest first
 EDGES = ("condition", "backprop", "init", "generate", "flow", "gradient")
 COMPONENTS = ("level", "solved", "optimizer", "iteration")
@@ -38,10 +40,8 @@ class Frequency:
     per_sequence: Fraction | None = None
 
     @property
-    def key(self) -> tuple[int, Fraction]:
-        """By unit, then by period; tokens and sequences are one unit where `assume` relates them
-        (2.6.3).
-        """
+    def key(self) -> Key:
+        """By unit, then period; `assume` makes tokens and sequences one unit (2.6.3)."""
         if self.per_sequence is not None:
             return UNITS.index("sequence"), self.per_sequence
         return UNITS.index(self.unit), self.times
@@ -68,9 +68,7 @@ def frequency(clock: Clock, assume: int | None = None, rounds: int = 1) -> Frequ
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """What a component keeps: a state, or weights of one kind. `numbers` are those of one head of
-    one copy.
-    """
+    """A state, or weights of one kind. `numbers` are those of one head of one copy."""
 
     name: str
     form: str
@@ -91,7 +89,8 @@ class Component:
     (its memories, or a level inside it); "iteration" (a loop inside an optimizer, `rounds` times a
     firing). `level` is the declared level it belongs to and `serves` the component whose gradients
     it remembers. `clock` is counted in units of the system: inside an optimizer a step is one
-    firing of what it serves.
+    firing of what it serves. `at_call`: it writes where it is called;
+    `reads_new`: and its read comes after the write.
     """
 
     name: str
@@ -106,6 +105,7 @@ class Component:
     boxes: tuple[str, ...] = ()
     serves: str | None = None
     at_call: bool = False
+    reads_new: bool = False
     doc: str = ""
     span: Span = field(default=NOWHERE, repr=False)
 
@@ -121,9 +121,7 @@ class Component:
 
 @dataclass(frozen=True, slots=True)
 class Rank:
-    """One level of the paper: components of one frequency, none faster than another. Number 1 is
-    the slowest.
-    """
+    """One level of the paper: one frequency, none faster than another. 1 is the slowest."""
 
     number: int
     components: tuple[Component, ...]
@@ -175,7 +173,7 @@ class LevelGraph:
     name: str
     levels: tuple[Rank, ...]
     edges: tuple[Edge, ...] = ()
-    uses: tuple[tuple[str, str], ...] = ()
+    uses: tuple[Pair, ...] = ()
     assume: int | None = None
     doc: str = ""
 
@@ -210,13 +208,7 @@ def _waits(term: Term) -> bool:
 
 def _written_from(box: Box) -> list[Term]:
     """The terms that a firing of the box depends on."""
-    roots = list(line_terms(box.lines))
-    for state in box.states:
-        rule = state.rule
-        roots += [t for t in (rule.objective, rule.retain, rule.write, rule.set) if t is not None]
-        for learn in rule.learn.values():
-            roots += [*learn.settings.values(), *learn.streams.values()]
-    return roots
+    return [*line_terms(box.lines), *(t for state in box.states for t in rule_terms(state))]
 
 
 def distinct(roots: Iterable[Term]) -> Iterator[Term]:
@@ -230,6 +222,52 @@ def distinct(roots: Iterable[Term]) -> Iterator[Term]:
             stack.extend(term.args)
 
 
+def component_of(box: Box) -> str:
+    """The component of a box: its level's, or its own if it alone is solved at each read."""
+    level = level_of(box)
+    if box.exact and level.clock.unit != "always":
+        return f"{level.name}.{box.name}"
+    return level.name
+
+
+def level_of(box: Box) -> Level:
+    if box.level is None:
+        raise InternalError(f"{box.path} is called and has no level")
+    return box.level
+
+
+def arguments_first(roots: Iterable[Term]) -> Iterator[Term]:
+    """All terms below the roots, each once and after its arguments."""
+    seen: set[int] = set()
+    stack = [(root, False) for root in roots]
+    while stack:
+        term, ready = stack.pop()
+        if ready:
+            yield term
+        elif id(term) not in seen:
+            seen.add(id(term))
+            stack.append((term, True))
+            stack.extend((arg, False) for arg in reversed(term.args))
+
+
+def gradient_terms(state: State) -> list[Term]:
+    """What enters the optimizer of a state."""
+    rule = state.rule
+    found = [] if rule.objective is None else [rule.objective]
+    for learn in rule.learn.values():
+        found += [*learn.settings.values(), *learn.streams.values()]
+    return found
+
+
+def amount_terms(state: State) -> list[Term]:
+    rule = state.rule
+    return [t for t in (rule.retain, rule.write, rule.set) if t is not None]
+
+
+def rule_terms(state: State) -> list[Term]:
+    return gradient_terms(state) + amount_terms(state)
+
+
 def form_text(form: Form) -> str:
     """A form as the language writes it."""
     if form.inner is not None:
@@ -241,9 +279,7 @@ def form_text(form: Form) -> str:
 
 
 def verify_levels(graph: LevelGraph) -> None:
-    """Raise InternalError unless the ranks are the longest-chain layers of the order, slowest
-    first.
-    """
+    """Raise InternalError unless the ranks are the order's longest-chain layers."""
     place = _places(graph)
     for rank in graph.levels:
         keys = {c.frequency.key for c in rank.components}
@@ -278,9 +314,7 @@ def _places(graph: LevelGraph) -> dict[str, Rank]:
 
 
 def _verify_uses(graph: LevelGraph, place: dict[str, Rank]) -> None:
-    """Each pair crosses ranks of one frequency, and each rank but the slowest of its frequency is
-    needed.
-    """
+    """Each pair crosses ranks of one frequency; each rank but a slowest needs one."""
     reason: dict[str, int] = {}
     for fast, slow in graph.uses:
         _demand({fast, slow} <= place.keys(), f"an order {fast} > {slow} of nothing")
