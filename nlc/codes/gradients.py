@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .entry import Code, code, spec, system
+from .entry import Code, code, system
 
 _BUCKET = """
     level bucket(q, k, v) every token {
@@ -25,16 +25,19 @@ _NEAREST = """
 """
 
 
-def _one(objective: str, line: str = "") -> str:
-    return spec(f"""
-            memory one(q[n], k[n], v[n]) {{
-              state     M : matrix(n, n)
-              {line or "# the error at this key"}
+def _one(objective: str) -> str:
+    return system(
+        f"""
+            level one(x) every token {{
+              state     M : matrix(width, width)
+              y = M(unit(x))
               objective {objective}
               learn     gradient(rate = 0.1)
-              read      M(q)
+              read      M(unit(x))
             }}
-        """)
+        """,
+        "x += one(norm(x))",
+    )
 
 
 CODES: dict[str, Code] = {
@@ -63,8 +66,8 @@ CODES: dict[str, Code] = {
         gradient is zero everywhere, and what stands behind them learns nothing. For an error of
         absolute size use `abs`, whose gradient is the sign, or `smooth_abs` with its derivative
         `smooth_sign`. A choice that shall be learned is made soft, by `sigmoid` or `softmax`.""",
-        _one("sum(sign(M(k) - v) * v)"),
-        _one("sum(smooth_sign(M(k) - v) * v)"),
+        _one("sum(sign(M(unit(x)) - x) * x)"),
+        _one("sum(smooth_sign(M(unit(x)) - x) * x)"),
     ),
     "NL404": code(
         "an objective that does not see its own state",
@@ -73,8 +76,8 @@ CODES: dict[str, Code] = {
         memory can make keys and targets from itself without learning through them. This objective
         names only such lines, so its gradient is zero. Write the use of the state into the
         objective.""",
-        _one("sum(y^2)", "y = M(k)"),
-        _one("sum(M(k)^2)", "y = M(k)"),
+        _one("sum((y - x)^2)"),
+        _one("sum((M(unit(x)) - x)^2)"),
     ),
     "NL405": code(
         "no rule serves this weight",

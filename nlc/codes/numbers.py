@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .entry import Code, code, spec, system
+from .entry import Code, code, system
 
 
 def _kept(retain: str) -> str:
@@ -22,16 +22,19 @@ def _kept(retain: str) -> str:
 
 
 def _dual(start: str) -> str:
-    return spec(f"""
-            def lq(A, r) {{ return A / sum(abs(A)^r)^((r - 2) / r) }}
-            memory dual(q[n], k[n], v[n]) {{
-              state     M : matrix(n, n){start}
+    return system(
+        f"""
+            level dual(x) every token {{
+              state     M : matrix(width, width){start}
               retain    0.9 through lq(4)
-              objective sum((M(k) - v)^2)
+              objective sum((M(unit(x)) - x)^2)
               learn     gradient(rate = 0.1)
-              read      M(q)
+              read      M(unit(x))
             }}
-        """)
+        """,
+        "x += dual(norm(x))",
+        before="def lq(A, r) { return A / sum(abs(A)^r)^((r - 2) / r) }",
+    )
 
 
 CODES: dict[str, Code] = {

@@ -18,9 +18,10 @@ _RIGHT = spec(_HELD.format(retain="retain    alpha", rate="0.5"))
 _MIXER = """
     level mixer(x) every token {
       state     M : matrix(width, width)
-      objective sum((M(unit(x)) - linear(x, width))^2)
+      k = unit(linear(x, width))
+      objective sum((M(k) - x)^2)
       learn     gradient(rate = 0.1)
-      read      M(unit(x))
+      read      M(k)
     }
 """
 

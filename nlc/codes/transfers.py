@@ -47,13 +47,11 @@ def _mixed(transfer: str) -> str:
 
 
 def _generated(transfer: str) -> str:
-    return system(
-        f"{_GIST}    {transfer}\n" if transfer else _GIST, "x += fast(norm(x), gist(norm(x)))"
-    )
+    return system(f"{_GIST}    {transfer}\n" if transfer else _GIST, "x += fast(x, gist(x))")
 
 
 def _started(transfer: str) -> str:
-    return system(f"{_KEPT}    {transfer}\n", "x += fast(norm(x))\nx += slow(norm(x))")
+    return system(f"{_KEPT}    {transfer}\n", "x += fast(x)\nx += slow(x)")
 
 
 CODES: dict[str, Code] = {
@@ -121,8 +119,8 @@ CODES: dict[str, Code] = {
         states of its own. `fast.W` then has two meanings in this block. Bind the reading of the
         call that you mean to a name, split the level into two, or put the calls into blocks of
         their own: inside a block a name means the one call there.""",
-        system(_KEPT, "x += fast(norm(x))\nx += fast(norm(x))\nx += slow(fast.W)"),
-        system(_KEPT, "x += fast(norm(x))\nx += slow(fast.W)"),
+        system(_KEPT, "x += fast(x)\nx += fast(x)\nx += slow(fast.W)"),
+        system(_KEPT, "x += fast(x)\nx += slow(fast.W)"),
     ),
     "NL308": code(
         "the flow is not whole",
@@ -130,7 +128,7 @@ CODES: dict[str, Code] = {
         answer of the model. A level with inputs takes part in it by being called: one that is
         never called never fires, and its states have no inputs to learn from. A level without
         inputs is not called; it owns the weights that nobody declared.""",
-        system(_KEPT, "x += fast(norm(x))"),
-        system(_KEPT, "x += fast(norm(x))\nx += slow(norm(x))"),
+        system(_KEPT, "x += fast(x)"),
+        system(_KEPT, "x += fast(x)\nx += slow(x)"),
     ),
 }
