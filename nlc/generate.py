@@ -54,7 +54,7 @@ def _trained(run: RunFolder, options: Options) -> tuple[Any, torch.device]:
     """The compiled spec of a run with the weights of its newest checkpoint."""
     record = run.read_record()
     device = pick_device(options.device)
-    prepare(device, options.threads)
+    prepare(device, options.threads, options.seed)
     spec = load_spec(str(run.main_spec()), record["options"]["settings"])
     model = compile_spec(spec, device, int(record["options"]["seed"]))
     _, tree, _ = newest_checkpoint(run)

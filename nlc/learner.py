@@ -138,12 +138,13 @@ def pick_device(name: str | None) -> torch.device:
     return device
 
 
-def prepare(device: torch.device, threads: int | None) -> None:
+def prepare(device: torch.device, threads: int | None, seed: int) -> None:
     """Settings of the process that a run's numbers or speed depend on.
 
     Denormals come before the first operation, since threads take the setting over when they start.
     """
     torch.set_flush_denormal(True)
+    torch.manual_seed(seed)
     if threads is not None:
         torch.set_num_threads(threads)
     if device.type == "cuda":

@@ -86,14 +86,19 @@ def _started(given: Options) -> Trainer:
     text = _text(options)
     _check_vocabulary(spec.system, text.vocab)
     threads = options.threads or torch.get_num_threads()
-    prepare(device, threads)
+    prepare(device, threads, int(options.seed or 0))
     model = compile_spec(spec, device, int(options.seed or 0))
+    learner = Learner(model, device, options.dtype == "bfloat16")
+    if not learner.optimizers:
+        raise CallError(
+            f"No level of {spec.system.name} learns on steps: there is nothing to train."
+        )
     place = run_folder.free_folder(spec.system.name) if options.out is None else Path(options.out)
     record = {"options": _recorded(options, device, threads), "data_digest": text.digest}
     run = run_folder.create_run(place, spec.main, spec.files, model.source, record)
     if options.tokenizer is not None:
         write_atomically(place / "tokenizer.json", Path(options.tokenizer).read_bytes())
-    trainer = Trainer(run, options, Learner(model, device, options.dtype == "bfloat16"), text)
+    trainer = Trainer(run, options, learner, text)
     trainer.notes = [text.summary, *length_notes(spec.system, int(options.length or 0))]
     return trainer
 
@@ -113,7 +118,7 @@ def _resumed(given: Options) -> Trainer:
             "cannot go on. Bring the text back, or start a new run."
         )
     device = pick_device(options.device)
-    prepare(device, options.threads)
+    prepare(device, options.threads, int(options.seed or 0))
     model = compile_spec(spec, device, int(options.seed or 0))
     trainer = Trainer(run, options, Learner(model, device, options.dtype == "bfloat16"), text)
     trainer.notes = _drift(run, record, model.source)
@@ -263,7 +268,9 @@ class Trainer:
     saved_at: float = 0.0
 
     def take_up(self) -> None:
-        """Be what the newest checkpoint that can be read says."""
+        """Be what the newest checkpoint that can be read says; a run that has none yet begins."""
+        if not self.run.saved():
+            return
         path, tree, damaged = newest_checkpoint(self.run)
         self.notes += damaged
         self.learner.restore(tree)

@@ -138,6 +138,16 @@ def test_a_damaged_checkpoint_falls_back(place: Path, capsys: pytest.CaptureFixt
     assert "no checkpoint that can be read" in capsys.readouterr().err
 
 
+def test_a_run_without_a_checkpoint_begins_again(place: Path) -> None:
+    assert nlc(*BASE, "--steps", 3) == 0
+    first = last()["model"]
+    for path in RunFolder(Path("run")).saved():
+        path.unlink()
+    assert nlc("generate", "run") == 2
+    assert nlc("train", "--resume", "run") == 0
+    assert checkpoint.difference(first, last()["model"]) is None
+
+
 # ---- crashes -----------------------------------------------------------------------------------
 
 
