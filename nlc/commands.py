@@ -271,9 +271,10 @@ def _build_words(parser: Parser) -> None:
 
 
 def _build(arguments: Arguments) -> int:
-    from .driver import generated_source
+    spec = _load(arguments)
+    from .backends.torch_source import build
 
-    return _emit(generated_source(_load(arguments)), arguments.output)
+    return _emit(build(spec), arguments.output)
 
 
 # ---- train, generate -------------------------------------------------------------------------
