@@ -123,6 +123,15 @@ class Facts:
         return found
 
     @cached_property
+    def backprop_into(self) -> dict[str, list[Transfer]]:
+        """The `backprop` lines by the level whose gradient they pass on."""
+        found: dict[str, list[Transfer]] = defaultdict(list)
+        for t in self.system.transfers:
+            if t.kind == "backprop":
+                found[t.target.name].append(t)
+        return found
+
+    @cached_property
     def family_size(self) -> dict[str, int]:
         sizes: dict[str, int] = defaultdict(int)
         for level in self.system.levels:

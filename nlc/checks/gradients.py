@@ -11,7 +11,7 @@ from ..diagnostics import Diagnostic
 from ..system import Box, Level, State, Term, Weight
 from ..text import Span
 from .facts import Facts, header
-from .paths import FLAT, Paths, flat_args, gradient_args
+from .paths import FIRST_ORDER, FLAT, Paths, flat_args, gradient_args
 from .terms import distinct
 
 # ---- parts that lack each other ----
@@ -218,6 +218,14 @@ def unreached(
     if not family:
         message = f"`{what}` gets no gradient: nothing that it makes reaches the loss"
         return Diagnostic("NL401", message, span, "use what it makes, or take the line out")
+    if family.endswith(FIRST_ORDER):
+        level = family.removesuffix(FIRST_ORDER)
+        message = (
+            f"`{what}` gets no gradient: it enters only the gradient of `{level}`, which "
+            "`first order` takes as a constant"
+        )
+        help = f"take `first order` off `transfer backprop {level} -> {owner.name}`"
+        return Diagnostic("NL401", message, span, help)
     line = f"transfer backprop {family} -> {owner.name}"
     message = (
         f"`{what}` gets no gradient: it reaches the loss only through the state of `{family}`, and "
@@ -247,8 +255,7 @@ def dead_states(facts: Facts) -> Iterator[Diagnostic]:
         learners = [(b, s) for b, s in learners if s.rule.learn]
         if not learners:
             continue
-        opened = frozenset(t.source.name for t in facts.system.transfers
-                           if t.kind == "backprop" and t.target is level)  # fmt: skip
+        opened = frozenset(t.source.name for t in facts.backprop_into.get(level.name, []))
         if opened not in reached:
             reached[opened] = Paths(facts, level).from_(loss)
         for box, state in learners:

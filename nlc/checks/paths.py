@@ -29,6 +29,7 @@ FLAT = frozenset(
 )
 """Functions with an argument whose gradient is zero everywhere."""
 
+FIRST_ORDER = " first order"
 Place = tuple[Term, Box | None]
 
 _OPEN = {"where": (1, 2), "index": (0,), "embed": (1,), "cross_entropy": (0,)}
@@ -61,19 +62,14 @@ class Paths:
         self.cut: list[Place] = []
         self.seen: set[tuple[int, int]] = set()
         self.entered: set[tuple[int, str]] = set()
+        self.named: set[tuple[int, str]] = set()
         self.waiting: list[tuple[Term, Box | None, str]] = []
         self.through = ""  # the first closed family on the way to what is visited
         self.stops: dict[int, set[int]] = {}
-        self.first_order: set[str] = set()
-        self.open: set[str] = set()
-        for t in facts.system.transfers:
-            if t.kind == "backprop" and t.target is level:
-                self.open.add(t.source.name)
-                if t.first_order:
-                    self.first_order.add(t.source.name)
-        for t in facts.system.transfers:
-            if t.kind == "backprop" and t.target is level and not t.first_order:
-                self.first_order.discard(t.source.name)
+        into = facts.backprop_into.get(level.name, [])
+        self.open = {t.source.name for t in into}
+        whole = {t.source.name for t in into if not t.first_order}
+        self.first_order = self.open - whole
 
     def from_(self, objective: Term) -> Paths:
         self.add([objective], None)
@@ -99,7 +95,7 @@ class Paths:
                 loss = self.facts.system.flow.loss
                 self.add([loss] if loss is not None else [], None)
             case "local":
-                self.add(self.facts.values.get((id(box) if box else 0, term.info), []), box)
+                self.enter_name((id(box) if box is not None else 0, term.info), box)
             case "input" if box is not None:
                 self.enter_input(box, term.info)
             case "call":
@@ -126,6 +122,11 @@ class Paths:
         for state in box.states:
             if state.rule.objective is not None:
                 yield from (id(t) for t in state.rule.objective.walk() if t.op == "stop")
+
+    def enter_name(self, key: tuple[int, str], box: Box | None) -> None:
+        if key not in self.named:
+            self.named.add(key)
+            self.add(self.facts.values.get(key, []), box)
 
     def enter_input(self, box: Box, name: str) -> None:
         call = self.facts.calls.get(id(box))
@@ -163,12 +164,19 @@ class Paths:
         terms = rule_terms(state.rule)
         if level.name in self.first_order:  # the gradient is a constant (2.11.3)
             terms = [t for t in terms if t is not state.rule.objective]
+            self.enter_constant(level, state, box)
         self.add(terms, box)
         if state.start is not None:
             self.add([state.start], box)
         for learn in state.rule.learn.values():
             for optimizer in learn.optimizers.values():
                 self.enter_optimizer(optimizer)
+
+    def enter_constant(self, level: Level, state: State, box: Box) -> None:
+        if self.all_open and state.rule.objective is not None:
+            outer, self.through = self.through, self.through or f"{level.family}{FIRST_ORDER}"
+            self.add([state.rule.objective], box)
+            self.through = outer
 
     def enter_optimizer(self, optimizer: Box) -> None:
         """All that it computes enters the weight it serves."""

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from collections import ChainMap
 from collections.abc import Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -32,7 +33,7 @@ from .bodies import Block, Body
 from .boxes import Boxes, Placed, cites
 from .functions import Stop
 from .resolver import Resolver, as_foreign
-from .values import POISON, BoxValue, Declared, LevelValue, Poison, StateValue, is_known
+from .values import POISON, BoxValue, Declared, LevelValue, Names, Poison, StateValue, is_known
 
 
 @dataclass(frozen=True)
@@ -54,6 +55,7 @@ def resolve(
     system (2.2.4).
     """
     r = Resolver(folder, settings)
+    r.source, r.recovered = file.span.source, file.recovered
     names = r.files.names_of(file, folder)
     node = next((i for i in file.items if isinstance(i, S.System)), None)
     system = None
@@ -62,7 +64,7 @@ def resolve(
         system = SystemStage(r, node, names, doc, file.docs).system()
     else:
         check_declarations(r, file, names)
-    return Resolved(system, tuple(r.diagnostics), names, dict(r.files.texts))
+    return Resolved(system, r.diagnostics, names, dict(r.files.texts))
 
 
 def check_declarations(r: Resolver, file: S.File, names: Mapping[str, Any]) -> None:
@@ -80,14 +82,15 @@ def check_declarations(r: Resolver, file: S.File, names: Mapping[str, Any]) -> N
                 memory_alone(r, declared, example_shapes(item))
             else:
                 node = S.Learn(S.Call(item.name, ()), span=item.name.span)
-                r.diagnostics.extend(optimizer_alone(r, declared, node))
+                r.retell(optimizer_alone(r, declared, node))
         except Stop:
             continue
 
 
 def optimizer_alone(r: Resolver, declared: Declared, node: S.Learn) -> list[Diagnostic]:
+    outer = Body(r, ChainMap())
     with r.capture() as told:
-        r.boxes_stage.try_optimizer(declared, (8, 4), {}, (), node)
+        r.boxes_stage.try_optimizer(outer, declared, (8, 4), {}, (), node)
     return told
 
 
@@ -120,7 +123,7 @@ def memory_alone(
         node.name.id, node.name.id, Clock("token"), called=True, doc=declared.doc, span=node.span
     )
     outer = Box("", node.name.id, "level", level, span=node.span)
-    body = Body(r, {}, box=outer)
+    body = Body(r, ChainMap(), box=outer)
     named: dict[str, Any] = {
         n: Term("input", (), s, n, None, node.span) for n, s in shapes.items()
     } | dict(settings or {})
@@ -145,7 +148,7 @@ class SystemStage:
         self.node = node
         self.docs = docs
         self.doc = doc
-        self.body = Body(r, dict(names))
+        self.body = Body(r, ChainMap({}, dict(names)))
         self.settings: dict[str, Any] = {}
         self.flow_node = next((s for s in node.body.statements if isinstance(s, S.Flow)), None)
 
@@ -260,13 +263,13 @@ class SystemStage:
             taken.add(name)
             members = self.family(node)
             self.body.env[name] = LevelValue(name, members) if members else POISON
-        base = dict(self.body.env)
         for node in self.level_statements():
-            value = base.get(node.name.id)
+            value = self.body.env.get(node.name.id)
             if isinstance(value, LevelValue):
                 for index, level in value.members.items():
                     extra = {node.index[0].id: index} if node.index is not None else {}
-                    self.r.level_nodes.setdefault(level.name, (node, {**base, **extra}))
+                    env = self.body.env.new_child(dict(extra))
+                    self.r.level_nodes.setdefault(level.name, (node, env))
 
     def family(self, node: S.Level) -> dict[Any, Level]:
         if node.index is None:
@@ -294,7 +297,8 @@ class SystemStage:
         }
 
     def level(self, node: S.Level, name: str, extra: Mapping[str, Any]) -> Level:
-        body = Body(self.r, {**self.body.env, **extra})
+        body = Body(self.r, self.body.env.new_child(dict(extra)))
+        self.streams(body, node)
         clock = self.r.clock(body, node.clock)
         made = Level(
             name,
@@ -312,6 +316,15 @@ class SystemStage:
         self.r.levels.append(made)
         return made
 
+    def streams(self, body: Body, node: S.Level) -> None:
+        """The inputs are known by name to the clock, so that it can say that they change."""
+        for p in node.params or ():
+            body.env[p.name.id] = (
+                body.value(p.default)
+                if p.default is not None
+                else body.term("input", (), (), p.name.id, span=p.span)
+            )
+
     def partial(self, node: S.Partial) -> str:
         word = node.word.id
         if word not in ("carry", "flush", "drop"):
@@ -328,7 +341,7 @@ class SystemStage:
     def uncalled_levels(self) -> None:
         """A level that is never called exists once; its states are seen by name (2.4.1)."""
         for level in self.r.levels:
-            node, env = self.r.level_nodes.get(level.name, (None, {}))
+            node, env = self.r.level_nodes.get(level.name, (None, self.body.env))
             if node is None or node.params:
                 continue
             box = Box(
@@ -342,7 +355,7 @@ class SystemStage:
             )
             self.r.add_box(level, box, self.body)
             self.r.filled.add(id(box))
-            inner = Body(self.r, dict(env), f"{box.path}.", (), box)
+            inner = Body(self.r, env.new_child(), f"{box.path}.", (), box)
             try:
                 self.r.boxes_stage.fill(inner, without_learning(node.body, level.owner))
             except Stop:
@@ -365,8 +378,6 @@ class SystemStage:
 
     def share(self, name: str, value: Any) -> None:
         self.body.env[name] = value
-        for _, env in self.r.level_nodes.values():
-            env[name] = value
 
     # ---- the flow ----
 
@@ -380,7 +391,7 @@ class SystemStage:
                 "add `flow(tokens) { .. return e }`",
             )
             return None
-        body = Body(self.r, dict(self.body.env))
+        body = Body(self.r, self.body.env.new_child())
         inputs = tuple(self.flow_inputs(body, node))
         body.blocks.append(Block(body, node.body.statements))
         result: Term | None = None
@@ -485,18 +496,17 @@ class SystemStage:
                 "add `level training every step { objective loss; learn adamw(rate = 4e-4) }`",
             )
 
-    def owner_rules(
-        self, level: Level, node: S.Level, env: dict[str, Any], weights: list[Weight]
-    ) -> None:
+    def owner_rules(self, level: Level, node: S.Level, env: Names, weights: list[Weight]) -> None:
         body = Body(
             self.r,
-            dict(env),
+            env.new_child(),
+            f"{level.family}.",
             box=self.r.level_boxes[level.name][0] if level.name in self.r.level_boxes else None,
         )
         learned: list[Learn] = []
         left = list(weights)
         for s in node.body.statements:
-            placed = Placed(s, dict(env))
+            placed = Placed(s, body.env.copy())
             if isinstance(s, S.Objective):
                 level.objective = self.r.boxes_stage.objective(body, placed, {}).get("objective")
             elif isinstance(s, S.Learn):

@@ -7,9 +7,10 @@ more.
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import ChainMap, Counter
+from collections.abc import Hashable
 from difflib import get_close_matches
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from .. import syntax as S
 from ..diagnostics import Fix
@@ -25,6 +26,7 @@ from .values import (
     Declared,
     Inexact,
     LevelValue,
+    Names,
     Poison,
     StateFamily,
     StateValue,
@@ -57,7 +59,7 @@ class Body:
     def __init__(
         self,
         resolver: Resolver,
-        env: dict[str, Any],
+        env: Names,
         prefix: str = "",
         loops: Shape = (),
         box: Box | None = None,
@@ -78,9 +80,15 @@ class Body:
     # ---- telling ----
 
     def error(
-        self, code: str, message: str, span: Span, help: str = "", fix: Fix | None = None
+        self,
+        code: str,
+        message: str,
+        span: Span,
+        help: str = "",
+        fix: Fix | None = None,
+        once: Hashable = None,
     ) -> Poison:
-        self.resolver.report(code, message, span, help, fix)
+        self.resolver.report(code, message, span, help, fix, once)
         return POISON
 
     def better_argument(self, name: str, shape: Shape) -> str:
@@ -154,12 +162,9 @@ class Body:
         if isinstance(value, Poison):
             raise Stop()
         if isinstance(value, Inexact):
-            self.error(
-                "NL601",
-                f"{value.text} in `{value.span.text}`",
-                value.span,
-                "a size is a whole number",
-            )
+            a, b = value.parts
+            message = f"{a} does not divide by {b} in `{value.span.text}`"
+            self.error("NL601", message, value.span, "a size is a whole number", once=(a, b))
             raise Stop()
         if not is_known(value):
             self.error(
@@ -484,7 +489,7 @@ class Body:
             self, node.name.id, node.params, args, named, expr, target.names
         )
         with self.resolver.inside(node, expr.span):
-            inner = Expansion(self, {**target.names, **bound}, node.name.id)
+            inner = Expansion(self, ChainMap(dict(bound), names_of(target)), node.name.id)
             return inner.result(node.body)
 
     def start_function(self, call: FunctionCall) -> Value:
@@ -613,7 +618,7 @@ class Body:
         if self.box is not None or isinstance(self, Expansion):
             return False
         mark = self.resolver.mark(self)
-        env, lines, prefix = dict(self.env), self.lines, self.prefix
+        env, lines, prefix = self.env.copy(), self.lines, self.prefix
         carried = [n for n in assigned(node.body) if n in env]
         heads = self.materialise(carried)
         part = self.unique("layers" if not self.loops else "rounds")
@@ -629,7 +634,8 @@ class Body:
             self.env = env
             return False
         self.lines += [*heads, Loop(count, tuple(inner), node.span)]
-        self.env = {**env, **{n: self.env[n] for n in carried}}
+        env.update({n: self.env[n] for n in carried})
+        self.env = env
         return True
 
     def materialise(self, names: list[str]) -> list[Line]:
@@ -653,7 +659,7 @@ class Body:
         for i, item in enumerate(items):
             if self.resolver.too_large:
                 return
-            env = dict(self.env)
+            env = self.env.copy()
             if part:
                 self.prefix = f"{prefix}{part}.{i}."
             outer_used = self.used
@@ -663,12 +669,17 @@ class Body:
                 self.env[node.name.id] = item
             self.run(node.body.statements)
             self.used = outer_used
-            self.env = {**env, **{n: self.env[n] for n in env if n in self.env}}
-            if node.name is not None:
-                self.env.pop(node.name.id, None) if node.name.id not in env else self.env.update(
-                    {node.name.id: env[node.name.id]}
-                )
+            self.env.maps[0] = {n: v for n, v in self.env.maps[0].items() if n in env}
+            if node.name is not None and node.name.id in env.maps[0]:
+                self.env[node.name.id] = env[node.name.id]
+            elif node.name is not None:
+                self.env.maps[0].pop(node.name.id, None)
         self.prefix = prefix
+
+
+def names_of(target: Declared) -> dict[str, Any]:
+    """What its file sees; never bound to, for a body binds in a map of its own."""
+    return cast("dict[str, Any]", target.names)
 
 
 class Expansion(Body):
@@ -676,7 +687,7 @@ class Expansion(Body):
     to the caller.
     """
 
-    def __init__(self, outer: Body, env: dict[str, Any], name: str) -> None:
+    def __init__(self, outer: Body, env: Names, name: str) -> None:
         super().__init__(outer.resolver, env, outer.prefix, outer.loops, outer.box)
         self.outer = outer
         self.used = outer.used

@@ -4,6 +4,7 @@ these learn by.
 
 from __future__ import annotations
 
+from collections import ChainMap
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from difflib import get_close_matches
@@ -26,7 +27,7 @@ from ..system import (
     serves,
 )
 from ..text import Span
-from .bodies import Block, Body
+from .bodies import Block, Body, names_of
 from .functions import ELEMENTWISE, Stop
 from .shapes import broadcast, told
 from .values import (
@@ -34,6 +35,7 @@ from .values import (
     BoxValue,
     Builtin,
     Declared,
+    Names,
     Poison,
     StateFamily,
     StateValue,
@@ -60,7 +62,7 @@ class Draft:
     per: Shape
     start: Term | None
     nodes: list[S.Statement]
-    env: dict[str, Any]  # as it stood at the state's place
+    env: Names  # as it stood at the state's place
     span: Span
 
 
@@ -69,7 +71,7 @@ class Placed:
     """A rule statement of the block, with the names as they stood at its place."""
 
     node: Any
-    env: dict[str, Any]
+    env: Names
 
 
 @dataclass
@@ -116,7 +118,7 @@ class Boxes:
         if id(box) in r.filled:
             box = self.promise(body, level)
         r.filled.add(id(box))
-        inner = Body(r, dict(env), f"{box.path}.", box.loops, box)
+        inner = Body(r, env.new_child(), f"{box.path}.", box.loops, box)
         inputs, terms = self.bind_level_inputs(body, inner, node, values, expr)
         box.inputs, box.input_mapped = tuple(inputs), tuple(() for _ in inputs)
         self.fill(inner, node.body)
@@ -151,13 +153,13 @@ class Boxes:
             span=node.span,
         )
         r.add_box(level, box, body)
-        quiet = Body(r, dict(env), f"{path}.", body.loops, box)
+        quiet = Body(r, env.new_child(), f"{path}.", body.loops, box)
         with r.quiet():
             work = Work()
             for statement in node.body.statements:
                 if isinstance(statement, S.State):
                     self.declare(quiet, statement, work)
-        r.box_states[id(box)] = {k: v for k, v in quiet.env.items() if k not in env}
+        r.box_states[id(box)] = dict(quiet.env.maps[0])
         return box
 
     def bind_level_inputs(
@@ -242,7 +244,7 @@ class Boxes:
             span=node.span,
         )
         r.add_box(None, box, body)
-        inner = Body(r, dict(target.names), f"{path}.", body.loops, box)
+        inner = Body(r, ChainMap({}, names_of(target)), f"{path}.", body.loops, box)
         with r.inside(node, expr.span):
             terms = self.bind_memory_inputs(body, inner, node, values, expr)
             self.fill(inner, node.body)
@@ -354,9 +356,9 @@ class Boxes:
             case S.State():
                 self.declare(body, node, work)
             case S.Objective() | S.Retain() | S.Learn() | S.Write() | S.Set():
-                work.rules.append(Placed(node, dict(body.env)))
+                work.rules.append(Placed(node, body.env.copy()))
             case S.Read():
-                work.read = Placed(node, dict(body.env))
+                work.read = Placed(node, body.env.copy())
             case S.Linearise():
                 self.linearise(body, node)
             case S.Level() if box.kind == "optimizer":
@@ -403,7 +405,7 @@ class Boxes:
     ) -> Value:
         """An expression with the names at its place; names bound later in the body are seen too."""
         final = body.env
-        body.env = {**final, **placed.env, **(extra or {})}
+        body.env = ChainMap(dict(extra or {}), placed.env.maps[0], *final.maps)
         try:
             return body.value(expr)
         finally:
@@ -448,7 +450,7 @@ class Boxes:
                 per,
                 start,
                 braces,
-                dict(body.env),
+                body.env.copy(),
                 node.span,
             )
             work.drafts.append(draft)
@@ -589,9 +591,9 @@ class Boxes:
         rule = self.rule(body, draft, work)
         return State(draft.name, draft.form, draft.per, draft.start, rule, draft.span)
 
-    def effective(self, draft: Draft, work: Work) -> list[Placed]:
+    def effective(self, draft: Draft, work: Work, optimizer: bool) -> list[Placed]:
         """The lines that hold for this state: its own in braces win over the block's (2.3.5)."""
-        own = [Placed(n, {}) for n in draft.nodes if isinstance(n, RULE_NODES)]
+        own = [Placed(n, ChainMap()) for n in draft.nodes if isinstance(n, RULE_NODES)]
         kinds = {type(p.node) for p in own}
         if S.Set in kinds:
             return own
@@ -603,18 +605,13 @@ class Boxes:
         if kinds & {S.Objective, S.Learn}:
             replaced.add(S.Write)
         shared = [p for p in work.rules if type(p.node) not in replaced]
-        if isinstance(getattr(draft, "form", None), Form) and self.is_optimizer_write(draft, work):
+        if optimizer:  # the block's `write` and `retain` are those of the weight it serves (2.9.6)
             shared = []
         return own + shared
 
-    def is_optimizer_write(self, draft: Draft, work: Work) -> bool:
-        """In an optimizer the block's `write` and `retain` are those of the weight it serves
-        (2.9.6).
-        """
-        return work.levels is not None and bool(draft.env.get("__optimizer__"))
-
     def rule(self, body: Body, draft: Draft, work: Work) -> Rule:
-        placed = self.effective(draft, work)
+        assert body.box is not None
+        placed = self.effective(draft, work, body.box.kind == "optimizer")
         extra: dict[str, Any] = {}
         if draft.family:
             family = body.env[draft.family]
@@ -764,15 +761,15 @@ class Boxes:
         start = body.term("argument", (), array.shape, "start", span=expr.span)
         target = self.in_env(body, placed, fexpr)
         params = ["A"]
-        env = {**extra, "__A__": argument, "__start__": start}
-        first = S.Argument(None, S.Name("__A__", span=expr.span), span=expr.span)
+        env = {**extra, " A": argument, " start": start}
+        first = S.Argument(None, S.Name(" A", span=expr.span), span=expr.span)
         rest = list(given)
         if isinstance(target, Declared) and isinstance(target.node, S.Def):
             names = [p.name.id for p in target.node.params]
             if "start" in names[1:]:
                 params.append("start")
                 rest.append(
-                    S.Argument(S.Name("start"), S.Name("__start__", span=expr.span), span=expr.span)
+                    S.Argument(S.Name("start"), S.Name(" start", span=expr.span), span=expr.span)
                 )
         call = S.Call(fexpr, (first, *rest), span=expr.span)
         value = self.in_env(body, placed, call, env)
@@ -944,7 +941,7 @@ class Boxes:
             shapes[0],
         )
         boxes = {
-            s: self.optimizer_box(decl, s, values, per, placed.node, serving(s))
+            s: self.optimizer_box(body, decl, s, values, per, placed.node, serving(s))
             for s in dict.fromkeys(shapes)
         }
         terms = {k: body.whole(v, placed.node.span) for k, v in values.items()}
@@ -993,6 +990,7 @@ class Boxes:
 
     def optimizer_box(
         self,
+        outer: Body,
         decl: Declared,
         shape: Shape,
         values: Mapping[str, Value],
@@ -1005,10 +1003,12 @@ class Boxes:
         """
         r = self.resolver
         with r.capture() as told_here:
-            box = self.try_optimizer(decl, shape, values, per, node)
+            box = self.try_optimizer(outer, decl, shape, values, per, node)
         if told_here and len(shape) != 2:
+            weights = len(r.weights)
             with r.capture() as on_matrix:
-                self.try_optimizer(decl, (8, 4), {}, per, node)
+                self.try_optimizer(outer, decl, (8, 4), {}, per, node)
+            r.drop_weights(weights)
             if not on_matrix:
                 name = decl.node.name.id
                 r.report(
@@ -1019,11 +1019,17 @@ class Boxes:
                     "add `for matrices`, and a second `learn` for the rest",
                 )
                 return box
-        r.diagnostics.extend(told_here)
+        r.retell(told_here)
         return box
 
     def try_optimizer(
-        self, decl: Declared, shape: Shape, values: Mapping[str, Value], per: Shape, node: S.Learn
+        self,
+        outer: Body,
+        decl: Declared,
+        shape: Shape,
+        values: Mapping[str, Value],
+        per: Shape,
+        node: S.Learn,
     ) -> Box:
         name = decl.node.name.id
         box = Box(
@@ -1035,8 +1041,8 @@ class Boxes:
             doc=decl.doc,
             span=decl.node.span,
         )
-        body = Body(self.resolver, dict(decl.names), "", (), box)
-        body.env["__optimizer__"] = True
+        prefix = self.resolver.rule_prefix(outer, node, name)
+        body = Body(self.resolver, ChainMap({}, names_of(decl)), prefix, outer.loops, box)
         inputs: list[tuple[str, Shape]] = []
         with self.resolver.inside(decl.node, node.span):
             for p in decl.node.params:
@@ -1085,6 +1091,7 @@ class Boxes:
         assert box is not None
         for placed in work.rules:
             if isinstance(placed.node, (S.Write, S.Retain)):
+                body.where = "write" if isinstance(placed.node, S.Write) else "retain"
                 value = self.in_env(body, placed, placed.node.value)
                 try:
                     term = body.array(value, placed.node.value.span)
@@ -1111,8 +1118,7 @@ class Boxes:
         clock = self.resolver.clock(body, node.clock)
         name = node.name.id
         box = Box(name, name, "level", None, clock=clock, parent=body.box, span=node.span)
-        env = {k: v for k, v in body.env.items() if k != "__optimizer__"}
-        inner = Body(self.resolver, env, "", (), box)
+        inner = Body(self.resolver, body.env.new_child(), "", (), box)
         self.fill(inner, node.body)
         work.levels.append(box)
         work.order.append(f"level:{name}")

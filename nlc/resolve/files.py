@@ -165,7 +165,7 @@ class Files:
         assert self.folder is not None
         self.texts[path.relative_to(self.folder).as_posix()] = text
         file, diagnostics = parse(Source(str(path), text))
-        self.resolver.diagnostics.extend(diagnostics)
+        self.resolver.retell(diagnostics)
         return file
 
     # ---- shipped optimizers need no `use` ----

@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     from .bodies import Body
 
 ELEMENTWISE = (
-    "exp", "log", "sqrt", "abs", "sign", "sin", "cos", "floor", "sigmoid", "softplus", "silu", "gelu",
-    "tanh", "relu", "smooth_abs", "smooth_sign",
+    "exp", "log", "sqrt", "abs", "sign", "sin", "cos", "floor", "sigmoid", "softplus", "silu",
+    "gelu", "tanh", "relu", "smooth_abs", "smooth_sign",
 )  # fmt: skip
 
 ARITHMETIC: dict[str, Callable[[float, float], float]] = {
@@ -129,6 +129,8 @@ def binary(body: Body, op: str, left: Value, right: Value, span: Span, spans: li
     call = FunctionCall(body, op, [left, right], {}, spans, span)
     if is_known(left) and is_known(right):
         return quotient(call) if op == "div" else folded(call, ARITHMETIC[op])
+    if op == "div" and is_known(right) and right == 0:
+        raise call.fail("NL502", f"`{call.span.text}` divides by zero")
     a, b = body.whole(left, spans[0]), body.whole(right, spans[1])
     if a.form or b.form:
         return network(call, op, a, b)
@@ -151,7 +153,7 @@ def quotient(call: FunctionCall) -> Value:
         if a % b == 0:
             return a // b
         out = Inexact(a / b)
-        out.span, out.text = call.span, f"{a} does not divide by {b}"
+        out.span, out.parts = call.span, (a, b)
         return out
     return a / b
 
@@ -277,11 +279,10 @@ def split(call: FunctionCall) -> Value:
     x, h = call.array(0), call.size(1)
     n = call.last(x)
     if n % h:
-        raise call.fail(
-            "NL601",
-            f"{n} does not divide by {h} in `{call.span.text}`",
-            "the last axis is cut into equal parts",
-        )
+        message = f"{n} does not divide by {h} in `{call.span.text}`"
+        help = "the last axis is cut into equal parts"
+        call.body.error("NL601", message, call.span, help, once=(n, h))
+        raise Stop()
     return call.make([x], (*x.shape[:-1], h, n // h), h)
 
 
@@ -436,6 +437,7 @@ def apply_state(body: Body, value: StateValue, x: Term, span: Span, at: Span) ->
             f"`{name}` is one memory and is given {rows[-1]} rows",
             at,
             "say `per heads` for one memory a head",
+            once=("NL604", value.handle.box.span, name),
         )
         raise Stop()
     return body.term("apply", (x,), (*lead, m), value.handle, span=span)

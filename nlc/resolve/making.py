@@ -36,9 +36,9 @@ def weight(
         value or 0.0,
         body.loops,
         body.box,
-        call.span,
+        body.resolver.place(call.span),
     )
-    body.resolver.add_weight(made)
+    made = body.resolver.add_weight(made)
     return body.term("weight", (), shape, made, span=call.span)
 
 
@@ -86,7 +86,7 @@ def learned(call: FunctionCall) -> Value:
 
 def slot(call: FunctionCall, window: int, chance: float = 0.0) -> Slot:
     body = call.body
-    part = f"{call.name}_past"
+    part = call.name if call.name == "past" else f"{call.name}_past"
     path = body.prefix + body.unique(f"{body.where}.{part}" if body.where else part)
     return Slot(path, call.name, window, body.box, chance)
 

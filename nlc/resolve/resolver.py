@@ -4,30 +4,45 @@ one system.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections import ChainMap
+from collections.abc import Hashable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from .. import syntax as S
-from ..diagnostics import Diagnostic, Fix
-from ..system import Box, Clock, Level, Term, Weight
-from ..text import Span
+from ..diagnostics import Diagnostic, Fix, Label
+from ..system import Box, Clock, Level, Shape, Term, Weight
+from ..text import Source, Span
 from .bodies import Body
 from .boxes import Boxes
 from .files import Files
 from .functions import Stop
-from .values import Poison, StateFamily, StateValue, Value, is_known
+from .values import Names, Poison, StateFamily, StateValue, Value, is_known
 
 MOST_TERMS = 400_000
 DEEPEST = 60
 
 
-class TooLarge(Exception):
-    """The text expands to more than this compiler builds; told once, at the place where it grew too
-    large.
-    """
+class Told:
+    """Diagnostics in order, each once: a key that is known says nothing more."""
+
+    def __init__(self) -> None:
+        self.items: list[Diagnostic] = []
+        self.known: set[Hashable] = set()
+
+    def add(self, made: Diagnostic, once: Hashable = None) -> None:
+        keys = {(made.code, made.span), *([once] if once is not None else [])}
+        if not keys & self.known:
+            self.items.append(made)
+        self.known |= keys
+
+    def cut(self, count: int) -> None:
+        """Forget all but the first `count`."""
+        del self.items[count:]
+        self.known = {(d.code, d.span) for d in self.items}
 
 
 class Resolver:
@@ -36,7 +51,9 @@ class Resolver:
     def __init__(
         self, folder: Path | None = None, settings: Mapping[str, Any] | None = None
     ) -> None:
-        self.diagnostics: list[Diagnostic] = []
+        self.told = Told()
+        self.source: Source | None = None  # the file that is checked
+        self.recovered = False
         self.overrides = dict(settings or {})
         self.files = Files(self, folder)
         self.boxes_stage = Boxes(self)
@@ -48,10 +65,13 @@ class Resolver:
         self.unknown: set[str] = set()
         self.callers: dict[int, Body] = {}
         self.box_states: dict[int, dict[str, Any]] = {}
-        self.level_nodes: dict[str, tuple[S.Level, dict[str, Any]]] = {}
+        self.level_nodes: dict[str, tuple[S.Level, Names]] = {}
         self.level_boxes: dict[str, list[Box]] = {}
         self.levels: list[Level] = []
-        self.expanding: list[Any] = []
+        self.expanding: list[tuple[Any, Span]] = []
+        self.rule_weights: dict[tuple[str, Shape], Weight] = {}
+        self.rule_prefixes: dict[tuple[str, int], str] = {}
+        self.discarded: list[Box] = []
         self.terms = 0
         self.too_large = False
         self.in_objective = False
@@ -59,21 +79,45 @@ class Resolver:
     # ---- telling ----
 
     def report(
-        self, code: str, message: str, span: Span, help: str = "", fix: Fix | str | None = None
+        self,
+        code: str,
+        message: str,
+        span: Span,
+        help: str = "",
+        fix: Fix | str | None = None,
+        once: Hashable = None,
     ) -> None:
-        """Tell a mistake once: the same code at the same place says nothing more."""
-        if any(d.code == code and d.span == span for d in self.diagnostics):
-            return
+        """Tell a mistake once: the same code at the same place, or the same `once`, says nothing
+        more. In a shipped file the mistake is that of the call that led there.
+        """
         made = Fix(span, fix) if isinstance(fix, str) else fix
-        self.diagnostics.append(Diagnostic(code, message, span, help=help, fix=made))
+        others: tuple[Label, ...] = ()
+        if span.source.shipped and self.place(span) is not span:
+            others, span, made = (Label(span, "found here"),), self.place(span), None
+        self.told.add(Diagnostic(code, message, span, help=help, others=others, fix=made), once)
+
+    @property
+    def diagnostics(self) -> tuple[Diagnostic, ...]:
+        return tuple(self.told.items)
+
+    def retell(self, diagnostics: Iterable[Diagnostic]) -> None:
+        for made in diagnostics:
+            self.told.add(made)
+
+    def place(self, span: Span) -> Span:
+        """Where in the checked file: the innermost call that led to a place in another file."""
+        if span.source is self.source:
+            return span
+        calls = (s for _, s in reversed(self.expanding) if s.source is self.source)
+        return next(calls, span)
 
     @contextmanager
     def capture(self) -> Iterator[list[Diagnostic]]:
-        outer, self.diagnostics = self.diagnostics, []
+        outer, self.told = self.told, Told()
         try:
-            yield self.diagnostics
+            yield self.told.items
         finally:
-            self.diagnostics = outer
+            self.told = outer
 
     @contextmanager
     def quiet(self) -> Iterator[None]:
@@ -91,8 +135,8 @@ class Resolver:
     @contextmanager
     def inside(self, node: Any, span: Span) -> Iterator[None]:
         """Guards the expansion of a def, memory or optimizer against recursion."""
-        if any(n is node for n in self.expanding) or len(self.expanding) >= DEEPEST:
-            again = any(n is node for n in self.expanding)
+        again = any(n is node for n, _ in self.expanding)
+        if again or len(self.expanding) >= DEEPEST:
             name = node.name.id
             self.report(
                 "NL109",
@@ -103,7 +147,7 @@ class Resolver:
                 "a `def`, memory or optimizer is expanded where it is called, so it cannot recurse",
             )
             raise Stop()
-        self.expanding.append(node)
+        self.expanding.append((node, span))
         try:
             yield
         finally:
@@ -129,7 +173,7 @@ class Resolver:
         return (
             len(self.weights),
             len(self.boxes),
-            len(self.diagnostics),
+            len(self.told.items),
             levels,
             body.used.copy(),
             len(body.blocks),
@@ -137,24 +181,46 @@ class Resolver:
 
     def rewind(self, body: Body, mark: tuple[Any, ...]) -> None:
         weights, boxes, diagnostics, levels, used, blocks = mark
-        del (
-            self.weights[weights:],
-            self.boxes[boxes:],
-            self.diagnostics[diagnostics:],
-            body.blocks[blocks:],
-        )
+        self.discarded += self.boxes[boxes:]  # kept, so that no other box is taken for one of them
+        del self.boxes[boxes:], body.blocks[blocks:]
+        self.told.cut(diagnostics)
+        self.drop_weights(weights)
         for name, made in self.level_boxes.items():
             del made[levels.get(name, 0) :]
         body.used = used
+        known = set(map(id, self.boxes))
         for block in body.blocks:
-            block.made = {
-                k: b for k, b in block.made.items() if any(b is known for known in self.boxes)
-            }
+            block.made = {k: b for k, b in block.made.items() if id(b) in known}
 
     # ---- what bodies make ----
 
-    def add_weight(self, weight: Weight) -> None:
-        self.weights.append(weight)
+    def add_weight(self, weight: Weight) -> Weight:
+        """A weight of an optimizer is made once for each `learn` line of an instance (2.9.6)."""
+        if weight.box is None or weight.box.kind != "optimizer":
+            self.weights.append(weight)
+            return weight
+        key = (weight.path, weight.shape)
+        if key not in self.rule_weights:
+            taken = any(path == weight.path for path, _ in self.rule_weights)
+            size = "x".join(map(str, weight.shape))
+            made = replace(weight, path=f"{weight.path}_{size}") if taken else weight
+            self.rule_weights[key] = made
+            self.weights.append(made)
+        return self.rule_weights[key]
+
+    def drop_weights(self, count: int) -> None:
+        """Forget all but the first `count`."""
+        if len(self.weights) > count:
+            del self.weights[count:]
+            kept = set(map(id, self.weights))
+            self.rule_weights = {k: w for k, w in self.rule_weights.items() if id(w) in kept}
+
+    def rule_prefix(self, body: Body, node: S.Learn, rule: str) -> str:
+        """Before the names of what one `learn` line of an instance makes."""
+        key = (body.prefix, id(node))
+        if key not in self.rule_prefixes:
+            self.rule_prefixes[key] = f"{body.prefix}{body.unique(rule)}."
+        return self.rule_prefixes[key]
 
     def add_box(self, level: Level | None, box: Box, caller: Body) -> None:
         self.boxes.append(box)
@@ -218,7 +284,8 @@ class Resolver:
             raise Stop()
         for p in params:
             if names is not None and p.default is not None and p.name.id not in values:
-                values[p.name.id] = Body(self, {**names, **values}).value(p.default)
+                env: Names = ChainMap(dict(values), cast("dict[str, Any]", names))
+                values[p.name.id] = Body(self, env).value(p.default)
         return values
 
     # ---- clocks ----

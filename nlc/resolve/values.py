@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import ChainMap
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -17,7 +18,7 @@ class Inexact(float):
     """
 
     span: Span
-    text: str
+    parts: tuple[int, int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +76,9 @@ class Declared:
     names: Mapping[str, Any]
     doc: str = ""
 
+
+Names = ChainMap[str, Any]
+"""The names of a body; those around it are further maps, shared and never copied."""
 
 Known = int | float | list[Any]
 Value = (
