@@ -117,22 +117,26 @@ def _draw_bus(pen: _Pen, page: Page, bus: Bus) -> None:
 
     def all_the_way(pair: tuple[str, str]) -> None:
         a, b = (pair[0], True), (pair[1], False)
-        draw(*pair, True, [*ways[a], *ways[b][::-1]])
+        below = len(ways[a]) == len(ways[b]) == 3 and ways[a][1][1] == ways[b][1][1]
+        draw(
+            *pair, True, [*ways[a][: 2 if below else None], *ways[b][: 2 if below else None][::-1]]
+        )
         reached.update((a, b))
 
-    complete = [stub for stub, way in ways.items() if way[-1][0] == page.lane(bus)]
-    by_height = sorted(complete, key=lambda stub: ways[stub][-1][1])
+    own = [stub for stub in ways if not page.joins(bus, *stub)]
+    by_height = sorted(own, key=lambda stub: ways[stub][-1][1])
     for name, leaves in (by_height[0], by_height[-1]):
         if (name, leaves) not in reached:
-            met = [p for p in left if p[not leaves] == name and (p[leaves], not leaves) in complete]
-            inner = next((p for p in met if {(p[0], True), (p[1], False)} & reached), None)
+            met = [p for p in left if p[not leaves] == name]
             far = (by_height[-1] if name == by_height[0][0] else by_height[0])[0]
-            all_the_way(inner or next((p for p in met if far in p), met[0]))
+            wanted = [p for p in met if (p[leaves], not leaves) in reached]
+            wanted += [p for p in met if far in p]
+            all_the_way((wanted or met)[0])
     for name, leaves in ways:
         if (name, leaves) not in reached:
-            met = [pair for pair in left if pair[not leaves] == name]
-            pair = max(met, key=lambda pair: (pair[leaves], not leaves) in reached)
-            way = ways[name, leaves]
+            met = [p for p in left if p[not leaves] == name]
+            pair = max(met, key=lambda p: (p[leaves], not leaves) in reached)
+            way = ways[name, leaves][: 2 if (name, leaves) not in own else None]
             draw(*pair, not leaves, way if leaves else way[::-1])
     for pair in left:
         pen.hidden(bus, pair, ways[pair[0], True])

@@ -245,7 +245,7 @@ class Page:
         )
 
     def way(self, bus: Bus, name: str, leaves: bool) -> list[Point]:
-        """From a box to the bus's lane, or only to where another box's way there is met."""
+        """From a box to the bus's lane, beside the other boxes of its row or below them."""
         place = self.places[name]
         share, lane = place.ports[bus, leaves], self.lane(bus)
         passing = self._passing(self.rows[place.row])
@@ -254,8 +254,12 @@ class Page:
             return [(place.right if bus.right else place.x, y), (lane, y)]
         low = max(p.bottom for p in self.rows[place.row])
         x, y = place.x + place.width * share, low + STUB * (list(passing).index(bus) + 1)
-        first = passing[bus][0] == (name, leaves)
-        return [(x, place.bottom), (x, y), *([(lane, y)] if first else [])]
+        return [(x, place.bottom), (x, y), (lane, y)]
+
+    def joins(self, bus: Bus, name: str, leaves: bool) -> bool:
+        """Whether another end of the bus, farther from the lane, comes by below this box."""
+        ends = self._passing(self.rows[self.places[name].row]).get(bus, [])
+        return (name, leaves) in ends and ends[0] != (name, leaves)
 
 
 # ---- what is written, and how wide it is----------------------------------------------------------

@@ -131,6 +131,11 @@ class Rank:
         return ", ".join(c.name for c in self.components)
 
     @property
+    def names(self) -> tuple[str, ...]:
+        """The declared levels that have a component here."""
+        return tuple(dict.fromkeys(c.level for c in self.components))
+
+    @property
     def clock(self) -> Clock:
         return self.components[0].clock
 

@@ -238,7 +238,7 @@ def _marks(lane: Lane, each: int, ticks: int) -> str:
 
 
 def _mark(fires: int, ticks: int, flushed: bool) -> str:
-    if fires == ticks and not flushed:
+    if fires == ticks > 1 and not flushed:
         return "█"
     if fires == 1:
         return "◐" if flushed else "●"
