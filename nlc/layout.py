@@ -262,7 +262,7 @@ class Page:
         return (name, leaves) in ends and ends[0] != (name, leaves)
 
 
-# ---- what is written, and how wide it is----------------------------------------------------------
+# ---- what is written, and how wide it is ---------------------------------------------------------
 
 
 def cells_of(c: Component) -> list[tuple[str, str, str]]:

@@ -10,12 +10,14 @@ import time
 from collections.abc import Sequence
 from dataclasses import replace
 from fractions import Fraction
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nlc.diagnostics import InternalError
+from nlc.driver import load
 from nlc.levels import Frequency, LevelGraph, Rank, frequency, verify_levels, writes_at_call
 from nlc.order import graph, order
 from nlc.system import (
@@ -486,3 +488,39 @@ def test_importing_is_light() -> None:
 def test_frequencies_of_equal_key_are_equal_whatever_their_unit() -> None:
     assert frequency(Clock("token", 4), 4).key == frequency(Clock("sequence"), 4).key
     assert Frequency(Fraction(1), "token").key > Frequency(Fraction(9), "sequence").key
+
+
+# ---- shipped systems -----------------------------------------------------------------------------
+
+SPECS = Path(__file__).parent.parent / "specs"
+SYSTEMS = sorted(p.stem for p in SPECS.glob("*.nl") if "\nsystem " in p.read_text("utf-8"))
+
+
+@pytest.mark.parametrize("spec", SYSTEMS)
+def test_shipped_systems_are_ordered(spec: str) -> None:
+    made = load(spec).system
+    levels = order(made)
+    verify_levels(levels)
+    assert {c.level for c in levels.components} == {level.name for level in made.levels}
+
+
+def test_hope() -> None:
+    levels = order(load("hope").system)
+    assert [(rank.name, str(rank.clock), str(rank.frequency)) for rank in levels.levels] == [
+        ("training", "every step", "1 per step"),
+        ("training.adamw", "every step", "1 per step"),
+        ("cms[1024]", "every 1024 tokens", "1/1024 per token, 4 per sequence"),
+        ("cms[128]", "every 128 tokens", "1/128 per token, 32 per sequence"),
+        ("cms[16]", "every 16 tokens", "1/16 per token, 256 per sequence"),
+        ("titans", "every token", "1 per token, 4096 per sequence"),
+    ]
+
+
+def test_muon_of_the_transformer_is_three_deep() -> None:
+    names = [rank.name for rank in order(load("transformer").system).levels]
+    assert names == [
+        "training",
+        "training.adamw, training.muon",
+        "training.muon.5 rounds",
+        "attention",
+    ]
