@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
-from .backward import VJP, Underivable, add, constant, div, mul, neg, sum_to
+from .backward import VJP, Underivable, add, constant, div, make, mul, neg, sum_to
 from .rules import Affine, Example, Gradient, LinearRule, Product
 from .system import Box, Form, Handle, State, Term
 
@@ -33,7 +33,7 @@ def written_out(root: Term, box: Box, state: State) -> Term:
         if term.op == "stop":
             new = term
         elif term.op == "apply" and is_own(term.info, box, state):
-            new = application(state, visit(term.args[0]), term)
+            new = application(term.info, visit(term.args[0]), term)
         elif term.op == "state" and is_own(term.info, box, state):
             raise Underivable(f"`{state.name}` is used as an array in its own objective")
         else:
@@ -50,17 +50,17 @@ def is_own(handle: Handle, box: Box, state: State) -> bool:
     return handle.box is box and handle.name == state.name
 
 
-def application(state: State, x: Term, at: Term) -> Term:
+def application(handle: Handle, x: Term, at: Term) -> Term:
     """`M(x)` as products (2.3.2): an mlp has an activation after each layer but the last."""
-    return apply_form(state, state.form, x, at)
+    return apply_form(handle, handle.state.form, x, at)
 
 
-def apply_form(state: State, form: Form, x: Term, at: Term) -> Term:
+def apply_form(handle: Handle, form: Form, x: Term, at: Term) -> Term:
     arrays = {a.name: a for a in form.arrays}
 
     def product(name: str, v: Term) -> Term:
         array = arrays[name]
-        return Term("product", (v,), (*v.shape[:-1], array.shape[0]), Product(state.name, array), None, at.span)
+        return Term("product", (v,), (*v.shape[:-1], array.shape[0]), Product(handle, array), None, at.span)
 
     match form.kind:
         case "matrix":
@@ -78,7 +78,7 @@ def apply_form(state: State, form: Form, x: Term, at: Term) -> Term:
             return product("W2", Term("mul", (h, product("W3", x)), h.shape, None, None, at.span))
         case "residual" | "layernorm":
             assert form.inner is not None
-            y = apply_form(state, form.inner, x, at)
+            y = apply_form(handle, form.inner, x, at)
             if form.kind == "layernorm":
                 return Term("layer_norm", (y,), y.shape, None, None, at.span)
             return Term("add", (x, y), y.shape, None, None, at.span)
@@ -258,12 +258,17 @@ def linear_slope(objective: Term, name: str) -> Term | None:
 
 
 def substitute(term: Term, settings: Mapping[str, Term]) -> Term:
-    """A rule's setting, as the line that uses the rule gives it."""
-    if term.op == "input" and term.info in settings:
-        return settings[term.info]
+    """A rule's setting, as the line that uses the rule gives it: shapes are those of the line."""
+    if term.op == "input":
+        return settings.get(term.info, term)
     if not term.args:
         return term
-    return Term(term.op, tuple(substitute(a, settings) for a in term.args), term.shape, term.info, term.form, term.span)
+    args = tuple(substitute(a, settings) for a in term.args)
+    if term.op == "neg":
+        return neg(args[0])
+    if term.op == "mul":
+        return mul(*args)
+    return make(term.op, *args, info=term.info)
 
 
 def from_write(rule: Box, write: Term) -> LinearRule | None:

@@ -8,14 +8,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from .system import Array, Term
+from .system import Array, Handle, Term
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Product:
-    """`info` of a term `product`: the array of a state that multiplies the argument. `at` names its value: state, or a frozen one."""
+    """`info` of a term `product`: the array of a state that multiplies the argument (`product_back`: its transpose)."""
 
-    state: str
+    handle: Handle
     array: Array
 
 

@@ -85,3 +85,34 @@ def causal_conv(x: Tensor, weight: Tensor, past: Tensor, detach_past: bool = Fal
 def _wide(x: Tensor) -> Tensor:
     """Sums of squares are made in float32 at least."""
     return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
+def length_slope(x: Tensor, p: float = 2) -> Tensor:
+    """The derivative of `length`, 0 at 0: sign(x) |x|^(p-1) / length^(p-1)."""
+    size = length(x, p).unsqueeze(-1)
+    safe = torch.where(size == 0, torch.ones_like(size), size)
+    slope = torch.sign(x) * (x.abs() / safe) ** (p - 1) if p != 2 else x / safe
+    return torch.where(size == 0, torch.zeros_like(x), slope)
+
+
+def gelu_slope(x: Tensor) -> Tensor:
+    """The derivative of gelu (by erf): Phi(x) + x phi(x)."""
+    density = torch.exp(-0.5 * x * x) * 0.3989422804014327
+    return 0.5 * (1 + torch.erf(x * 0.7071067811865476)) + x * density
+
+
+def silu_slope(x: Tensor) -> Tensor:
+    """The derivative of silu: s (1 + x (1 - s)) with s = sigmoid(x)."""
+    s = torch.sigmoid(x)
+    return s * (1 + x * (1 - s))
+
+
+def layer_norm_back(bar: Tensor, x: Tensor) -> Tensor:
+    """The cotangent of x from that of layer_norm(x), without gain: (bar - mean bar - z mean(bar z)) / deviation."""
+    wide = _wide(x)
+    centred = wide - wide.mean(-1, keepdim=True)
+    deviation = torch.sqrt(centred.square().mean(-1, keepdim=True) + 1e-6)
+    z = centred / deviation
+    b = _wide(bar)
+    back = (b - b.mean(-1, keepdim=True) - z * (b * z).mean(-1, keepdim=True)) / deviation
+    return back.to(x.dtype)

@@ -1,0 +1,466 @@
+"""The base of every generated module: it cuts a call into spans, runs them, and lets the levels on tokens fire.
+
+A generated class gives the tables and the methods `flow`, `loss` and `fire`; nothing here knows a spec.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import product
+from typing import Any, ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..ops.recurrence import scan
+from ..parameters import noise
+from .optimizer import Optimizer
+from .state import State, StateError, Waiting, detached
+from .stream import Stream
+
+Row = tuple[Any, ...]
+
+
+class Part(nn.Module):
+    """A place in the tree of weights: `layer.titans.read.linear`."""
+
+    def __getitem__(self, i: int) -> Part:
+        return self._modules[str(i)]  # type: ignore[return-value]
+
+
+@dataclass
+class Pass:
+    """One call: its inputs whole, and what has been made of them so far."""
+
+    inputs: tuple[Tensor, ...]
+    own: bool
+    outputs: list[Tensor]
+    losses: list[Tensor]
+    want_losses: bool
+
+    @property
+    def time(self) -> int:
+        return self.inputs[0].shape[1]
+
+
+class Model(nn.Module):
+    """A compiled nested learning system: `outputs, state = model(tokens, state)`.
+
+    tokens [batch, time] (or one tensor [batch, time, ..] for each input of the flow). Every sample of the batch has
+    its own memories. Any split of a sequence into calls gives the same numbers, to rounding.
+    """
+
+    SPEC_HASH: ClassVar[str] = ""
+    INPUTS: ClassVar[tuple[tuple[str, tuple[int, ...]], ...]] = ()
+    PARAMETERS: ClassVar[tuple[Row, ...]] = ()
+    STATES: ClassVar[tuple[Row, ...]] = ()
+    LEARNERS: ClassVar[tuple[Row, ...]] = ()  # (level, period, paths of the arrays that learn)
+    NEEDS_NEXT: ClassVar[bool] = False
+    HAS_LOSS: ClassVar[bool] = True
+    INNER_OPEN: ClassVar[bool] = False
+    SOURCE: ClassVar[str] = ""
+
+    def __init__(self, seed: int = 0, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32) -> None:
+        super().__init__()
+        self.seed = seed
+        self.weights = Part()
+        for path, loops, shape, std, value, trained in self.PARAMETERS:
+            for rounds in product(*(range(n) for n in loops)):
+                name = path.format(*rounds)
+                data = noise(name, shape, seed) * std if std else torch.full(shape, value, dtype=torch.float64)
+                self.plant(name, nn.Parameter(data.to(device=device, dtype=dtype), requires_grad=trained))
+
+    # ---- weights ---------------------------------------------------------------------------------
+
+    def plant(self, name: str, parameter: nn.Parameter) -> None:
+        *path, last = name.split(".")
+        part = self.weights
+        for step in path:
+            if step not in part._modules:
+                part.add_module(step, Part())
+            part = part._modules[step]  # type: ignore[assignment]
+        part.register_parameter(last, parameter)
+
+    def state_dict(self, *args: Any, **kwargs: Any) -> Any:
+        """Weights by the paths of the spec."""
+        found = super().state_dict(*args, **kwargs)
+        for key in [k for k in found if k.startswith("weights.")]:
+            found[key.removeprefix("weights.")] = found.pop(key)
+        return found
+
+    def load_state_dict(self, state_dict: Any, *args: Any, **kwargs: Any) -> Any:
+        return super().load_state_dict({f"weights.{k}": v for k, v in state_dict.items()}, *args, **kwargs)
+
+    def named_weights(self) -> Iterator[tuple[str, nn.Parameter]]:
+        """Every array by its path, trained or not."""
+        return self.weights.named_parameters()
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.parameters()).device if self.PARAMETERS else torch.device("cpu")
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return next(self.parameters()).dtype if self.PARAMETERS else torch.get_default_dtype()
+
+    @property
+    def source(self) -> str:
+        """The Python that was generated for this module."""
+        return self.SOURCE
+
+    def optimizers(self) -> list[Optimizer]:
+        """What the spec's levels on steps train with: one object for each of them."""
+        return []
+
+    # ---- states ----------------------------------------------------------------------------------
+
+    def kept_arrays(self) -> dict[str, tuple[tuple[int, ...], str]]:
+        """Path, shape (without batch) and start of each array that a stream keeps."""
+        return {
+            path.format(*rounds): (shape, start)
+            for path, loops, shape, start in self.STATES
+            for rounds in product(*(range(n) for n in loops))
+        }
+
+    def reset(self, batch: int = 1) -> State:
+        """The state before the first tick of a sequence."""
+        weights = dict(self.named_weights())
+        device, dtype = self.device, self.dtype
+        arrays = {}
+        for path, (shape, start) in self.kept_arrays().items():
+            if start == "weights":
+                arrays[path] = weights[path].unsqueeze(0).expand(batch, *shape)
+            else:
+                arrays[path] = torch.zeros(batch, *shape, device=device, dtype=dtype)
+        return self.state_from(arrays, 0, batch, {})
+
+    def state_from(self, arrays: dict[str, Tensor], position: int, batch: int, sums: dict[str, Tensor]) -> State:
+        state = State(arrays, position, batch, self.SPEC_HASH, sums=dict(sums))
+        self.rebase(state)
+        return state
+
+    def rebase(self, state: State) -> None:
+        """From here all that follows can be made again."""
+        state.base, state.base_sums = dict(state.arrays), dict(state.sums)
+        state.base_position, state.replay = state.position, []
+
+    # ---- calls -----------------------------------------------------------------------------------
+
+    def forward(self, *inputs: Any, state: State | None = None, own: bool = False, **named: Tensor) -> tuple[Tensor, State]:
+        """Outputs [batch, time, ..] for these ticks, and the state after them.
+
+        `own`: the model made these tokens itself, so they are context and no labels (2.10.3).
+        """
+        call, state = self.begin(inputs, state, named, own, want_losses=False)
+        if call.time == 0:
+            return self.nothing(call, state), state
+        state = self.advance(call, state)
+        return torch.cat(call.outputs, 1) if len(call.outputs) > 1 else call.outputs[0], state
+
+    def losses(self, *inputs: Any, state: State | None = None, **named: Tensor) -> tuple[Tensor, Tensor, State]:
+        """The loss of each tick [batch, time] (0 where it has no label), which have one, and the state after."""
+        if not self.HAS_LOSS:
+            raise ValueError("this system's flow binds no loss")
+        call, state = self.begin(inputs, state, named, False, want_losses=True)
+        mask = torch.ones(state.batch, call.time, dtype=torch.bool, device=self.device)
+        if call.time == 0:
+            return mask.to(self.dtype), mask, state
+        state = self.advance(call, state)
+        if self.NEEDS_NEXT:
+            mask[:, -1] = False
+        return torch.cat(call.losses, 1), mask, state
+
+    def begin(
+        self, inputs: tuple[Any, ...], state: State | None, named: dict[str, Tensor], own: bool, want_losses: bool
+    ) -> tuple[Pass, State]:
+        """The arguments checked: a wrong one is named, with the shape given and the shape wanted."""
+        given = list(inputs)
+        if len(given) == len(self.INPUTS) - len(named) + 1 and (given[-1] is None or isinstance(given[-1], State)):
+            state = given.pop()
+        names = [n for n, _ in self.INPUTS]
+        if len(given) + len(named) != len(names) or any(n not in names for n in named):
+            raise TypeError(f"this model takes {', '.join(names)} (and a state), and was given {len(inputs) + len(named)} inputs")
+        left = iter(given)
+        tensors = tuple(named[n] if n in named else next(left) for n in names)
+        for (name, shape), x in zip(self.INPUTS, tensors, strict=True):
+            if not isinstance(x, Tensor) or x.ndim != 2 + len(shape) or tuple(x.shape[2:]) != shape:
+                wanted = "[" + ", ".join(["batch", "time", *map(str, shape)]) + "]"
+                raise ValueError(f"`{name}` is {wanted} and was given {list(x.shape) if isinstance(x, Tensor) else type(x).__name__}")
+            if x.shape[:2] != tensors[0].shape[:2]:
+                raise ValueError(f"`{name}` is {list(x.shape[:2])} in batch and time, and `{names[0]}` {list(tensors[0].shape[:2])}")
+        batch = tensors[0].shape[0]
+        state = self.reset(batch) if state is None else self.checked(state, batch)
+        return Pass(tensors, own, [], [], want_losses), state
+
+    def checked(self, state: State, batch: int) -> State:
+        if not isinstance(state, State):
+            raise TypeError(f"a state is what this model returned before, not {type(state).__name__}")
+        if state.spec != self.SPEC_HASH:
+            raise StateError("this state belongs to another spec, or to other settings of it")
+        if state.batch != batch:
+            raise StateError(f"this state is of a batch of {state.batch}, and the input of {batch}")
+        wrong = next((v.dtype for v in state.arrays.values() if v.is_floating_point() and v.dtype != self.dtype), None)
+        if wrong is not None and not torch.is_autocast_enabled(self.device.type):
+            raise StateError(f"this state is in {wrong}, and the model in {self.dtype}")
+        return state.fork()
+
+    def nothing(self, call: Pass, state: State) -> Tensor:
+        """The outputs of no ticks: an empty tensor of the right width."""
+        s = self.stream_of(state, 1)
+        one = tuple(torch.zeros(x.shape[0], 1, *x.shape[2:], dtype=x.dtype, device=x.device) for x in call.inputs)
+        with torch.no_grad():
+            return self.flow(s, *one)[0][:, :0]
+
+    # ---- spans -------------------------------------------------------------------------------------
+
+    def advance(self, call: Pass, state: State) -> State:
+        """Run the call's ticks in spans within which no level on tokens fires."""
+        if not self.LEARNERS:
+            self.live(call, state, 0, call.time)
+            self.rebase(state)
+            return state
+        self.label_waiting(call, state)
+        a = 0
+        while a < call.time:
+            b = min(call.time, a + self.until_firing(state.position))
+            self.span(call, state, a, b)
+            a = b
+        return state
+
+    def until_firing(self, position: int) -> int:
+        return min(period - position % period for _, period, _ in self.LEARNERS)
+
+    def live(self, call: Pass, state: State, a: int, b: int) -> None:
+        """One span for its outputs, its losses and training's gradient."""
+        s = self.stream_of(state, b - a)
+        result, kept = self.flow(s, *(x[:, a:b] for x in call.inputs))
+        call.outputs.append(result)
+        if call.want_losses:
+            call.losses.append(self.labelled(kept, call, a, b))
+        state.arrays = dict(s)
+        state.position += b - a
+
+    def stream_of(self, state: State, time: int, arrays: dict[str, Tensor] | None = None, inner: bool = False) -> Stream:
+        given = state.arrays if arrays is None else arrays
+        return Stream(given, state.position, time, state.batch, self.device, self.dtype, inner)
+
+    def labelled(self, kept: tuple[Tensor, ...], call: Pass, a: int, b: int) -> Tensor:
+        """Losses of ticks a to b of the call; the last of the call has no label, so its loss is 0."""
+        following = tuple(x[:, a + 1 : b + 1] for x in call.inputs)
+        missing = self.NEEDS_NEXT and b == call.time
+        if missing:
+            following = tuple(torch.cat([x, torch.zeros_like(y[:, :1])], 1) for x, y in zip(following, call.inputs, strict=True))
+        losses = self.loss(kept, *following)
+        if not missing:
+            return losses
+        return torch.cat([losses[:, :-1], torch.zeros_like(losses[:, :1])], 1)
+
+    # ---- levels on tokens that learn the model's own loss -----------------------------------------------
+
+    def span(self, call: Pass, state: State, a: int, b: int) -> None:
+        """One span: outputs as training sees them, then what the levels on tokens learn from it."""
+        if not self.INNER_OPEN or state.inner is None:
+            self.rebase(state)
+        state.replay.append((tuple(x[:, a:b] for x in call.inputs), call.own))
+        training = torch.is_grad_enabled() and any(p.requires_grad for p in self.parameters())
+        arrays = state.inner if state.inner is not None else self.leaves(detached(state.arrays))
+        with torch.enable_grad():
+            s = self.stream_of(state, b - a, arrays, inner=True)
+            result, kept = self.flow(s, *(x[:, a:b] for x in call.inputs))
+            self.learn_from(kept, call, state, arrays, a, b)
+        if training:
+            self.live(call, state, a, b)
+        else:
+            call.outputs.append(result.detach())
+            if call.want_losses:
+                call.losses.append(self.labelled(kept, call, a, b).detach())
+            state.arrays = detached(s)
+            state.position += b - a
+        state.inner = dict(s) if self.INNER_OPEN else arrays
+        if b < call.time:
+            self.fire_due(state)
+        if not self.INNER_OPEN and (b < call.time or not self.NEEDS_NEXT):
+            state.inner = None
+
+    def leaves(self, arrays: dict[str, Tensor]) -> dict[str, Tensor]:
+        """What the levels on tokens differentiate with respect to."""
+        for _, _, paths in self.LEARNERS:
+            for path in paths:
+                arrays[path] = arrays[path].detach().requires_grad_()
+        return arrays
+
+    def learn_from(self, kept: tuple[Tensor, ...], call: Pass, state: State, arrays: dict[str, Tensor], a: int, b: int) -> None:
+        """Losses of this span whose labels are here; the last tick of the call waits for its label."""
+        last = self.NEEDS_NEXT and b == call.time
+        end = b - 1 if last else b
+        if not call.own and end > a:
+            here = tuple(k[:, : end - a] for k in kept)
+            following = tuple(x[:, a + 1 : end + 1] for x in call.inputs)
+            self.owe(state, self.loss(here, *following).sum(), arrays, state.position, keep=last)
+        state.waiting = Waiting(tuple(k[:, -1:] for k in kept)) if last else None
+
+    def label_waiting(self, call: Pass, state: State) -> None:
+        """The label of the last call's last tick has arrived: before anything else is read (2.7.3)."""
+        if state.waiting is None:
+            return
+        kept, state.waiting = state.waiting.kept, None
+        assert state.inner is not None
+        if not call.own:
+            with torch.enable_grad():
+                loss = self.loss(kept, *(x[:, :1] for x in call.inputs)).sum()
+                self.owe(state, loss, state.inner, state.position - 1, keep=False)
+        self.fire_due(state)
+        if not self.INNER_OPEN:
+            state.inner = None
+
+    def owe(self, state: State, loss: Tensor, arrays: dict[str, Tensor], tick: int, keep: bool) -> None:
+        """Gradients are summed at once where no later tick can add to this graph, else at the firing."""
+        if self.INNER_OPEN:
+            state.owed.append((tick, loss))
+            return
+        paths = [p for _, _, paths in self.LEARNERS for p in paths]
+        grads = torch.autograd.grad(loss, [arrays[p] for p in paths], retain_graph=keep, allow_unused=True)
+        for path, grad in zip(paths, grads, strict=True):
+            if grad is not None:
+                state.sums[path] = state.sums[path] + grad if path in state.sums else grad
+
+    def fire_due(self, state: State) -> None:
+        """The levels whose period ends at this tick write (2.8)."""
+        due = [row for row in self.LEARNERS if state.position % row[1] == 0]
+        if not due:
+            return
+        for level, period, paths in due:
+            grads = self.gathered(state, period, paths)
+            s = self.stream_of(state, 0)
+            self.fire(level, s, grads, state.position // period)
+            state.arrays = dict(s)
+            for path in paths:
+                state.sums.pop(path, None)
+        if self.INNER_OPEN:
+            self.renew(state, due)
+
+    def gathered(self, state: State, period: int, paths: Sequence[str]) -> dict[str, Tensor]:
+        if self.INNER_OPEN:
+            assert state.inner is not None
+            since = [loss for tick, loss in state.owed if tick >= state.position - period]
+            found = {}
+            leaves = [state.inner[p] for p in paths]
+            with torch.enable_grad():
+                total = torch.stack(since).sum() if since else None
+            grads = [None] * len(leaves) if total is None else torch.autograd.grad(total, leaves, retain_graph=True, allow_unused=True)
+            for path, leaf, grad in zip(paths, leaves, grads, strict=True):
+                found[path] = torch.zeros_like(leaf) if grad is None else grad
+            return found
+        return {p: state.sums[p] if p in state.sums else torch.zeros_like(state.arrays[p]) for p in paths}
+
+    def renew(self, state: State, due: list[Row]) -> None:
+        """New leaves for those that fired; all of the graph is let go where every level fired."""
+        assert state.inner is not None
+        if len(due) == len(self.LEARNERS):
+            state.owed = []
+            state.inner = None
+            return
+        for _, _, paths in due:
+            for path in paths:
+                state.inner[path] = state.arrays[path].detach().requires_grad_()
+
+    # ---- what a generated class gives -----------------------------------------------------------------------
+
+    def flow(self, s: Stream, *inputs: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """Outputs of a span, and what its losses are made of."""
+        raise NotImplementedError
+
+    def loss(self, kept: tuple[Tensor, ...], *following: Tensor) -> Tensor:
+        """The loss of each tick."""
+        raise NotImplementedError
+
+    def fire(self, level: str, s: Stream, grads: dict[str, Tensor], count: int) -> None:
+        """One firing of a level on tokens: its new states go into the stream."""
+        raise NotImplementedError
+
+    # ---- small words of generated code ------------------------------------------------------------------------
+
+    def range(self, n: int) -> Tensor:
+        return torch.arange(n, device=self.device, dtype=self.dtype)
+
+    def eye(self, n: int) -> Tensor:
+        return torch.eye(n, device=self.device, dtype=self.dtype)
+
+    def number(self, condition: Tensor) -> Tensor:
+        """1 where it holds, else 0."""
+        return condition.to(self.dtype)
+
+    def full(self, value: float | Tensor, shape: tuple[int, ...]) -> Tensor:
+        return torch.as_tensor(value, device=self.device, dtype=self.dtype).expand(shape)
+
+    def listed(self, *values: float) -> Tensor:
+        return torch.tensor(values, device=self.device, dtype=self.dtype)
+
+    def maximum(self, a: Any, b: Any) -> Tensor:
+        return torch.maximum(*self.both(a, b))
+
+    def minimum(self, a: Any, b: Any) -> Tensor:
+        return torch.minimum(*self.both(a, b))
+
+    def both(self, a: Any, b: Any) -> tuple[Tensor, Tensor]:
+        like = a if isinstance(a, Tensor) else b
+        return torch.as_tensor(a, dtype=like.dtype, device=like.device), torch.as_tensor(b, dtype=like.dtype, device=like.device)
+
+    def stack(self, *values: Any) -> Tensor:
+        like = next(v for v in values if isinstance(v, Tensor))
+        return torch.stack(torch.broadcast_tensors(*(torch.as_tensor(v, dtype=like.dtype, device=like.device) for v in values)), -1)
+
+    def concat(self, *values: Tensor) -> Tensor:
+        shape = torch.broadcast_shapes(*(v.shape[:-1] for v in values))
+        return torch.cat([v.expand(*shape, v.shape[-1]) for v in values], -1)
+
+    def cross_entropy(self, logits: Tensor, ids: Tensor) -> Tensor:
+        """Of each tick, in nats."""
+        flat = F.cross_entropy(logits.flatten(0, -2).float() if logits.dtype in (torch.bfloat16, torch.float16) else logits.flatten(0, -2), ids.flatten().long(), reduction="none")
+        return flat.view(ids.shape)
+
+    def stream(self, value: Any, s: Stream, lead: int) -> Tensor:
+        """A value that no tick changes, as a stream."""
+        x = torch.as_tensor(value, device=self.device, dtype=self.dtype)
+        return x.expand(s.batch, *[1] * (lead - 2), s.time, *x.shape)
+
+    def spread(self, x: Tensor, lead: int, mapped: tuple[int, ...]) -> Tensor:
+        """Axes of 1 of a map, stretched."""
+        return x.expand(*x.shape[:lead], *mapped, *x.shape[lead + len(mapped) :])
+
+    def last(self, past: Tensor, x: Tensor, window: int) -> Tensor:
+        """The last `window` ticks, for the span that follows."""
+        if window == 0:
+            return past
+        return torch.cat([past, x.to(past.dtype)], 1)[:, -window:] if x.shape[1] < window else x[:, -window:].to(past.dtype)
+
+    def newest(self, past: Tensor, window: int | None) -> Tensor:
+        return past if window is None else past[..., max(past.shape[-2] - window, 0) :, :]
+
+    def joined(self, reads: list[Tensor], axis: int) -> Tensor:
+        return reads[0] if len(reads) == 1 else torch.cat(reads, axis)
+
+    def cut(self, s: Stream, at: str) -> None:
+        """What a box keeps becomes a constant (`through .. tokens`)."""
+        for key in s:
+            if key.startswith(at):
+                s[key] = s[key].detach()
+
+    def scan_cut(self, W0: Tensor, q: Tensor, x: Tensor, e: Any, rate: Any, *, every: int, s: Stream, S0: Tensor | None = None, **more: Any) -> tuple[Tensor, Tensor, Tensor | None]:
+        """`scan`, with the state a constant at each multiple of `every` ticks."""
+
+        def part(value: Any, a: int, b: int, features: bool) -> Any:
+            if not isinstance(value, Tensor):
+                return value
+            return value[..., a:b, :] if features and value.ndim == x.ndim else value[..., a:b]
+
+        reads = []
+        for a, b, _, cut in s.stretches(every, every):
+            if cut:
+                W0, S0 = W0.detach(), None if S0 is None else S0.detach()
+            extra = {k: part(v, a, b, k == "keep") for k, v in more.items()}
+            y, W0, S0 = scan(W0, q[..., a:b, :], x[..., a:b, :], part(e, a, b, True), part(rate, a, b, True), S0=S0, **extra)
+            reads.append(y)
+        return torch.cat(reads, -2), W0, S0

@@ -1,0 +1,139 @@
+"""What a model hands on between calls: it streams on, is saved, loaded, forked and detached.
+
+A state is kept so that it can be rebuilt: the arrays at some tick, and the inputs since. What an inner gradient
+still waits for (a label, the rest of a period) is made again from these when a state is loaded.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from .model import Model
+
+FORMAT = 1
+
+
+class StateError(ValueError):
+    """A state that does not belong to this model, or a file that holds none; the message says which."""
+
+
+@dataclass
+class Waiting:
+    """The last tick, whose label has not arrived: what its loss is made of, in the graph of the levels on tokens."""
+
+    kept: tuple[Tensor, ...]
+
+
+@dataclass
+class State:
+    """Where a stream stands. `arrays`: what it keeps, by path, each [batch, ..]. `position`: ticks so far.
+
+    `sums`: gradients of the levels on tokens since their last firing. `base`, `base_sums`, `base_position`, `replay`:
+    from where, and with which inputs, all of this can be made again.
+    """
+
+    arrays: dict[str, Tensor]
+    position: int
+    batch: int
+    spec: str
+    inner: dict[str, Tensor] | None = None
+    waiting: Waiting | None = None
+    owed: list[tuple[int, Tensor]] = field(default_factory=list)
+    sums: dict[str, Tensor] = field(default_factory=dict)
+    base: dict[str, Tensor] = field(default_factory=dict)
+    base_sums: dict[str, Tensor] = field(default_factory=dict)
+    base_position: int = 0
+    replay: list[tuple[tuple[Tensor, ...], bool]] = field(default_factory=list)
+
+    def fork(self) -> State:
+        """A second stream from the same place; neither sees what the other does."""
+        copy = State(dict(self.arrays), self.position, self.batch, self.spec, None if self.inner is None else dict(self.inner))
+        copy.waiting, copy.owed, copy.sums = self.waiting, list(self.owed), dict(self.sums)
+        copy.base, copy.base_sums, copy.base_position = dict(self.base), dict(self.base_sums), self.base_position
+        copy.replay = list(self.replay)
+        return copy
+
+    def detach(self) -> State:
+        """The same state, a constant to gradients of what comes."""
+        copy = self.fork()
+        copy.arrays = detached(self.arrays)
+        copy.base = detached(self.base)
+        return copy
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write it as one safetensors file, its JSON in the header; a file that is there is replaced whole."""
+        tensors = {f"array {k}": v for k, v in self.base.items()} | {f"sum {k}": v for k, v in self.base_sums.items()}
+        for i, (inputs, _) in enumerate(self.replay):
+            tensors |= {f"input {i} {j}": x for j, x in enumerate(inputs)}
+        header = {
+            "format": FORMAT, "spec": self.spec, "position": self.base_position, "batch": self.batch,
+            "own": [own for _, own in self.replay], "inputs": [len(x) for x, _ in self.replay],
+        }  # fmt: skip
+        write_tensors(Path(path), tensors, header)
+
+
+def detached(arrays: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {k: v.detach() for k, v in arrays.items()}
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor], header: Mapping[str, Any]) -> None:
+    """Atomically: a temporary file in the same folder takes the place of the old one."""
+    plain = {k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()}
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    os.close(handle)
+    try:
+        save_file(plain, name, metadata={"nlc": json.dumps(header)})
+        with open(name, "rb") as file:
+            os.fsync(file.fileno())
+        os.replace(name, path)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise
+
+
+def load_state(path: str | os.PathLike[str], model: Model) -> State:
+    """A saved state, for the model of the same spec. Raises StateError with a plain sentence otherwise."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            header = json.loads((file.metadata() or {}).get("nlc", "{}"))
+            tensors = {k: file.get_tensor(k) for k in file.keys()}  # noqa: SIM118
+    except FileNotFoundError:
+        raise StateError(f"there is no state file {path}") from None
+    except (SafetensorError, OSError, json.JSONDecodeError) as error:
+        raise StateError(f"{path} is no state file, or is cut short ({error})") from None
+    if header.get("format") != FORMAT:
+        raise StateError(f"{path} is no state of this version of nlc")
+    if header["spec"] != model.SPEC_HASH:
+        raise StateError(f"{path} is a state of another spec, or of other settings of it")
+    return rebuilt(header, tensors, model, path)
+
+
+def rebuilt(header: Mapping[str, Any], tensors: Mapping[str, Tensor], model: Model, path: str | os.PathLike[str]) -> State:
+    """The arrays as saved, then the inputs since, played again."""
+    device, dtype = model.device, model.dtype
+    arrays = {k.removeprefix("array "): v.to(device) for k, v in tensors.items() if k.startswith("array ")}
+    sums = {k.removeprefix("sum "): v.to(device) for k, v in tensors.items() if k.startswith("sum ")}
+    wanted = model.kept_arrays()
+    if set(arrays) != set(wanted):
+        raise StateError(f"{path} holds other arrays than this model keeps")
+    wrong = next((k for k, v in arrays.items() if v.dtype != dtype and v.is_floating_point()), None)
+    if wrong is not None:
+        raise StateError(f"{path} is in {arrays[wrong].dtype} and the model in {dtype}")
+    state = model.state_from(arrays, int(header["position"]), int(header["batch"]), sums)
+    with torch.no_grad():
+        for i, own in enumerate(header["own"]):
+            inputs = tuple(tensors[f"input {i} {j}"].to(device) for j in range(header["inputs"][i]))
+            _, state = model(*inputs, state=state, own=own)
+    return state

@@ -1,0 +1,50 @@
+"""A stream while it runs: what it keeps between spans, and where in it we are."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+
+class Stream(dict[str, Tensor]):
+    """The arrays a stream keeps, by path, each [batch, ..].
+
+    `position`: ticks before this span. `time`: ticks in it. `inner`: this run is for the gradients of levels on
+    tokens, so what does not open to them is a constant (language.md 2.10.1).
+    """
+
+    def __init__(
+        self, arrays: dict[str, Tensor], position: int, time: int, batch: int, device: torch.device, dtype: torch.dtype,
+        inner: bool = False,
+    ) -> None:  # fmt: skip
+        super().__init__(arrays)
+        self.position, self.time, self.batch = position, time, batch
+        self.device, self.dtype = device, dtype
+        self.inner = inner
+
+    def hold(self, x: Tensor) -> Tensor:
+        """A constant to levels on tokens, not to training."""
+        return x.detach() if self.inner else x
+
+    @property
+    def ticks(self) -> Tensor:
+        """The positions of this span, [time]."""
+        return torch.arange(self.position, self.position + self.time, device=self.device)
+
+    def positions(self, lead: int) -> Tensor:
+        """The same, with the leading axes of a stream."""
+        return self.ticks.to(self.dtype).view(*[1] * (lead - 1), -1)
+
+    def stretches(self, period: int, cut: int = 0) -> Iterator[tuple[int, int, bool, bool]]:
+        """Parts of this span that end at multiples of `period` (and `cut`) ticks: start, end, whether a period
+        begins there, and whether a gradient is cut there. Nothing for a span of no ticks."""
+        a = 0
+        while a < self.time:
+            tick = self.position + a
+            b = min(self.time, a + period - tick % period)
+            if cut:
+                b = min(b, a + cut - tick % cut)
+            yield a, b, tick % period == 0, bool(cut) and tick > 0 and tick % cut == 0
+            a = b

@@ -1,0 +1,344 @@
+"""Bodies of boxes and of the flow as methods: lines, calls, pasts, and the lowering of each box."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+from nlc.derive import application
+from nlc.diagnostics import InternalError
+from nlc.plan import Lowering, Plan
+from nlc.system import Assign, Box, Handle, Line, Loop, Shape, Slot, Term, Weight, line_terms
+
+from .code import Code, identifier
+from .expressions import ATOM, Expressions, Value
+
+
+@dataclass
+class Held:
+    """An array or a past that a stream keeps: a row of the module's table of states."""
+
+    path: str
+    loops: Shape
+    shape: Shape
+    start: str  # "zeros" or "weights"
+
+
+@dataclass
+class Module:
+    """What is gathered while methods are written."""
+
+    plan: Plan
+    code: Code
+    has_weights: frozenset[str]  # paths of boxes (templates) below which there are weights
+    held: list[Held] = field(default_factory=list)
+    methods: dict[str, str] = field(default_factory=dict)  # box path -> method name
+
+    def method(self, box: Box) -> str:
+        if box.path not in self.methods:
+            parts = [p for p in box.path.split(".") if p != "{}" and not p.startswith(("layers", "rounds")) and not p.isdigit()]
+            wish = identifier("_".join(parts))
+            taken = set(self.methods.values()) | {"flow", "loss", "forward"}
+            name, n = wish, 1
+            while name in taken:
+                n += 1
+                name = f"{wish}_{n}"
+            self.methods[box.path] = name
+        return self.methods[box.path]
+
+    def hold(self, path: str, loops: Shape, shape: Shape, start: str) -> None:
+        if all(h.path != path for h in self.held):
+            self.held.append(Held(path, loops, shape, start))
+
+
+def state_path(box: Box, state: str, array: str) -> str:
+    return f"{box.path}.{state}" + (f".{array}" if array else "")
+
+
+def all_mapped(box: Box) -> Shape:
+    """The axes a box is mapped over, those of the memories that call it first."""
+    return (*(all_mapped(box.parent) if box.parent is not None else ()), *box.mapped)
+
+
+class Body:
+    """Writes one body. `box` is None for the flow."""
+
+    def __init__(self, module: Module, box: Box | None) -> None:
+        self.module = module
+        self.code = module.code
+        self.plan = module.plan
+        self.box = box
+        self.level = box.level.name if box is not None and box.level is not None else None
+        self.mapped = all_mapped(box) if box is not None else ()
+        self.lead = 2 + len(self.mapped)
+        self.parts: list[tuple[str, str]] = [(box.path + "." if box is not None else "", "w")]
+        self.ats: list[tuple[str, str]] = [(box.path + "." if box is not None else "", "at")] if box is not None else [("", "")]
+        self.e = self.expressions()
+
+    def expressions(self) -> Expressions:
+        hooks = {
+            "weight": self.weight, "call": self.call, "conv": self.conv, "apply": self.apply, "state": self.state,
+            "next": self.next, "product": self.product, "product_back": self.product_back,
+        }  # fmt: skip
+        return Expressions(self.code, self.lead, hooks=hooks)
+
+    # ---- which gradients pass --------------------------------------------------------------------
+
+    @property
+    def open(self) -> bool:
+        """Training's gradient enters this level's states and pasts, and its body's weights (2.11.2)."""
+        return self.level is None or self.level in self.plan.training.levels or not self.plan.training.levels and self.owner_never()
+
+    def owner_never(self) -> bool:
+        owner = self.plan.system.owner
+        return owner is None or owner.clock.unit == "never"
+
+    @property
+    def held_inside(self) -> bool:
+        """The levels on tokens that learn the model's loss take this level's writes and pasts as constants (2.10.1)."""
+        return bool(self.plan.learners) and (self.level is None or self.level not in self.plan.inner.levels)
+
+    def gate(self, code: str) -> str:
+        """A value on its way into a state."""
+        if not self.open:
+            return f"{code}.detach()"
+        return f"s.hold({code})" if self.held_inside else code
+
+    # ---- weights and paths --------------------------------------------------------------------------
+
+    def place(self, path: str, table: list[tuple[str, str]]) -> tuple[str, str]:
+        """The longest known prefix of a path, as Python, and what is left of the path."""
+        prefix, name = max((row for row in table if path.startswith(row[0])), key=lambda row: len(row[0]))
+        return name, path[len(prefix) :]
+
+    def weight(self, term: Term) -> Value:
+        w: Weight = term.info
+        name, rest = self.place(w.path, self.parts)
+        code = attribute(name, rest)
+        if self.box is not None and not self.open:
+            code += ".detach()"
+        return Value(code, ATOM, False, len(w.shape))
+
+    def key(self, path: str) -> str:
+        """The key of something a stream keeps, as a Python expression."""
+        name, rest = self.place(path, self.ats)
+        if not name:
+            return repr(rest)
+        return f'f"{name[2:-1]}{rest}"' if name.startswith('f"') else f"{name} + {rest!r}"
+
+    # ---- calls ----------------------------------------------------------------------------------------
+
+    def call(self, term: Term) -> Value:
+        box: Box = term.info
+        method = self.module.method(box)
+        args = [self.argument(a, shape, lead, box) for a, (_, shape), lead in zip(term.args, box.inputs, box.input_mapped, strict=True)]
+        name, rest = self.place(box.path + ".", self.ats)
+        at = repr(rest) if not name else f'f"{name[2:-1]}{rest}"' if name.startswith('f"') else f"{name} + {rest!r}"
+        given = ["s", at]
+        if box.path in self.module.has_weights:
+            part, left = self.place(box.path, [(p.rstrip("."), n) for p, n in self.parts])
+            given.append(attribute(part, left.lstrip(".")))
+        code = f"self.{method}({', '.join([*given, *args])})"
+        k = len(box.mapped)
+        if k:
+            code += f".movedim({self.lead - 1 + k}, {self.lead - 1})"
+        return Value(code, ATOM, True, len(term.shape))
+
+    def argument(self, term: Term, own: Shape, lead: Shape, box: Box) -> str:
+        """An input with the axes of the map before time."""
+        value = self.e(term)
+        k = len(box.mapped)
+        code = value.code
+        if not value.lead:
+            code = f"self.stream({value.code}, s, {self.lead})" if not k or not lead else f"self.stream({value.code}, s, {self.lead})"
+        if not k:
+            return code
+        missing = k - len(lead)
+        code = code if value.level == ATOM or not value.lead else f"({code})"
+        code += f".unsqueeze({self.lead})" * missing
+        if 1 in lead or missing:
+            code = f"self.spread({code}, {self.lead}, {box.mapped})"
+        return f"{code}.movedim({self.lead - 1}, {self.lead - 1 + k})" if k > 1 else f"{code}.transpose({self.lead - 1}, {self.lead})"
+
+    # ---- pasts -------------------------------------------------------------------------------------------
+
+    def conv(self, term: Term) -> Value:
+        """A causal convolution, with the ticks before this span carried."""
+        slot: Slot = term.info
+        x, w = (self.e(a) for a in term.args)
+        if self.lead != 2:
+            raise InternalError("a convolution inside a mapped memory")
+        given = self.code.name("x_conv") if x.level != ATOM or "(" in x.code else x.code
+        if given != x.code:
+            self.code.add(f"{given} = {x.code}")
+        self.module.hold(slot.path, slot_loops(slot, self.box, self.loops), (slot.window, *term.args[0].shape), "zeros")
+        key = self.key(slot.path)
+        past = "" if self.open and not self.held_inside else ", detach_past=" + ("True" if not self.open else "s.inner")
+        before = f"s[{key}]"
+        name = self.code.name("y")
+        self.code.add(f"{name} = parts.causal_conv({given}, {w.code}, {before}{past})")
+        self.code.add(f"s[{key}] = self.last({before}, {given}, {slot.window})")
+        return Value(name, ATOM, True, len(term.shape))
+
+    loops: Shape = ()
+
+    # ---- states -------------------------------------------------------------------------------------------
+
+    def lowering(self, box: Box) -> Lowering:
+        return self.plan.of(box)
+
+    def array(self, handle: Handle, name: str) -> tuple[str, bool]:
+        """The value of one array of a state, and whether every sample has its own."""
+        box, state = handle.box, handle.state
+        if self.lowering(box).kind == "static":
+            path = state_path(box, state.name, name)
+            mine = [(p, n) for p, n in self.parts if path.startswith(p)] if box is self.box else []
+            if mine:
+                part, rest = self.place(path, self.parts)
+                return attribute(part, rest), False
+            return attribute("self.weights", path), False
+        return f"s[{self.key(state_path(box, state.name, name))}]", True
+
+    def apply(self, term: Term) -> Value:
+        handle: Handle = term.info
+        state = handle.state
+        if state.form.core.kind == "table":
+            table, _ = self.array(handle, "")
+            ids = self.e(term.args[0])
+            return Value(f"F.embedding({ids.atom}.long(), {table})", ATOM, ids.lead, ids.own + 1)
+        return self.e(application(handle, term.args[0], term))
+
+    def product(self, term: Term) -> Value:
+        handle: Handle = term.info.handle
+        matrix, own = self.array(handle, term.info.array.name)
+        x = self.e(term.args[0])
+        return Value(self.times(matrix, own, x, handle), ATOM, True, x.own)
+
+    def times(self, matrix: str, own: bool, x: Value, handle: Handle, back: bool = False) -> str:
+        """W x for every tick: W is [batch, *mapped, *per, m, n], or has no batch."""
+        per = handle.state.per
+        turn = "" if back else ".mT"
+        if per:
+            batched = matrix if own else f"{matrix}.unsqueeze(0)"
+            return f"({x.atom}.transpose({self.lead - 1}, {self.lead}) @ {batched}{turn}).transpose({self.lead - 1}, {self.lead})"
+        if not own and not self.mapped and not back:
+            return f"F.linear({x.code}, {matrix})"
+        return f"({x.atom} @ {matrix}{turn})"
+
+    def product_back(self, term: Term) -> Value:
+        handle: Handle = term.info.handle
+        matrix, own = self.array(handle, term.info.array.name)
+        bar = self.e(term.args[0])
+        return Value(self.times(matrix, own, bar, handle, back=True), ATOM, True, bar.own)
+
+    def state(self, term: Term) -> Value:
+        handle: Handle = term.info
+        code, own = self.array(handle, "")
+        if own:
+            raise InternalError(f"`{handle.name}` as an array")
+        return Value(code, ATOM, False, len(term.shape))
+
+    def next(self, term: Term) -> Value:
+        return Value(f"next_{identifier(term.args[0].info)}", ATOM, True, len(term.shape))
+
+    # ---- lines -----------------------------------------------------------------------------------------------
+
+    def lines(self, lines: Iterable[Line]) -> None:
+        for line in lines:
+            if isinstance(line, Assign):
+                self.assign(line)
+            else:
+                self.loop(line)
+
+    def assign(self, line: Assign) -> None:
+        self.cite_line(line.value)
+        self.e.count([line.value])
+        value = self.e(line.value)
+        key = f"local {line.name}"
+        old = self.e.names.get(key)
+        name = old.code if old is not None else self.code.name(line.name)
+        note = shape_note(value, line.value.shape, self.mapped)
+        if value.code != name:
+            self.code.add(f"{name} = {value.code}{note}")
+        self.e.names[key] = Value(name, ATOM, value.lead, len(line.value.shape))
+        self.forget(line.name)
+
+    def forget(self, name: str) -> None:
+        """A name bound again: what was written with its old value is written anew."""
+        if self.box is None:
+            self.e.done.clear()
+
+    def loop(self, line: Loop) -> None:
+        """A `repeat` that stays a loop: every round has its own part of the weights and of the stream."""
+        depth = len(self.loops)
+        sample = first_path(line)
+        if sample is None:
+            with self.code.block(f"for _ in range({line.count}):"):
+                self.lines(line.lines)
+            return
+        prefix = ".".join(sample.split(".")[: nth_index(sample, depth) + 1])
+        part, rest = self.place(prefix, self.parts)
+        i = self.code.name("ijkl"[depth] if depth < 4 else f"i{depth}")
+        layer = self.code.name("layer" if not depth else "round_")
+        has = any(h == prefix or h.startswith(prefix + ".") for h in self.module.has_weights)
+        parts, ats, loops = list(self.parts), list(self.ats), self.loops
+        at = prefix.replace("{}", "{" + i + "}", 1) if not self.ats[-1][0] else None
+        with self.code.block(f"for {i} in range({line.count}):"):
+            if has:
+                self.code.add(f"{layer} = {attribute(part, rest.removesuffix('.{}'))}[{i}]")
+            self.parts = [*parts, (prefix + ".", layer)]
+            name, left = self.place(prefix, ats)
+            text = (name[2:-1] if name.startswith('f"') else name) + left.replace("{}", "{" + i + "}")
+            self.ats = [*ats, (prefix + ".", f'f"{text}."')]
+            self.loops = (*loops, line.count)
+            self.e.done.clear()
+            self.lines(line.lines)
+        self.parts, self.ats, self.loops = parts, ats, loops
+        self.e.done.clear()
+        del at
+
+    def cite_line(self, term: Term) -> None:
+        """The spec's own line, above what was made of it."""
+        span = term.span
+        if span.source.text:
+            text = span.source.line(span.line).split("#")[0].strip().rstrip("{;").strip()
+            self.code.comment(f"{span.source.name.rsplit('/', 1)[-1]}:{span.line}: {text}")
+
+
+def attribute(name: str, rest: str) -> str:
+    """`layer.titans.read.linear`, with numbers as indices."""
+    code = name
+    for part in [p for p in rest.split(".") if p]:
+        code += f"[{part}]" if part.isdigit() else f".{part}"
+    return code
+
+
+def first_path(line: Loop) -> str | None:
+    """Some path made inside the loop."""
+    for root in line_terms(line.lines):
+        for t in root.walk():
+            if t.op == "call":
+                return str(t.info.path)
+            if t.op == "weight":
+                return str(t.info.path)
+            if isinstance(t.info, Slot):
+                return t.info.path
+    return None
+
+
+def nth_index(path: str, n: int) -> int:
+    """Which part of the path is the n-th `{}`."""
+    found = [i for i, p in enumerate(path.split(".")) if p == "{}"]
+    return found[n]
+
+
+def slot_loops(slot: Slot, box: Box | None, loops: Shape) -> Shape:
+    return box.loops if box is not None else loops
+
+
+def shape_note(value: Value, shape: Shape, mapped: Shape) -> str:
+    """The shape, for the reader."""
+    if not value.lead:
+        return ""
+    axes = ["batch", *map(str, mapped), "time", *map(str, shape)]
+    return f"  # [{', '.join(axes)}]"

@@ -1,0 +1,350 @@
+"""Terms to Python expressions over a whole span of ticks.
+
+A value that changes with the ticks has leading axes [batch, *mapped, time]; a weight or a constant has none. The
+language broadcasts from the last axis of a value's own shape, so where ranks differ axes are put in after the leading.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+
+from nlc.diagnostics import InternalError
+from nlc.system import Term
+
+from .code import Code
+
+ATOM, POWER, UNARY, TIMES, PLUS, COMPARE = 9, 8, 7, 6, 5, 4
+
+CALLS = {
+    "exp": "torch.exp", "log": "torch.log", "sqrt": "torch.sqrt", "abs": "torch.abs", "sign": "torch.sign",
+    "sin": "torch.sin", "cos": "torch.cos", "floor": "torch.floor", "sigmoid": "torch.sigmoid",
+    "softplus": "F.softplus", "silu": "F.silu", "gelu": "F.gelu", "tanh": "torch.tanh", "relu": "torch.relu",
+    "smooth_abs": "parts.smooth_abs", "smooth_sign": "parts.smooth_sign", "unit": "parts.unit",
+    "gelu_slope": "parts.gelu_slope", "silu_slope": "parts.silu_slope",
+}  # fmt: skip
+SIGNS = {"add": ("+", PLUS), "sub": ("-", PLUS), "mul": ("*", TIMES), "div": ("/", TIMES)}
+COMPARISONS = {"lt": "<", "le": "<=", "gt": ">", "ge": ">=", "eq": "=="}
+
+
+@dataclass(frozen=True)
+class Value:
+    """A Python expression. `lead`: it has the leading axes. `own`: how many axes follow them."""
+
+    code: str
+    level: int
+    lead: bool
+    own: int
+
+    def at(self, level: int) -> str:
+        return self.code if self.level >= level else f"({self.code})"
+
+    @property
+    def atom(self) -> str:
+        return self.at(ATOM)
+
+
+@dataclass
+class Expressions:
+    """Writes terms of one body. `names`: Python names of its inputs and lines. `hooks`: operations the body decides."""
+
+    code: Code
+    lead: int
+    names: dict[str, Value] = field(default_factory=dict)
+    hooks: dict[str, Callable[[Term], Value]] = field(default_factory=dict)
+    uses: Counter[int] = field(default_factory=Counter)
+    done: dict[int, Value] = field(default_factory=dict)
+    alive: list[Term] = field(default_factory=list)  # terms in `done`: an identity is one only while it lives
+
+    def count(self, roots: Iterable[Term]) -> None:
+        """Terms used twice get a name of their own; so they must be known before writing."""
+        seen: set[int] = set()
+        stack = list(roots)
+        for root in stack:
+            self.uses[id(root)] += 1
+        while stack:
+            term = stack.pop()
+            if id(term) in seen:
+                continue
+            seen.add(id(term))
+            for a in term.args:
+                self.uses[id(a)] += 1
+                stack.append(a)
+
+    def __call__(self, term: Term) -> Value:
+        if id(term) in self.done:
+            return self.done[id(term)]
+        value = self.write(term)
+        if self.uses[id(term)] > 1 and value.level != ATOM or self.uses[id(term)] > 1 and "(" in value.code:
+            name = self.code.name(f"{term.op}_{len(self.done)}" if term.op != "product" else "y")
+            self.code.add(f"{name} = {value.code}")
+            value = Value(name, ATOM, value.lead, value.own)
+        self.done[id(term)] = value
+        self.alive.append(term)
+        return value
+
+    def write(self, term: Term) -> Value:
+        if term.op in self.hooks:
+            return self.hooks[term.op](term)
+        method = getattr(self, f"op_{term.op}", None)
+        if method is not None:
+            return method(term)  # type: ignore[no-any-return]
+        if term.op in CALLS:
+            return self.called(term, f"{CALLS[term.op]}({{0}})")
+        if term.op in SIGNS:
+            return self.infix(term, *SIGNS[term.op])
+        if term.op in COMPARISONS:
+            return self.condition(term, number=True)
+        raise InternalError(f"no code for `{term.op}`")
+
+    # ---- shapes ---------------------------------------------------------------------------------
+
+    def fit(self, value: Value, own: int) -> str:
+        """The value with `own` axes of its own: axes of 1 after the leading ones."""
+        missing = own - value.own
+        if not value.lead or missing <= 0 or value.code.replace(".", "").isdigit():
+            return value.code if value.level == ATOM else f"({value.code})"
+        if value.own == 0:
+            return f"{value.atom}[..., {', '.join(['None'] * missing)}]"
+        return value.atom + f".unsqueeze({self.lead})" * missing
+
+    def together(self, term: Term) -> tuple[list[Value], bool, int]:
+        values = [self(a) for a in term.args]
+        return values, any(v.lead for v in values), max((v.own for v in values), default=0)
+
+    def called(self, term: Term, template: str) -> Value:
+        values, lead, own = self.together(term)
+        return Value(template.format(*(v.code for v in values)), ATOM, lead, own)
+
+    def infix(self, term: Term, sign: str, level: int) -> Value:
+        (a, b), lead, own = self.together(term)
+        left = a.at(level) if a.own == own or not a.lead else self.fit(a, own)
+        right = b.at(level + 1) if b.own == own or not b.lead else self.fit(b, own)
+        return Value(f"{left} {sign} {right}", level, lead, own)
+
+    def own_axes(self, term: Term) -> str:
+        """The axes of a whole array, from the end."""
+        return "(" + ", ".join(str(-i) for i in range(len(term.shape), 0, -1)) + ("," if len(term.shape) == 1 else "") + ")"
+
+    # ---- leaves ------------------------------------------------------------------------------------
+
+    def op_const(self, term: Term) -> Value:
+        text = repr(term.info)
+        if text in ("inf", "-inf", "nan"):
+            text = f'float("{text}")'
+        return Value(text, ATOM if not text.startswith("-") else UNARY, False, 0)
+
+    def op_input(self, term: Term) -> Value:
+        return self.names[f"input {term.info}"]
+
+    def op_local(self, term: Term) -> Value:
+        return self.names[f"local {term.info}"]
+
+    def op_range(self, term: Term) -> Value:
+        return Value(f"self.range({term.info})", ATOM, False, 1)
+
+    def op_eye(self, term: Term) -> Value:
+        return Value(f"self.eye({term.info})", ATOM, False, 2)
+
+    def op_position(self, term: Term) -> Value:
+        return Value(f"s.positions({self.lead})", ATOM, True, 0)
+
+    # ---- element by element ---------------------------------------------------------------------
+
+    def op_neg(self, term: Term) -> Value:
+        v = self(term.args[0])
+        return Value(f"-{v.at(POWER)}", UNARY, v.lead, v.own)
+
+    def op_pow(self, term: Term) -> Value:
+        base, exponent = term.args
+        if exponent.op == "const" and exponent.info == 2:
+            v = self(base)
+            return Value(f"{v.atom}.square()", ATOM, v.lead, v.own)
+        (a, b), lead, own = self.together(term)
+        left, right = self.fit(a, own), self.fit(b, own)
+        left = left if a.level == ATOM or left.startswith("(") else f"({left})"
+        return Value(f"{left} ** {right}", POWER, lead, own)
+
+    def condition(self, term: Term, number: bool) -> Value:
+        (a, b), lead, own = self.together(term)
+        test = f"{self.fit(a, own)} {COMPARISONS[term.op]} {self.fit(b, own)}"
+        return Value(f"self.number({test})", ATOM, lead, own) if number else Value(test, COMPARE, lead, own)
+
+    def op_where(self, term: Term) -> Value:
+        c, a, b = term.args
+        test = self.condition(c, number=False) if c.op in COMPARISONS and self.uses[id(c)] < 2 else self(c)
+        values = [test, self(a), self(b)]
+        own, lead = max(v.own for v in values), any(v.lead for v in values)
+        asked = self.fit(values[0], own) if c.op in COMPARISONS and test.level == COMPARE else f"{self.fit(values[0], own)} != 0"
+        return Value(f"torch.where({asked}, {self.fit(values[1], own)}, {self.fit(values[2], own)})", ATOM, lead, own)
+
+    def choice(self, term: Term, function: str) -> Value:
+        (a, b), lead, own = self.together(term)
+        return Value(f"self.{function}({self.fit(a, own)}, {self.fit(b, own)})", ATOM, lead, own)
+
+    def op_max(self, term: Term) -> Value:
+        return self.choice(term, "maximum")
+
+    def op_min(self, term: Term) -> Value:
+        return self.choice(term, "minimum")
+
+    def op_mod(self, term: Term) -> Value:
+        (a, b), lead, own = self.together(term)
+        return Value(f"torch.remainder({self.fit(a, own)}, {self.fit(b, own)})", ATOM, lead, own)
+
+    def op_clip(self, term: Term) -> Value:
+        values, lead, own = self.together(term)
+        x, low, high = (self.fit(v, own) for v in values)
+        return Value(f"self.minimum(self.maximum({x}, {low}), {high})", ATOM, lead, own)
+
+    # ---- vectors ------------------------------------------------------------------------------------
+
+    def op_sum(self, term: Term) -> Value:
+        v = self(term.args[0])
+        if term.info == 1:
+            return Value(f"{v.atom}.sum(-1)", ATOM, v.lead, v.own - 1)
+        if v.own == 0:
+            return v
+        return Value(f"{v.atom}.sum({self.own_axes(term.args[0]) if v.own > 1 else -1})", ATOM, v.lead, 0)
+
+    def op_mean(self, term: Term) -> Value:
+        v = self(term.args[0])
+        if term.info == 1:
+            return Value(f"{v.atom}.mean(-1)", ATOM, v.lead, v.own - 1)
+        return Value(f"{v.atom}.mean({self.own_axes(term.args[0])})", ATOM, v.lead, 0) if v.own else v
+
+    def op_dot(self, term: Term) -> Value:
+        (a, b), lead, own = self.together(term)
+        return Value(f"({self.fit(a, own)} * {self.fit(b, own)}).sum(-1)", ATOM, lead, own - 1)
+
+    def op_outer(self, term: Term) -> Value:
+        (a, b), lead, own = self.together(term)
+        return Value(f"{self.fit(a, own)}.unsqueeze(-1) * {self.fit(b, own)}.unsqueeze(-2)", TIMES, lead, own + 1)
+
+    def op_length(self, term: Term) -> Value:
+        v = self(term.args[0])
+        return Value(f"parts.length({v.code}, {term.info!r})", ATOM, v.lead, v.own - 1)
+
+    def op_length_slope(self, term: Term) -> Value:
+        v = self(term.args[0])
+        return Value(f"parts.length_slope({v.code}, {term.info!r})", ATOM, v.lead, v.own)
+
+    def op_frobenius(self, term: Term) -> Value:
+        v = self(term.args[0])
+        return Value(f"torch.linalg.vector_norm({v.code}, dim={self.own_axes(term.args[0])})", ATOM, v.lead, 0)
+
+    def op_softmax(self, term: Term) -> Value:
+        v = self(term.args[0])
+        return Value(f"torch.softmax({v.code}, -1)", ATOM, v.lead, v.own)
+
+    def op_matmul(self, term: Term) -> Value:
+        a, b = (self(x) for x in term.args)
+        ranks = len(term.args[0].shape), len(term.args[1].shape)
+        lead = a.lead or b.lead
+        if ranks == (1, 1):
+            return Value(f"({a.atom} * {b.atom}).sum(-1)", ATOM, lead, 0)
+        if ranks[0] == 1:
+            rows = f"{a.atom}.unsqueeze(-2)" + (f".unsqueeze({self.lead})" * (ranks[1] - 2) if a.lead else "")
+            return Value(f"({rows} @ {b.atom}).squeeze(-2)", ATOM, lead, len(term.shape))
+        if ranks[1] == 1:
+            return Value(f"({a.atom} @ {b.atom}.unsqueeze(-1)).squeeze(-1)", ATOM, lead, len(term.shape))
+        own = max(ranks)
+        return Value(f"{self.fit(a, own)} @ {self.fit(b, own)}", TIMES, lead, own)
+
+    def op_solve(self, term: Term) -> Value:
+        a, b = (self(x) for x in term.args)
+        if len(term.args[0].shape) == 1:
+            return Value(f"torch.linalg.solve({b.code}, {a.atom}.unsqueeze(-2), left=False).squeeze(-2)", ATOM, a.lead or b.lead, a.own)
+        return Value(f"torch.linalg.solve({b.code}, {a.code}, left=False)", ATOM, a.lead or b.lead, a.own)
+
+    # ---- shape --------------------------------------------------------------------------------------
+
+    def suffix(self, term: Term, text: str) -> Value:
+        v = self(term.args[0])
+        return Value(f"{v.atom}{text}", ATOM, v.lead, len(term.shape))
+
+    def op_split(self, term: Term) -> Value:
+        return self.suffix(term, f".unflatten(-1, ({term.shape[-2]}, {term.shape[-1]}))")
+
+    def op_join(self, term: Term) -> Value:
+        return self.suffix(term, ".flatten(-2)")
+
+    def op_column(self, term: Term) -> Value:
+        return self.suffix(term, ".unsqueeze(-1)")
+
+    def op_squeeze(self, term: Term) -> Value:
+        return self.suffix(term, ".squeeze(-1)")
+
+    def op_transpose(self, term: Term) -> Value:
+        return self.suffix(term, ".mT")
+
+    def op_reshape(self, term: Term) -> Value:
+        v = self(term.args[0])
+        shape = ", ".join(map(str, term.shape)) or "()"
+        if not v.lead:
+            return Value(f"{v.atom}.reshape({shape})", ATOM, False, len(term.shape))
+        return Value(f"{v.atom}.reshape(*{v.atom}.shape[:{self.lead}], {shape})", ATOM, True, len(term.shape))
+
+    def op_item(self, term: Term) -> Value:
+        v = self(term.args[0])
+        return Value(f"{v.atom}.select({self.lead if v.lead else 0}, {term.info})", ATOM, v.lead, v.own - 1)
+
+    def op_stack(self, term: Term) -> Value:
+        values, lead, own = self.together(term)
+        if not lead and all(v.own == 0 for v in values):
+            return Value(f"self.listed({', '.join(v.code for v in values)})", ATOM, False, 1)
+        return Value(f"self.stack({', '.join(self.fit(v, own) for v in values)})", ATOM, lead, own + 1)
+
+    def op_concat(self, term: Term) -> Value:
+        values, lead, own = self.together(term)
+        return Value(f"self.concat({', '.join(self.fit(v, own) for v in values)})", ATOM, lead, own)
+
+    def op_expand(self, term: Term) -> Value:
+        v = self(term.args[0])
+        if v.lead:
+            return Value(f"{self.fit(v, len(term.shape))}.expand(*{v.atom}.shape[:{self.lead}], {', '.join(map(str, term.shape))})", ATOM, True, len(term.shape))
+        return Value(f"self.full({v.code}, {term.shape})", ATOM, False, len(term.shape))
+
+    def op_sum_to(self, term: Term) -> Value:
+        v = self(term.args[0])
+        wide, narrow = term.args[0].shape, (1,) * (len(term.args[0].shape) - len(term.shape)) + term.shape
+        axes = tuple(i - len(wide) for i, (a, b) in enumerate(zip(wide, narrow, strict=True)) if a != b)
+        summed = f"{v.atom}.sum({axes}, keepdim=True)" if axes else v.code
+        extra = len(wide) - len(term.shape)
+        squeezed = f".squeeze({self.lead if v.lead else 0})" * extra
+        return Value(f"{summed}{squeezed}", ATOM, v.lead, len(term.shape))
+
+    # ---- weights, losses ------------------------------------------------------------------------------
+
+    def op_linear(self, term: Term) -> Value:
+        x, w = (self(a) for a in term.args)
+        return Value(f"F.linear({x.code}, {w.code})", ATOM, x.lead, x.own)
+
+    def op_rms_norm(self, term: Term) -> Value:
+        x, g = (self(a) for a in term.args)
+        return Value(f"parts.rms_norm({x.code}, {g.code})", ATOM, x.lead, x.own)
+
+    def op_layer_norm(self, term: Term) -> Value:
+        values = [self(a) for a in term.args]
+        return Value(f"parts.layer_norm({', '.join(v.code for v in values)})", ATOM, values[0].lead, values[0].own)
+
+    def op_layer_norm_back(self, term: Term) -> Value:
+        bar, x = (self(a) for a in term.args)
+        return Value(f"parts.layer_norm_back({bar.code}, {x.code})", ATOM, x.lead, x.own)
+
+    def op_embed(self, term: Term) -> Value:
+        ids, table = (self(a) for a in term.args)
+        return Value(f"F.embedding({ids.atom}.long(), {table.code})", ATOM, ids.lead, ids.own + 1)
+
+    def op_cross_entropy(self, term: Term) -> Value:
+        logits, ids = (self(a) for a in term.args)
+        return Value(f"self.cross_entropy({logits.code}, {ids.code})", ATOM, True, ids.own)
+
+    def op_stop(self, term: Term) -> Value:
+        v = self(term.args[0])
+        return Value(f"{v.atom}.detach()", ATOM, v.lead, v.own)
+
+    def op_rope(self, term: Term) -> Value:
+        v = self(term.args[0])
+        return Value(f"parts.rope({v.code}, s.ticks, {self.lead - 1})", ATOM, v.lead, v.own)

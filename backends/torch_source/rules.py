@@ -1,0 +1,173 @@
+"""Optimizers as methods on whole arrays: what a level does at a firing, on tokens and on steps.
+
+One method serves every array of the same kind: `lead` axes come before the array's own ([batch, heads], or none).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from nlc.diagnostics import InternalError
+from nlc.lower import NotLowered
+from nlc.system import Assign, Box, Learn, State, Term
+
+from .code import Code, identifier
+from .expressions import ATOM, Expressions, Value
+
+
+@dataclass
+class Written:
+    """A method of a rule: its name, and which states it keeps for an array, by suffix."""
+
+    name: str
+    states: tuple[str, ...]
+
+
+class RuleWriter:
+    """Writes the methods of optimizers, each text once."""
+
+    def __init__(self, code: Code) -> None:
+        self.code = code
+        self.known: dict[str, Written] = {}
+
+    def method(self, wish: str, rule: Box, lead: int, settings: dict[str, Term], streams: dict[str, Term]) -> Written:
+        """`(weight, grad, m, count) -> (what is kept of the weight, the amount)`; `m` holds the rule's states."""
+        inner = Code(depth=self.code.depth)
+        states = RuleBody(inner, rule, lead, settings, streams).write("NAME")
+        text = inner.text()
+        if text not in self.known:
+            name, n = wish, 1
+            while any(w.name == name for w in self.known.values()):
+                n += 1
+                name = f"{wish}_{n}"
+            self.known[text] = Written(name, states)
+            self.code.lines += text.replace("def NAME(", f"def {name}(").rstrip("\n").split("\n") + [""]
+        return self.known[text]
+
+
+class RuleBody:
+    """One optimizer on one kind of array."""
+
+    def __init__(self, code: Code, rule: Box, lead: int, settings: dict[str, Term], streams: dict[str, Term]) -> None:
+        self.code, self.rule, self.lead = code, rule, lead
+        self.settings, self.streams = settings, streams
+        self.suffixes: list[str] = []
+        self.values: dict[tuple[int, str], str] = {}
+
+    def expressions(self, box: Box) -> Expressions:
+        def state(term: Term) -> Value:
+            return Value(self.values[id(term.info.box), term.info.name], ATOM, True, len(term.shape))
+
+        def count(term: Term) -> Value:
+            return Value("count", ATOM, False, 0)
+
+        def across(term: Term) -> Value:
+            return Value("across", ATOM, False, 0)
+
+        def given(term: Term) -> Value:
+            return self.input(box, term)
+
+        hooks = {"state": state, "count": count, "across": across, "input": given}
+        return Expressions(self.code, self.lead, hooks=hooks)
+
+    def input(self, box: Box, term: Term) -> Value:
+        name = term.info
+        if name in ("weight", "grad"):
+            return Value(name, ATOM, True, len(term.shape))
+        if name in self.settings:
+            return self.setting(name)
+        raise NotLowered(f"`{name}` of `{self.rule.name}` in a whole step", self.rule.span)
+
+    def setting(self, name: str) -> Value:
+        """A setting that the line gives as a term: constants and the level's count only."""
+        e = Expressions(self.code, 0, hooks={"count": lambda t: Value("count", ATOM, False, 0)})
+        value = e(self.settings[name])
+        return Value(f"({value.code})", ATOM, False, value.own)
+
+    def write(self, name: str) -> tuple[str, ...]:
+        rule, code = self.rule, self.code
+        shape = dict(rule.inputs)["weight"] if "weight" in dict(rule.inputs) else None
+        uses_across = any(t.op == "across" for s in self.streams.values() for t in s.walk())
+        extra = ", across: Tensor" if uses_across else ""
+        head = f"def {name}(self, weight: Tensor, grad: Tensor, m: dict[str, Tensor], count: int{extra}) -> tuple[Any, Tensor]:"
+        with code.function(head, ["weight", "grad", "m", "count", "across"]):
+            where = f"{rule.span.source.name.rsplit('/', 1)[-1]}:{rule.span.line}"
+            code.docstring([f"optimizer {rule.name} ({where}): what is kept of the weight, and the amount added.", *(f"Source: {c}" for c in rule.cites)])
+            for key, term in self.streams.items():
+                e = self.expressions(rule)
+                e.count([term])
+                value = e(term)
+                if key not in ("grad", "weight"):
+                    raise NotLowered(f"the stream `{key}` given to `{rule.name}`", rule.span)
+                code.add(f"{key} = {value.code}")
+            self.body(rule, "")
+            e = self.expressions(rule)
+            e.names = self.names
+            roots = [t for t in (rule.retain, rule.write) if t is not None]
+            e.count(roots)
+            keep = e(rule.retain).code if rule.retain is not None else "1.0"
+            assert rule.write is not None
+            code.add(f"return {keep}, {e(rule.write).code}")
+        del shape
+        return tuple(self.suffixes)
+
+    names: dict[str, Value]
+
+    def body(self, box: Box, prefix: str) -> None:
+        """Lines and states in text order; a state is new from its place on (2.9.6)."""
+        self.names = {}
+        lines = [line for line in box.lines]
+        e = self.expressions(box)
+        e.names = self.names
+        for step in box.order:
+            kind, _, key = step.partition(":")
+            if kind == "line":
+                line = lines[int(key)]
+                if not isinstance(line, Assign):
+                    raise InternalError("a loop in an optimizer")
+                e.count([line.value])
+                value = e(line.value)
+                name = self.code.name(line.name)
+                self.code.add(f"{name} = {value.code}")
+                self.names[f"local {line.name}"] = Value(name, ATOM, value.lead, value.own)
+            elif kind == "state":
+                self.state(box, box.state(key), prefix, e)
+            else:
+                raise NotLowered(f"a level inside `{self.rule.name}`", self.rule.span)
+
+    def state(self, box: Box, state: State, prefix: str, e: Expressions) -> None:
+        """A memory of gradients fires: its objective is linear in it, or it is set or written."""
+        from nlc.derive import linear_rule, linear_slope, substitute
+
+        if state.form.kind != "like" or state.start is not None:
+            raise NotLowered(f"state `{state.name}` of `{self.rule.name}`", state.span)
+        name = self.code.name(state.name)
+        key = f"{prefix}{state.name}"
+        self.suffixes.append(key)
+        self.code.add(f'{name} = m["{key}"]')
+        self.values[id(box), state.name] = name
+        rule = state.rule
+        amount: str | None = None
+        if rule.objective is not None:
+            slope = linear_slope(rule.objective, state.name)
+            learn = rule.learn.get("")
+            step = linear_rule(next(iter(learn.optimizers.values()))) if learn is not None and learn.optimizers else None
+            if slope is None or step is None or learn is None or step.momentum or step.erase or step.keep:
+                raise NotLowered(f"the memory `{state.name}` of `{self.rule.name}`", state.span)
+            rate = substitute(step.rate, learn.settings)
+            slope_value, rate_value = e(slope), e(rate)
+            amount = f"-{rate_value.atom} * {slope_value.atom}"
+        elif rule.write is not None:
+            amount = e(rule.write).atom
+        if rule.set is not None:
+            self.code.add(f"{name} = {e(rule.set).code}")
+        elif amount is not None or rule.retain is not None:
+            kept = f"{e(rule.retain).atom} * {name}" if rule.retain is not None else name
+            sign = " - " + amount[1:] if amount and amount.startswith("-") else f" + {amount}" if amount else ""
+            self.code.add(f"{name} = {kept}{sign}")
+        self.code.add(f'm["{key}"] = {name}')
+        e.done.clear()
+
+
+def settings_of(learn: Learn) -> dict[str, Term]:
+    return dict(learn.settings)

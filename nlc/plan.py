@@ -1,0 +1,76 @@
+"""PAGE: what to emit: one lowering for each box, with its reason, and which gradients pass where."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from .rules import Affine, Gradient, LinearRule
+from .system import Box, Level, System, Term
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Lowering:
+    """How one box is run. `kind`:
+
+    stateless   lines only                     static     states that stand still in a stream (clocks on steps, never)
+    attention   softmax over the past          recurrence a matrix written by rank-one amounts, exactly, in chunks
+    frozen      gradients at the start of N tokens, in dual form
+    loss        the model's own loss at a token clock: what it writes comes from the runtime
+    """
+
+    box: Box
+    kind: str
+    reason: str
+    attention: Attention | None = None
+    arrays: tuple[ArrayRule, ...] = ()
+    gradients: Mapping[str, Gradient] = field(default_factory=dict)  # by state
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Attention:
+    """`read z` with z the softmax-weighted mean: scores `scale * dot(past(k), q)`, values `past(v)`."""
+
+    query: Term
+    key: Term
+    value: Term
+    scale: float
+    window: int | None
+    key_path: str
+    value_path: str
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ArrayRule:
+    """One array of one state: its gradient is `surprise input'`, and its optimizer is linear."""
+
+    state: str
+    array: str
+    input: Term
+    surprise: Term
+    error: Affine | None  # surprise = factor * prediction + rest (recurrence only)
+    rule: LinearRule
+    settings: Mapping[str, Term]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Openness:
+    """Into the states and pasts of which levels a gradient enters (2.11.1). `truncate`: after how many tokens."""
+
+    levels: frozenset[str]
+    truncate: Mapping[str, int] = field(default_factory=dict)
+    first_order: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Plan:
+    """`learners`: levels at token clocks that learn the model's own loss. `trained`: openness to levels on steps."""
+
+    system: System
+    lowerings: Mapping[int, Lowering]  # by id of the box
+    learners: tuple[Level, ...]
+    training: Openness
+    inner: Openness
+
+    def of(self, box: Box) -> Lowering:
+        return self.lowerings[id(box)]
