@@ -55,14 +55,24 @@ class Sample:
 
     def fork(self) -> Sample:
         """A copy that continues by itself."""
-        return replace(
+        made = replace(
             self, instances={k: i.fork() for k, i in self.instances.items()},
             starts=fork_cells(self.starts), weights=fork_cells(self.weights),
             products={k: list(v) for k, v in self.products.items()},
             spans={k: list(v) for k, v in self.spans.items()},
-            **{n: dict(getattr(self, n)) for n in ("slots", "slot_level", "slot_keep", "inputs", "ticks")},
-            **{n: dict(getattr(self, n)) for n in ("sequences", "resets", "losses")},
         )  # fmt: skip
+        for name in (
+            "slots",
+            "slot_level",
+            "slot_keep",
+            "inputs",
+            "losses",
+            "ticks",
+            "sequences",
+            "resets",
+        ):
+            setattr(made, name, dict(getattr(self, name)))
+        return made
 
 
 @dataclass(eq=False)
@@ -105,7 +115,7 @@ class Run:
         self.seed, self.step = p.seed, p.step
         self.recording, self.training = p.recording, p.training
 
-    # ---- what terms ask for -----------------------------------------------------------------------
+    # ---- what terms ask for -----------------------------------------------------------
 
     def weight(self, weight: Weight, frame: Frame) -> Tensor:
         """An unnamed weight: a leaf, or a state of each sequence if its owner lives on tokens."""
@@ -152,7 +162,7 @@ class Run:
         older = {"past": slot.window - 1, "conv": slot.window}.get(slot.kind, ALL)
         self.sample.slot_keep[key] = ALL if slot.window == ALL else older
 
-    # ---- instances and their starts -----------------------------------------------------------------
+    # ---- instances and their starts -----------------------------------------------------------
 
     def instance(self, box: Box, key: Key) -> Instance:
         """On steps, and on `never`, one for all samples (2.4.3)."""
@@ -187,7 +197,7 @@ class Run:
             return self.passing.kept[inst.key, state.name]
         chain = self.transfers.chain(inst.level, state)
         if chain:
-            allowed = self.transfers.starts(chain)
+            allowed = self.transfers.starts(inst.level, chain)
             source = self.start_cell(inst, state, frame, chain, 0)
             return {n: gate(a, allowed) for n, a in source.items()}
         made = self.drawn(inst, state, frame)
@@ -204,7 +214,7 @@ class Run:
         key = (inst.key, state.name, depth, chain[depth].name)
         if key not in self.sample.starts:
             if depth + 1 < len(chain):
-                allowed = self.transfers.starts(chain[depth + 1 :])
+                allowed = self.transfers.starts(chain[depth], chain[depth + 1 :])
                 source = self.start_cell(inst, state, frame, chain, depth + 1)
                 kept: Arrays = {n: gate(a, allowed) for n, a in source.items()}
             else:
@@ -225,7 +235,9 @@ class Run:
 
     def computed(self, inst: Instance, state: State, term: Term | None, frame: Frame) -> Arrays:
         if term is None or term.op == "zeros":
-            return {a.name: torch.zeros(state.shape(a), dtype=torch.float64) for a in state.form.arrays}
+            return {
+                a.name: torch.zeros(state.shape(a), dtype=torch.float64) for a in state.form.arrays
+            }
         if term.op == "fresh":
             return self.fresh(inst, state, term, frame)
         if term.op == "copy":
@@ -264,7 +276,7 @@ class Run:
                 self.prepare(frame, lines[t.info])
                 names[t.info] = evaluate(lines[t.info], Scope(self, frame, "write"))
 
-    # ---- calls ----------------------------------------------------------------------------------------
+    # ---- calls -----------------------------------------------------------
 
     def call(self, term: Term, scope: Scope) -> Value:
         """A box at its call: once a tick, whichever role asks first (2.4.1)."""
@@ -367,7 +379,7 @@ class Run:
         frame.frozen = {n: c.value for n, c in inst.frozen.items()}
         frame.frozen_kept = {n: c.kept for n, c in inst.frozen.items()}
 
-    # ---- lines ------------------------------------------------------------------------------------------
+    # ---- lines -----------------------------------------------------------
 
     def lines(self, frame: Frame) -> None:
         """Plain lines in text order, each once in each role that is asked for (2.8, 2.9.7)."""
@@ -384,7 +396,9 @@ class Run:
             if self.recording and (frame.both or line.name in used):
                 self.assign(frame, line.name, line.value, "write", own)
 
-    def assign(self, frame: Frame, name: str, term: Term, role: str, own: Mapping[str, Arrays]) -> None:
+    def assign(
+        self, frame: Frame, name: str, term: Term, role: str, own: Mapping[str, Arrays]
+    ) -> None:
         frame.names[role][name] = self.value_or_later(term, Scope(self, frame, role, own))
 
     def flow_lines(self, frame: Frame, lines: tuple[Line, ...]) -> None:
@@ -435,10 +449,12 @@ class Run:
         for key, now in frame.entries.items():
             keep = self.sample.slot_keep[key]
             entries = (*frame.older[key], now)
-            self.sample.slots[key] = entries if keep == ALL else entries[len(entries) - keep :]
+            self.sample.slots[key] = (
+                entries if keep == ALL else entries[max(0, len(entries) - keep) :]
+            )
 
 
-# ---- what is known of a box ---------------------------------------------------------------------------
+# ---- what is known of a box ---------------------------------------------------------------
 
 
 def indices(shape: Shape) -> Iterator[tuple[int, ...]]:
