@@ -96,7 +96,7 @@ def test_a_mistake_in_a_spec(place: Path, verb: str, capsys: pytest.CaptureFixtu
     more = ("--data", "good.nl") if verb == "train" else ()
     assert nlc(verb, "bad.nl", *more) == 1
     said = "".join(capsys.readouterr())
-    assert "NL103" in said and "unembed" in said and "Traceback" not in said
+    assert "NL101" in said and "unembed" in said and "Traceback" not in said
     assert sorted(p.name for p in place.iterdir()) == ["bad.nl", "good.nl"]
 
 
@@ -139,7 +139,7 @@ def test_check_reads_several_files(place: Path, capsys: pytest.CaptureFixture[st
 
 def test_check_speaks_to_machines(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert nlc("check", "good.nl", "bad.nl", "--format", "json") == 1
-    assert "NL103" in json.dumps(json.loads(capsys.readouterr().out))
+    assert "NL101" in json.dumps(json.loads(capsys.readouterr().out))
     assert nlc("check", "bad.nl", "--format", "github") == 1
     assert capsys.readouterr().out.startswith("::error file=bad.nl,line=8")
     assert nlc("check", "good.nl", "--format", "github") == 0
@@ -219,8 +219,8 @@ def test_build_writes_python(place: Path) -> None:
 
 
 def test_explain_knows_codes_and_specs(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert nlc("explain", "nl103") == 0
-    assert "NL103" in capsys.readouterr().out
+    assert nlc("explain", "nl101") == 0
+    assert "NL101" in capsys.readouterr().out
     assert nlc("explain", "good.nl") == 0
     assert nlc("schedule", "good.nl") == 0
     assert "training" in capsys.readouterr().out
