@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 
 from ..diagnostics import Diagnostic
-from ..system import System
+from ..system import Box, Flow, System, Term
 from . import clocks, gradients, numbers, transfers
 from .facts import Facts
 
@@ -31,11 +31,26 @@ CHECKS: tuple[Check, ...] = (
 )
 
 
+ALONE: tuple[Check, ...] = (gradients.nl207, gradients.nl208, gradients.nl404, numbers.nl502)
+"""What can be seen of a memory or an optimizer without a system around it."""
+
+
 def check(system: System) -> list[Diagnostic]:
     """Every mistake, each once: the same code at the same place says nothing more."""
-    facts = Facts(system)
+    return run(CHECKS, Facts(system))
+
+
+def check_alone(boxes: tuple[Box, ...]) -> list[Diagnostic]:
+    """The mistakes of memories and optimizers that no system of their file calls."""
+    if not boxes:
+        return []
+    flow = Flow((), (), Term("const", info=0.0), None)
+    return run(ALONE, Facts(System("", {}, (), flow, (), (), boxes, span=boxes[0].span)))
+
+
+def run(checks: tuple[Check, ...], facts: Facts) -> list[Diagnostic]:
     found: dict[tuple[str, object], Diagnostic] = {}
-    for one in CHECKS:
+    for one in checks:
         for diagnostic in one(facts):
             found.setdefault((diagnostic.code, diagnostic.span), diagnostic)
     return list(found.values())

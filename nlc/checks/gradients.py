@@ -158,9 +158,12 @@ def nl401(facts: Facts) -> Iterator[Diagnostic]:
     if facts.system.flow.loss is None:
         yield from no_loss(facts)
         return
+    told: set[str] = set()
+    for level, diagnostic in dead_states(facts):
+        told.add(level.name)
+        yield diagnostic
     if owner is not None and owner.learn and owner.objective is not None:
-        yield from dead_weights(facts, owner, owner.objective)
-    yield from dead_states(facts)
+        yield from dead_weights(facts, owner, owner.objective, told)
 
 
 def no_loss(facts: Facts) -> Iterator[Diagnostic]:
@@ -181,11 +184,14 @@ def uses_loss(term: Term) -> bool:
     return any(t.op == "loss" for t in term.walk())
 
 
-def dead_weights(facts: Facts, owner: Level, objective: Term) -> Iterator[Diagnostic]:
-    """One message a line of text: what cuts it off is the same for all the weights it makes."""
+def dead_weights(
+    facts: Facts, owner: Level, objective: Term, told_of: set[str]
+) -> Iterator[Diagnostic]:
+    """One message a place; none for the weights of levels that have been told to reach nothing."""
     reached = Paths(facts, owner).from_(objective)
     dead = [w for w in facts.system.weights if id(w) not in reached.weights]
-    dead = [w for w in dead if passes_back(facts, owner, w)]
+    quiet = {id(w) for name in told_of for w in facts.weights_of.get(name, [])}
+    dead = [w for w in dead if id(w) not in quiet and passes_back(facts, owner, w)]
     if not dead:
         return
     told: set[tuple[str, Span]] = set()
@@ -242,7 +248,7 @@ def line_of(span: Span) -> str:
     return next((p for p in parts if span.text in p), span.text).strip()
 
 
-def dead_states(facts: Facts) -> Iterator[Diagnostic]:
+def dead_states(facts: Facts) -> Iterator[tuple[Level, Diagnostic]]:
     """States that learn the model's loss, and whose reading does not enter it."""
     loss = facts.system.flow.loss
     assert loss is not None
@@ -262,7 +268,7 @@ def dead_states(facts: Facts) -> Iterator[Diagnostic]:
             key = (state.name, state.span)
             if (id(box), state.name) not in reached[opened].states and key not in told:
                 told.add(key)
-                yield dead_state(facts, level, box, state)
+                yield level, dead_state(facts, level, box, state)
 
 
 def dead_state(facts: Facts, level: Level, box: Box, state: State) -> Diagnostic:

@@ -37,6 +37,13 @@ def _solved(clock: str) -> str:
     )
 
 
+def _ruled(rules: str) -> str:
+    """A matrix with these lines to change it."""
+    rows = ["level slow(x) every token {", "  state M : matrix(width, width)"]
+    rows += [f"  {line}" for line in rules.splitlines()]
+    return system("\n".join([*rows, "  read M(unit(x))", "}"]), "x += slow(norm(x))")
+
+
 CODES: dict[str, Code] = {
     "NL201": code(
         "a frequency needs a unit",
@@ -109,5 +116,22 @@ CODES: dict[str, Code] = {
         short: `partial flush` fires first, on what there is, and `partial drop` forgets it.""",
         _clocked("every 16 tokens", reset="reset     every 24 tokens"),
         _clocked("every 16 tokens", reset="reset     every 48 tokens"),
+    ),
+    "NL207": code(
+        "an objective that nothing follows",
+        """An objective says what a state is asked to do; `learn` says by which rule it gets there.
+        Without a rule the objective changes nothing, and the state keeps its start. Add a `learn`
+        line, or take the objective out. Weights that shall stay as they were drawn, or as a file
+        gives them, belong to a level that is `never`.""",
+        _ruled("objective sum((M(unit(x)) - x)^2)"),
+        _ruled("objective sum((M(unit(x)) - x)^2)\nlearn gradient(rate = 0.01)"),
+    ),
+    "NL208": code(
+        "a rule without an objective",
+        """A rule follows the gradient of an objective, and here there is none. Say what the state is
+        asked to do: `objective e`, or `objective loss` for the model's own loss. An amount that is
+        no objective's gradient is given by `write e`, and needs no rule.""",
+        _ruled("learn gradient(rate = 0.01)"),
+        _ruled("objective sum((M(unit(x)) - x)^2)\nlearn gradient(rate = 0.01)"),
     ),
 }

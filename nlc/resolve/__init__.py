@@ -6,7 +6,8 @@
 from __future__ import annotations
 
 from collections import ChainMap
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from difflib import get_close_matches
 from itertools import pairwise
@@ -39,13 +40,15 @@ from .values import POISON, BoxValue, Declared, LevelValue, Names, Poison, State
 @dataclass(frozen=True)
 class Resolved:
     """What the stage gives: `system` is None if there is none, or mistakes left none. `texts`:
-    files used, by name.
+    files used, by name. `alone`: what the file declares and no system of it calls, at example
+    sizes.
     """
 
     system: System | None
     diagnostics: tuple[Diagnostic, ...]
     names: Mapping[str, Any]
     texts: Mapping[str, str]
+    alone: tuple[Box, ...] = ()
 
 
 def resolve(
@@ -61,54 +64,78 @@ def resolve(
     system = None
     if node is not None:
         doc = file.docs.get(node.span.start, "")
-        system = SystemStage(r, node, names, doc, file.docs).system()
-    else:
-        check_declarations(r, file, names)
-    return Resolved(system, r.diagnostics, names, dict(r.files.texts))
+        with suppress(Stop):  # too large, which has been told
+            system = SystemStage(r, node, names, doc, file.docs).system()
+    alone = tuple(declared_alone(r, file, names))
+    return Resolved(system, r.diagnostics, names, dict(r.files.texts), alone)
 
 
-def check_declarations(r: Resolver, file: S.File, names: Mapping[str, Any]) -> None:
-    """A file without a system: its memories and optimizers are resolved at example sizes, to find
-    their mistakes.
+def declared_alone(r: Resolver, file: S.File, names: Mapping[str, Any]) -> Iterator[Box]:
+    """The memories and optimizers that nothing calls are resolved at example sizes, to find their
+    mistakes.
     """
     for item in file.items:
-        if not isinstance(item, S.Memory | S.Optimizer):
+        if not isinstance(item, S.Memory | S.Optimizer) or id(item) in r.used:
             continue
         declared = names.get(item.name.id)
-        if not isinstance(declared, Declared):
-            continue
-        try:
-            if isinstance(item, S.Memory):
-                memory_alone(r, declared, example_shapes(item))
-            else:
-                node = S.Learn(S.Call(item.name, ()), span=item.name.span)
-                r.retell(optimizer_alone(r, declared, node))
-        except Stop:
-            continue
+        if isinstance(declared, Declared) and declared.node is item:
+            found, told = best_example(r, declared)
+            r.retell(told)
+            yield from found
 
 
-def optimizer_alone(r: Resolver, declared: Declared, node: S.Learn) -> list[Diagnostic]:
-    outer = Body(r, ChainMap())
-    with r.capture() as told:
-        r.boxes_stage.try_optimizer(outer, declared, (8, 4), {}, (), node)
-    return told
+def best_example(r: Resolver, declared: Declared) -> tuple[list[Box], list[Diagnostic]]:
+    """The first example sizes that fit. What fits none may be meant for others, if a size is open:
+    then only what does not depend on sizes is told.
+    """
+    node = declared.node
+    streams = [p for p in node.params if p.default is None] if isinstance(node, S.Memory) else []
+    unsized = any(not p.dims for p in streams)
+    tries: list[tuple[list[Box], list[Diagnostic]]] = []
+    for unknown in ((), (8,)) if unsized or isinstance(node, S.Optimizer) else ((),):
+        boxes, told = example(r, declared, unknown)
+        tries.append((boxes, told))
+        if not told:
+            return boxes, told
+    boxes, told = min(tries, key=lambda t: len(t[1]))
+    open_sizes = unsized or any(d.code == "NL601" for d in told)
+    return boxes, [d for d in told if not (open_sizes and d.code.startswith("NL6"))]
 
 
-def example_shapes(node: S.Memory) -> dict[str, Shape]:
-    """A size for every lower-case name in brackets."""
+def example(r: Resolver, declared: Declared, unknown: Shape) -> tuple[list[Box], list[Diagnostic]]:
+    """One declaration on its own; the weights and boxes it makes belong to no system."""
+    weights, boxes = len(r.weights), len(r.boxes)
+    made: list[Box] = []
+    node = declared.node
+    with r.capture() as told, suppress(Stop):
+        if isinstance(node, S.Memory):
+            memory_alone(r, declared, example_shapes(node, unknown))
+        else:
+            rule = S.Learn(S.Call(node.name, ()), span=node.name.span)
+            shape = unknown or (8, 4)
+            outer = Body(r, ChainMap())
+            made.append(r.boxes_stage.try_optimizer(outer, declared, shape, {}, (), rule))
+    made += r.boxes[boxes:]
+    r.drop_weights(weights)
+    r.drop_boxes(boxes)
+    return made, told
+
+
+def example_shapes(node: S.Memory, unknown: Shape = ()) -> dict[str, Shape]:
+    """A size for every lower-case name in brackets, and a shape for inputs without brackets."""
     sizes: dict[str, int] = {}
     shapes: dict[str, Shape] = {}
     for p in node.params:
         if p.default is None:
-            shapes[p.name.id] = tuple(
-                sizes.setdefault(d.id, 8)
-                if isinstance(d, S.Name)
-                else int(d.value)
-                if isinstance(d, S.Number)
-                else 8
-                for d in p.dims
-            )
+            sized = (example_size(d, sizes) for d in p.dims)
+            shapes[p.name.id] = tuple(sized) if p.dims else unknown
     return shapes
+
+
+def example_size(dim: S.Expr, sizes: dict[str, int]) -> int:
+    if isinstance(dim, S.Name):
+        return sizes.setdefault(dim.id, 8)
+    return int(dim.value) if isinstance(dim, S.Number) else 8
 
 
 def memory_alone(
@@ -129,8 +156,9 @@ def memory_alone(
     } | dict(settings or {})
     args = tuple(S.Argument(S.Name(n), S.Name(n), span=node.name.span) for n in named)
     call = S.Call(node.name, args, span=node.name.span)
+    before = len(r.boxes)
     r.boxes_stage.call_memory(body, declared, [], named, call)
-    return r.boxes[-1]
+    return r.boxes[before]
 
 
 class SystemStage:
@@ -454,18 +482,14 @@ class SystemStage:
     def uncalled_inputs(self) -> None:
         for level in self.r.levels:
             node = self.r.level_nodes.get(level.name, (None,))[0]
-            if (
-                node is not None
-                and node.params
-                and not level.called
-                and level.name not in self.r.called
-            ):
-                self.r.report(
-                    "NL308",
-                    f"`{level.name}` has inputs and is never called, so it never fires",
-                    node.name.span,
-                    "call it in the flow, or remove it",
-                )
+            if node is None or not node.params or level.name in self.r.called:
+                continue
+            self.r.report(
+                "NL308",
+                f"`{level.name}` has inputs and is never called, so it never fires",
+                node.name.span,
+                "call it in the flow, or remove it",
+            )
 
     # ---- weights and their owner ----
 
@@ -620,7 +644,8 @@ class SystemStage:
     def has_state(self, level: Level, state: str | None, path: S.Path) -> bool:
         if state is None:
             return True
-        names = [s.name for b in self.r.level_boxes.get(level.name, ()) for s in b.states]
+        node, _ = self.r.level_nodes[level.name]
+        names = [n for s in node.body.statements if isinstance(s, S.State) for n in state_names(s)]
         if state in names or any(n.startswith(f"{state}.") for n in names):
             return True
         near = get_close_matches(state, names, n=1)
@@ -640,6 +665,11 @@ class SystemStage:
                 if node.unit == "sequence" and node.of == "token":
                     tokens = amount
         return tokens
+
+
+def state_names(node: S.State) -> list[str]:
+    name = node.name.id
+    return [f"{name}.{m.id}" for m in node.members] or [name]
 
 
 def without_learning(block: S.Block, owner: bool) -> S.Block:

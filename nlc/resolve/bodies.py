@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections import ChainMap, Counter
 from collections.abc import Hashable
+from contextlib import suppress
 from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any, cast
 
@@ -381,9 +382,8 @@ class Body:
             self.arguments(expr)  # tell the mistakes in them too
             raise Stop()
         args, named = self.arguments(expr)
-        if any(isinstance(v, Poison) for v in [*args, *named.values()]):
-            if isinstance(target, LevelValue) and None in target.members:
-                self.resolver.called.add(target.members[None].name)
+        level = isinstance(target, LevelValue) and None in target.members
+        if not level and any(isinstance(v, Poison) for v in [*args, *named.values()]):
             raise Stop()
         if isinstance(target, StateValue):
             return self.call_state(target, args, expr)
@@ -548,13 +548,13 @@ class Body:
     def added(self, node: S.Add, value: Value) -> Value:
         if node.name.id not in self.env:
             return self.unknown(node.name)
-        old = self.env[node.name.id]
+        old: Value = self.env[node.name.id]
         if isinstance(value, Poison) or isinstance(old, Poison):
-            return POISON
+            return old  # a sum keeps its shape, so what follows can be checked
         try:
             return binary(self, "add", old, value, node.span, [node.name.span, node.value.span])
         except Stop:
-            return POISON
+            return old
 
     def set_name(self, name: str, value: Value, node: S.Node) -> None:
         if isinstance(value, StateValue):
@@ -587,11 +587,12 @@ class Body:
         self.blocks.pop()
 
     def line(self, node: S.Statement) -> None:
-        match node:
-            case S.Bind() | S.Add():
-                self.bind(node)
-            case S.Repeat():
-                self.repeat(node)
+        with suppress(Stop):
+            match node:
+                case S.Bind() | S.Add():
+                    self.bind(node)
+                case S.Repeat():
+                    self.repeat(node)
 
     # ---- repeat ----
 

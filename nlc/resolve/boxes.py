@@ -112,7 +112,11 @@ class Boxes:
                 "its states are seen by name",
             )
         node, env = r.level_nodes[level.name]
-        values = r.bind_params(body, level.name, node.params or (), args, named, expr)
+        r.called.add(level.name)
+        try:
+            values = r.bind_params(body, level.name, node.params or (), args, named, expr)
+        except Stop:  # the mistakes of the body are told all the same
+            values = {p.name.id: POISON for p in node.params or ()}
         level.called = True
         box = self.box_of_call(body, level, expr)
         if id(box) in r.filled:
@@ -122,7 +126,8 @@ class Boxes:
         inputs, terms = self.bind_level_inputs(body, inner, node, values, expr)
         box.inputs, box.input_mapped = tuple(inputs), tuple(() for _ in inputs)
         self.fill(inner, node.body)
-        shape = box.read.shape if box.read is not None else ()
+        if any(isinstance(v, Poison) for v in values.values()):
+            raise Stop()
         if box.read is None:
             return body.error(
                 "NL602",
@@ -130,7 +135,9 @@ class Boxes:
                 expr.span,
                 "add a line `read e`",
             )
-        return body.term("call", tuple(terms), shape, box, form=box.read.form, span=expr.span)
+        return body.term(
+            "call", tuple(terms), box.read.shape, box, form=box.read.form, span=expr.span
+        )
 
     def box_of_call(self, body: Body, level: Level, expr: S.Call) -> Box:
         block = next((b for b in reversed(body.blocks) if b.calls.get(level.name)), None)

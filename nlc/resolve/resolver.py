@@ -22,7 +22,7 @@ from .files import Files
 from .functions import Stop
 from .values import Names, Poison, StateFamily, StateValue, Value, is_known
 
-MOST_TERMS = 400_000
+MOST_TERMS = 200_000
 DEEPEST = 60
 
 
@@ -72,6 +72,7 @@ class Resolver:
         self.rule_weights: dict[tuple[str, Shape], Weight] = {}
         self.rule_prefixes: dict[tuple[str, int], str] = {}
         self.discarded: list[Box] = []
+        self.used: set[int] = set()  # declarations that were expanded
         self.terms = 0
         self.too_large = False
         self.in_objective = False
@@ -147,6 +148,7 @@ class Resolver:
                 "a `def`, memory or optimizer is expanded where it is called, so it cannot recurse",
             )
             raise Stop()
+        self.used.add(id(node))
         self.expanding.append((node, span))
         try:
             yield
@@ -158,6 +160,8 @@ class Resolver:
         if self.terms > MOST_TERMS:
             if not self.too_large:
                 self.too_large = True
+                calls = [s for _, s in self.expanding if s.source is self.source]
+                span = calls[0] if calls else span
                 self.report(
                     "NL110",
                     f"this text expands to more than {MOST_TERMS:,} operations",
@@ -181,8 +185,8 @@ class Resolver:
 
     def rewind(self, body: Body, mark: tuple[Any, ...]) -> None:
         weights, boxes, diagnostics, levels, used, blocks = mark
-        self.discarded += self.boxes[boxes:]  # kept, so that no other box is taken for one of them
-        del self.boxes[boxes:], body.blocks[blocks:]
+        self.drop_boxes(boxes)
+        del body.blocks[blocks:]
         self.told.cut(diagnostics)
         self.drop_weights(weights)
         for name, made in self.level_boxes.items():
@@ -207,6 +211,11 @@ class Resolver:
             self.rule_weights[key] = made
             self.weights.append(made)
         return self.rule_weights[key]
+
+    def drop_boxes(self, count: int) -> None:
+        """Forget all but the first `count`; kept, so that no other box is taken for one of them."""
+        self.discarded += self.boxes[count:]
+        del self.boxes[count:]
 
     def drop_weights(self, count: int) -> None:
         """Forget all but the first `count`."""

@@ -1,0 +1,289 @@
+"""What is told of a spec: each mistake once, in its line, and nothing of a spec without one.
+
+A case is a file of `cases/bad` with `# error: NL203` on the line where the mistake is told.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from nlc.checks import check, check_alone
+from nlc.codes import CODES
+from nlc.diagnostics import Diagnostic
+from nlc.parse import parse
+from nlc.placement import placement
+from nlc.resolve import resolve
+from nlc.text import Source
+
+CASES = Path(__file__).parent / "cases"
+SPECS = Path(__file__).parent.parent / "specs"
+BAD = sorted((CASES / "bad").glob("*.nl"))
+GOOD = sorted([*(CASES / "good").glob("*.nl"), *SPECS.rglob("*.nl")])
+
+# Codes that no file can earn by itself: a memory is asked for as an operation.
+ELSEWHERE = {"NL105"}
+CODES_OF_FILES = set(CODES) - ELSEWHERE
+    "NL001",
+    "NL002",
+    "NL003",
+    "NL004",
+    "NL005",
+    "NL006",
+    "NL101",
+    "NL102",
+    "NL103",
+    "NL104",
+    "NL105",
+    "NL106",
+    "NL107",
+    "NL108",
+    "NL109",
+    "NL110",
+    "NL201",
+    "NL202",
+    "NL203",
+    "NL204",
+    "NL205",
+    "NL206",
+    "NL207",
+    "NL208",
+    "NL301",
+    "NL302",
+    "NL303",
+    "NL304",
+    "NL305",
+    "NL306",
+    "NL307",
+    "NL308",
+    "NL401",
+    "NL402",
+    "NL403",
+    "NL404",
+    "NL405",
+    "NL501",
+    "NL502",
+    "NL601",
+    "NL602",
+    "NL603",
+    "NL604",
+    "NL605",
+]
+
+
+def told(text: str, folder: Path | None = None) -> list[Diagnostic]:
+    """Everything that is told of a text, stage after stage."""
+    file, found = parse(Source("case.nl", text))
+    found = list(found)
+    if file is None:
+        return found
+    found += placement(file)
+    resolved = resolve(file, folder)
+    found += resolved.diagnostics
+    if not found and resolved.system is not None:
+        found += check(resolved.system)
+    if not found:
+        found += check_alone(resolved.alone)
+    return found
+
+
+def places(found: list[Diagnostic]) -> list[tuple[int, str]]:
+    return sorted((d.span.line, d.code) for d in found)
+
+
+def wanted(text: str) -> list[tuple[int, str]]:
+    return sorted(
+        (number, code)
+        for number, line in enumerate(text.split("\n"), 1)
+        for mark in re.findall(r"# error: (.*)", line)
+        for code in re.findall(r"NL\d+", mark)
+    )
+
+
+@pytest.mark.parametrize("path", BAD, ids=lambda p: p.stem)
+def test_each_mistake_is_told_once_and_in_its_line(path: Path) -> None:
+    text = path.read_text(encoding="utf-8")
+    assert wanted(text)
+    assert places(told(text, path.parent)) == wanted(text)
+
+
+@pytest.mark.parametrize("path", GOOD, ids=lambda p: p.stem)
+def test_nothing_is_told_of_a_good_spec(path: Path) -> None:
+    assert told(path.read_text(encoding="utf-8"), path.parent) == []
+
+
+def test_every_code_has_a_case() -> None:
+    earned = {code for path in BAD for _, code in wanted(path.read_text(encoding="utf-8"))}
+    assert earned == CODES_OF_FILES
+
+
+@pytest.mark.parametrize("path", BAD, ids=lambda p: p.stem)
+def test_messages_are_one_plain_line(path: Path) -> None:
+    for d in told(path.read_text(encoding="utf-8"), path.parent):
+        assert "\n" not in d.message
+        assert not d.message.endswith(".")
+        assert d.message.count("`") % 2 == 0
+        assert d.span.text
+
+
+def mended(text: str, found: list[Diagnostic]) -> str:
+    """The text with every machine-applicable fix, the last place first."""
+    fixes = sorted((d.fix for d in found if d.fix is not None), key=lambda f: -f.span.start)
+    for fix in fixes:
+        text = text[: fix.span.start] + fix.text + text[fix.span.end :]
+    return text
+
+
+@pytest.mark.parametrize("name", ["weights_undeclared", "generate_undeclared", "state_not_opened"])
+def test_the_line_that_a_fix_adds_ends_the_mistake(name: str) -> None:
+    text = (CASES / "bad" / f"{name}.nl").read_text(encoding="utf-8")
+    found = told(text)
+    assert all(d.fix is not None for d in found)
+    assert told(mended(text, found)) == []
+
+
+MIXER = """nl 1
+system lm(vocab = 256, width = 64) {{
+  level training every step {{ objective loss; learn adamw(rate = 4e-4) }}
+  level mixer(x) {clock} {{
+    {reset}
+    state     M : matrix(width, width)
+    objective sum((M(unit(x)) - x)^2)
+    learn     {rule}
+    read      M(unit(x))
+  }}
+  {transfer}
+  flow(tokens) {{
+    x = embed(tokens, vocab, width)
+    x += mixer(norm(x))
+    logits = unembed(norm(x), vocab)
+    loss = cross_entropy(logits, next(tokens))
+    return logits
+  }}
+}}
+"""
+
+
+def mixer(
+    clock: str = "every token",
+    reset: str = "",
+    rule: str = "gradient(rate = 0.1)",
+    transfer: str = "",
+) -> list[str]:
+    found = told(MIXER.format(clock=clock, reset=reset, rule=rule, transfer=transfer))
+    return [d.code for d in found]
+
+
+@pytest.mark.parametrize(
+    ("clock", "reset", "codes"),
+    [
+        ("every 8192 tokens", "reset never", []),
+        ("every 16 tokens", "reset every 16 tokens", []),
+        ("every 16 tokens", "reset every 48 tokens", []),
+        ("every 16 tokens from 8", "reset every 40 tokens", []),
+        ("every 16 tokens from 8", "reset every 48 tokens", ["NL206"]),
+        ("every 16 tokens", "reset every 24 tokens; partial flush", []),
+        ("every 16 tokens", "reset every 24 tokens; partial drop", []),
+        ("every 16 tokens", "reset every 8 tokens; partial flush", []),
+        ("every 16 tokens", "reset every 8 tokens", ["NL203"]),
+        ("every 16 tokens from 32", "reset every 16 tokens", ["NL203"]),
+        ("every 2 sequences", "reset every sequence", ["NL203"]),
+        ("every 2 steps", "reset every 3 steps", ["NL206"]),
+    ],
+)
+def test_periods_and_resets(clock: str, reset: str, codes: list[str]) -> None:
+    assert mixer(clock, reset) == codes
+
+
+@pytest.mark.parametrize(
+    ("transfer", "codes"),
+    [
+        ("transfer init training -> mixer", []),
+        ("transfer init training -> mixer.M first order", []),
+        ("transfer init mixer -> training", ["NL303"]),
+        ("transfer init mixer -> mixer", ["NL302"]),
+        ("transfer condition mixer -> training", ["NL302"]),
+        ("transfer generate training -> mixer", ["NL302"]),
+        ("transfer backprop training -> mixer", ["NL302"]),
+    ],
+)
+def test_transfers(transfer: str, codes: list[str]) -> None:
+    assert mixer(transfer=transfer) == codes
+
+
+ALONE = """nl 1
+def lq(A, r) {{ return A / (sum(abs(A)^r)^(1 / r) + 1e-6)^(r - 2) }}
+memory one(q[n], k[n], v[n]) {{
+  state     M : matrix(n, n){start}
+  k2 = M(k)
+  objective {objective}
+  retain    0.9{dual}
+  learn     gradient(rate = 0.1)
+  read      M(q)
+}}
+"""
+
+
+@pytest.mark.parametrize(
+    ("objective", "dual", "start", "codes"),
+    [
+        ("sum((M(k) - v)^2)", "", "", []),
+        ("sum(sign(M(k) - v) * v)", "", "", ["NL403"]),
+        ("sum((M(k) > v) * v)", "", "", ["NL403"]),
+        ("sum(where(M(k) > v, M(k), 0))", "", "", []),
+        ("sum(smooth_sign(M(k) - v) * v)", "", "", []),
+        ("sum((k2 - v)^2)", "", "", ["NL404"]),
+        ("sum((k - v)^2)", "", "", ["NL404"]),
+        ("sum((M(k) - stop(M(v)))^2)", "", "", []),
+        ("sum((M(k) - v)^2)", " through lq(4)", "", ["NL502"]),
+        ("sum((M(k) - v)^2)", " through lq(4)", " = normal(0.02)", []),
+        ("sum((M(k) - v)^2)", " through sqrt", "", ["NL502"]),
+        ("sum((M(k) - v)^2)", " through softmax", "", []),
+        ("sum((M(k) - v)^2)", " through tanh", "", []),
+    ],
+)
+def test_a_memory_on_its_own(objective: str, dual: str, start: str, codes: list[str]) -> None:
+    text = ALONE.format(objective=objective, dual=dual, start=start)
+    assert [d.code for d in told(text)] == codes
+
+
+GROWS = """nl 1
+system lm(vocab = 256, width = 64) {{
+  level training every step {{ objective loss; learn adamw(rate = 4e-4) }}
+  level sums(x) every token {{
+    reset {reset}
+    state M : matrix(width, width)
+    {rule}
+    read  M(unit(x))
+  }}
+  flow(tokens) {{
+    x = embed(tokens, vocab, width)
+    x += sums(norm(x))
+    logits = unembed(norm(x), vocab)
+    loss = cross_entropy(logits, next(tokens))
+    return logits
+  }}
+}}
+"""
+HEBB = "objective -dot(M(x), x); learn gradient(rate = 1)"
+
+
+@pytest.mark.parametrize(
+    ("reset", "rule", "grows"),
+    [
+        ("never", HEBB, True),
+        ("never", "write outer(x, x)", True),
+        ("never", f"retain 1; {HEBB}", True),
+        ("every sequence", HEBB, False),
+        ("never", f"retain 0.9; {HEBB}", False),
+        ("never", "write outer(x - M(x), x)", False),
+        ("never", "objective sum((M(x) - x)^2); learn gradient(rate = 1)", False),
+        ("never", "objective -dot(M(x), x); learn adamw(rate = 1)", False),
+        ("never", "objective -dot(M(x), x); learn dgd(rate = 1)", False),
+    ],
+)
+def test_what_grows_without_bound(reset: str, rule: str, grows: bool) -> None:
+    found = [d.code for d in told(GROWS.format(reset=reset, rule=rule))]
+    assert found == (["NL501"] if grows else [])
