@@ -128,9 +128,9 @@ CODES: dict[str, Code] = {
     ),
     "NL208": code(
         "a rule without an objective",
-        """A rule follows the gradient of an objective, and here there is none. Say what the state is
-        asked to do: `objective e`, or `objective loss` for the model's own loss. An amount that is
-        no objective's gradient is given by `write e`, and needs no rule.""",
+        """A rule follows the gradient of an objective, and here there is none. Say what the state
+        is asked to do: `objective e`, or `objective loss` for the model's own loss. An amount that
+        is no objective's gradient is given by `write e`, and needs no rule.""",
         _ruled("learn gradient(rate = 0.01)"),
         _ruled("objective sum((M(unit(x)) - x)^2)\nlearn gradient(rate = 0.01)"),
     ),
