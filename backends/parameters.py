@@ -10,9 +10,9 @@ import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import product
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from nlc.system import Array, Box, Level, Shape, State, System, Term
+from nlc.system import Array, Box, Level, Shape, State, System
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -73,11 +73,19 @@ def weights(system: System) -> Iterator[Parameter]:
         for name in paths(w.path, w.loops):
             used_in = w.box.level.name if w.box is not None and w.box.level is not None else ""
             yield Parameter(
-                name, w.shape, w.draw, w.std, w.value, served, w.kind, axes=len(w.shape), used_in=used_in
+                name,
+                w.shape,
+                w.draw,
+                w.std,
+                w.value,
+                served,
+                w.kind,
+                axes=len(w.shape),
+                used_in=used_in,
             )
 
 
-# ---- starts ----------------------------------------------------------------------------------------
+# ---- starts ------------------------------------------------------------------------------------
 
 
 def mapped(box: Box) -> Shape:
@@ -90,7 +98,11 @@ def initialised_by(system: System, level: Level | None, state: State | None) -> 
     for t in system.transfers:
         if t.kind == "init" and t.target is level:
             name = state.name if state is not None else None
-            if t.state is None or name is not None and (name == t.state or name.startswith(f"{t.state}.")):
+            if (
+                t.state is None
+                or name is not None
+                and (name == t.state or name.startswith(f"{t.state}."))
+            ):
                 return t.source
     return None
 
@@ -153,7 +165,7 @@ def array_kind(state: State) -> str:
     return "tables" if core == "table" else "vectors"
 
 
-# ---- draws -------------------------------------------------------------------------------------------
+# ---- draws -------------------------------------------------------------------------------------
 
 
 def draw(parameter: Parameter, seed: int) -> Tensor:
@@ -162,10 +174,10 @@ def draw(parameter: Parameter, seed: int) -> Tensor:
 
     if parameter.draw == "constant":
         return torch.full(parameter.shape, parameter.value, dtype=torch.float64)
-    return noise(parameter.name, parameter.shape, seed) * parameter.std
+    return parameter.std * noise(parameter.name, parameter.shape, seed)
 
 
-def noise(name: str, shape: Shape, seed: int, kind: str = "normal") -> Any:
+def noise(name: str, shape: Shape, seed: int, kind: str = "normal") -> Tensor:
     """Numbers that are a function of the name and the seed."""
     import torch
 
@@ -175,4 +187,4 @@ def noise(name: str, shape: Shape, seed: int, kind: str = "normal") -> Any:
     return function(shape, generator=generator, dtype=torch.float64)
 
 
-__all__ = ["Parameter", "Term", "draw", "noise", "parameters", "paths", "start_name"]
+__all__ = ["Parameter", "draw", "noise", "parameters", "paths", "start_name"]

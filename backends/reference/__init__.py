@@ -41,7 +41,7 @@ class HasSystem(Protocol):
 
 @dataclass(frozen=True)
 class State:
-    """What a batch of streams remembers between calls. It never changes: continue it as often as you like."""
+    """What a batch of streams remembers between calls. It may be continued more than once."""
 
     samples: tuple[Sample, ...]
 
@@ -73,9 +73,11 @@ class Reference:
             and (level.owner and bool(level.learn) or learns_loss(system, level.name))
             for level in system.levels
         )
-        self.examples = any(t.op == "input" and t.info in ("input", "surprise") for t in rule_terms(system))
+        self.examples = any(
+            t.op == "input" and t.info in ("input", "surprise") for t in rule_terms(system)
+        )
 
-    # ---- running ----------------------------------------------------------------------------------------
+    # ---- running -------------------------------------------------------------------------------
 
     def __call__(self, tokens: Streams, state: State | None = None) -> tuple[Tensor, State]:
         """Answers [batch, time, ..] and the state that continues the streams."""
@@ -107,7 +109,9 @@ class Reference:
         names = [n for n, _ in self.system.flow.inputs]
         if isinstance(tokens, Tensor):
             tokens = [tokens]
-        given = dict(tokens) if isinstance(tokens, Mapping) else dict(zip(names, tokens, strict=False))
+        given = (
+            dict(tokens) if isinstance(tokens, Mapping) else dict(zip(names, tokens, strict=False))
+        )
         streams = {n: given.get(n) for n in names}
         some = next(x for x in streams.values() if x is not None)
         doubles = {n: None if x is None else x.double() for n, x in streams.items()}
@@ -135,7 +139,7 @@ class Reference:
                     values[b, t], known[b, t] = loss.detach(), True
         return values, known
 
-    # ---- training ---------------------------------------------------------------------------------------
+    # ---- training ------------------------------------------------------------------------------
 
     def gradients(self, tokens: Streams, state: State | None = None) -> dict[str, Tensor]:
         """For each trained parameter, what its level's optimizer is given for one step (2.8)."""
@@ -158,7 +162,9 @@ def at(streams: Mapping[str, Tensor | None], sample: int, time: int) -> dict[str
 
 def learns_loss(system: System, level: str) -> bool:
     return any(
-        box.level is not None and box.level.name == level and any(s.rule.uses_loss for s in box.states)
+        box.level is not None
+        and box.level.name == level
+        and any(s.rule.uses_loss for s in box.states)
         for box in P.boxes(system)
     )
 

@@ -28,7 +28,7 @@ def length(x: Tensor, p: float) -> Tensor:
         return root((x * x).sum(-1))
     total = (x.abs() ** p).sum(-1)
     positive = total > 0
-    return torch.where(positive, torch.where(positive, total, 1.0) ** (1 / p), 0.0)
+    return torch.where(positive, torch.pow(torch.where(positive, total, 1.0), 1 / p), 0.0)
 
 
 def unit(x: Tensor) -> Tensor:
@@ -40,7 +40,7 @@ def softplus(x: Tensor) -> Tensor:
 
 
 def top(x: Tensor, k: int) -> Tensor:
-    """1 for the k largest of the last axis, else 0; of equal ones the first. All, if they are fewer."""
+    """1 for the k largest of the last axis, else 0; of equal ones the first."""
     order = torch.sort(x.detach(), dim=-1, descending=True, stable=True).indices
     chosen = order[..., : min(k, x.shape[-1])]
     return torch.zeros_like(x.detach()).scatter(-1, chosen, 1.0)
@@ -50,7 +50,8 @@ def orthogonal(a: Tensor) -> Tensor:
     """The orthogonal factor, R's diagonal positive."""
     q, r = torch.linalg.qr(a)
     signs = torch.where(torch.diagonal(r, dim1=-2, dim2=-1) < 0, -1.0, 1.0).to(a.dtype)
-    return q * signs.unsqueeze(-2)
+    turned: Tensor = q * signs.unsqueeze(-2)
+    return turned
 
 
 def rms_norm(x: Tensor, gain: Tensor) -> Tensor:
@@ -82,8 +83,13 @@ def split(x: Tensor, heads: int) -> Tensor:
     return x.reshape(*x.shape[:-1], heads, x.shape[-1] // heads)
 
 
+def joint(*shapes: Shape) -> Shape:
+    """The shape to which all of them stretch (2.5.2)."""
+    return tuple(torch.broadcast_shapes(*shapes))  # type: ignore[no-untyped-call]
+
+
 def concat(*parts: Tensor) -> Tensor:
-    lead = torch.broadcast_shapes(*(p.shape[:-1] for p in parts))
+    lead = joint(*(p.shape[:-1] for p in parts))
     return torch.cat([p.expand(*lead, p.shape[-1]) for p in parts], -1)
 
 
@@ -135,7 +141,7 @@ OTHERS: dict[str, Callable[[list[Tensor], Any, Shape], Tensor]] = {
     "join": lambda a, i, s: a[0].reshape(*a[0].shape[:-2], -1),
     "column": lambda a, i, s: a[0].unsqueeze(-1),
     "squeeze": lambda a, i, s: a[0].squeeze(-1),
-    "stack": lambda a, i, s: torch.stack(list(torch.broadcast_tensors(*a)), -1),
+    "stack": lambda a, i, s: torch.stack([x.expand(joint(*(y.shape for y in a))) for x in a], -1),
     "concat": lambda a, i, s: concat(*a),
     "reshape": lambda a, i, s: a[0].reshape([max(n, -1) for n in s]),
     "transpose": lambda a, i, s: a[0].transpose(-1, -2),

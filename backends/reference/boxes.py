@@ -1,4 +1,4 @@
-"""Calls of boxes (2.7.1, 2.8): lines in two roles, starts, and the reads before and after a write."""
+"""Calls of boxes (2.7.1, 2.8): lines in two roles, starts, the reads before and after a write."""
 
 from __future__ import annotations
 
@@ -115,7 +115,7 @@ class Run:
         self.seed, self.step = p.seed, p.step
         self.recording, self.training = p.recording, p.training
 
-    # ---- what terms ask for -----------------------------------------------------------
+    # ---- what terms ask for --------------------------------------------------------------------
 
     def weight(self, weight: Weight, frame: Frame) -> Tensor:
         """An unnamed weight: a leaf, or a state of each sequence if its owner lives on tokens."""
@@ -162,7 +162,7 @@ class Run:
         older = {"past": slot.window - 1, "conv": slot.window}.get(slot.kind, ALL)
         self.sample.slot_keep[key] = ALL if slot.window == ALL else older
 
-    # ---- instances and their starts -----------------------------------------------------------
+    # ---- instances and their starts ------------------------------------------------------------
 
     def instance(self, box: Box, key: Key) -> Instance:
         """On steps, and on `never`, one for all samples (2.4.3)."""
@@ -276,7 +276,7 @@ class Run:
                 self.prepare(frame, lines[t.info])
                 names[t.info] = evaluate(lines[t.info], Scope(self, frame, "write"))
 
-    # ---- calls -----------------------------------------------------------
+    # ---- calls ---------------------------------------------------------------------------------
 
     def call(self, term: Term, scope: Scope) -> Value:
         """A box at its call: once a tick, whichever role asks first (2.4.1)."""
@@ -379,7 +379,7 @@ class Run:
         frame.frozen = {n: c.value for n, c in inst.frozen.items()}
         frame.frozen_kept = {n: c.kept for n, c in inst.frozen.items()}
 
-    # ---- lines -----------------------------------------------------------
+    # ---- lines ---------------------------------------------------------------------------------
 
     def lines(self, frame: Frame) -> None:
         """Plain lines in text order, each once in each role that is asked for (2.8, 2.9.7)."""
@@ -454,7 +454,7 @@ class Run:
             )
 
 
-# ---- what is known of a box ---------------------------------------------------------------
+# ---- what is known of a box --------------------------------------------------------------------
 
 
 def indices(shape: Shape) -> Iterator[tuple[int, ...]]:
@@ -506,7 +506,7 @@ def write_used(box: Box) -> set[str]:
 
 
 def writes_at_call(box: Box) -> bool:
-    """`every token`, needing only its own inputs (2.7.1): no loss, no label, no other box's state."""
+    """`every token`, needing only its own inputs: no loss, label or other state (2.7.1)."""
     level = box.level
     if level is None or level.clock.unit != "token" or level.clock.period != 1 or box.exact:
         return False

@@ -67,7 +67,9 @@ def _value(term: Term, scope: Scope) -> Value:
     if term.op in A.BINARY:
         return both(A.BINARY[term.op], values[0], values[1])
     if term.op in A.OTHERS:
-        return A.OTHERS[term.op]([v for v in values if isinstance(v, Tensor)], term.info, term.shape)
+        return A.OTHERS[term.op](
+            [v for v in values if isinstance(v, Tensor)], term.info, term.shape
+        )
     raise InternalError(f"no such operation: {term.op}")
 
 
@@ -89,7 +91,7 @@ def both(f: Callable[[Tensor, Tensor], Tensor], x: Value, y: Value) -> Value:
     return f(x, y)
 
 
-# ---- names ---------------------------------------------------------------------------------------
+# ---- names -------------------------------------------------------------------------------------
 
 
 def _named(value: Any, scope: Scope) -> Value:
@@ -177,10 +179,12 @@ def _next(term: Term, scope: Scope) -> Value:
     return given
 
 
-# ---- networks ------------------------------------------------------------------------------------
+# ---- networks ----------------------------------------------------------------------------------
 
 
-def apply_form(form: Form, values: Arrays, x: Tensor, note: Callable[[str, Tensor, Tensor], None]) -> Tensor:
+def apply_form(
+    form: Form, values: Arrays, x: Tensor, note: Callable[[str, Tensor, Tensor], None]
+) -> Tensor:
     """`M(x)` (2.3.2). Each product `W @ x` is noted: array, x, result."""
 
     def times(name: str, at: Tensor) -> Tensor:
@@ -245,7 +249,7 @@ def _call(term: Term, scope: Scope) -> Value:
     return scope.run.call(term, scope)
 
 
-# ---- time ----------------------------------------------------------------------------------------
+# ---- time --------------------------------------------------------------------------------------
 
 
 def remembered(slot: Slot, now: Tensor, scope: Scope) -> list[Tensor]:
@@ -286,12 +290,13 @@ def _dropout(term: Term, scope: Scope) -> Value:
     x, slot, run, frame = scope.array(term.args[0]), term.info, scope.run, scope.frame
     if not run.training or not slot.chance:
         return x
-    place = f"{slot.path.format(*frame.rounds)}{list(frame.heads)}:{run.step}:{run.index}:{frame.position}"
+    where = f"{slot.path.format(*frame.rounds)}{list(frame.heads)}"
+    place = f"{where}:{run.step}:{run.index}:{frame.position}"
     keep = noise(place, tuple(x.shape), run.seed, "uniform") >= slot.chance
     return torch.where(keep, x / (1 - slot.chance), 0.0)
 
 
-# ---- training and starts ---------------------------------------------------------------------------
+# ---- training and starts -----------------------------------------------------------------------
 
 
 def _stop(term: Term, scope: Scope) -> Value:
@@ -313,11 +318,11 @@ def _unknown_start(term: Term, scope: Scope) -> Value:
 
 
 SPECIAL: dict[str, Callable[[Term, Scope], Value]] = {
-    "const": lambda t, s: A.number(float(t.info)), "input": _input, "local": _local, "weight": _weight,
-    "state": _state, "loss": _loss, "position": lambda t, s: A.number(float(s.frame.position)),
+    "const": lambda t, s: A.number(float(t.info)), "input": _input, "local": _local,
+    "weight": _weight, "state": _state, "loss": _loss, "position": lambda t, s: A.number(float(s.frame.position)),
     "count": lambda t, s: A.number(float(s.frame.count)), "argument": _argument, "apply": _apply,
     "call": _call, "linear": _linear, "past": _past, "conv": _conv, "fade": _fade,
-    "rope": lambda t, s: A.rope(s.array(t.args[0]), s.frame.position), "next": _next, "dropout": _dropout,
-    "stop": _stop, "across": _across, "zeros": _unknown_start, "normal": _unknown_start,
+    "rope": lambda t, s: A.rope(s.array(t.args[0]), s.frame.position), "next": _next,
+    "dropout": _dropout, "stop": _stop, "across": _across, "zeros": _unknown_start, "normal": _unknown_start,
     "fresh": _unknown_start, "copy": _unknown_start,
 }  # fmt: skip

@@ -1,4 +1,4 @@
-"""One firing of a box (2.8): gradient, optimizer, write; and how retention shapes a state (2.9.3)."""
+"""One firing of a box (2.8): gradient, optimizer, write; how retention shapes a state (2.9.3)."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from nlc.diagnostics import InternalError
 from nlc.system import Form, Lambda, Learn, Shape, State, Term
 
 from . import optimizers, solve
+from .arrays import joint
 from .evaluate import Scope, evaluate
 from .frames import Arrays, Cell, Frame, Instance, Missing
 from .gates import OWN, Learner, alias, gate, learning, sealed
@@ -33,7 +34,7 @@ class Gradient:
 Weights = Mapping[int, float]  # of a frame in a mean; 1 where it is a sum
 
 
-# ---- retention, through and onto ------------------------------------------------------------------------
+# ---- retention, through and onto ---------------------------------------------------------------
 
 
 def retained(state: State, arrays: Arrays, a: Tensor | None) -> Arrays:
@@ -69,7 +70,12 @@ def ends(form: Form) -> tuple[tuple[str, ...], tuple[str, ...]]:
 
 
 def by_head(
-    run: Run, state: State, functions: Mapping[str, Lambda], arrays: Arrays, start: Arrays, frame: Frame
+    run: Run,
+    state: State,
+    functions: Mapping[str, Lambda],
+    arrays: Arrays,
+    start: Arrays,
+    frame: Frame,
 ) -> Arrays:
     """`f` of each array of the form, of each head, as it is stored (2.9.3)."""
     made: dict[str, Tensor] = {}
@@ -78,7 +84,7 @@ def by_head(
         parts = []
         for head in heads_of(state.per):
             given = {"A": x[head], "start": start[name][head]}
-            given |= {p: v for p, v in zip(function.params, given.values(), strict=False)}
+            given |= dict(zip(function.params, given.values(), strict=False))
             scope = Scope(run, frame, "write", frame.frozen, given=given)
             parts.append(scope.array(function.body))
         made[name] = torch.stack(parts).reshape(x.shape)
@@ -96,11 +102,15 @@ def heads_of(per: Shape) -> list[tuple[int, ...]]:
     return list(product(*(range(n) for n in per)))
 
 
-# ---- a firing -------------------------------------------------------------------------------------------
+# ---- a firing ----------------------------------------------------------------------------------
 
 
 def fire(
-    run: Run, inst: Instance, frames: Sequence[Frame], only: str | None = None, means: Weights | None = None
+    run: Run,
+    inst: Instance,
+    frames: Sequence[Frame],
+    only: str | None = None,
+    means: Weights | None = None,
 ) -> None:
     """The states of a box change together, each from what all were before."""
     box = inst.box
@@ -132,7 +142,7 @@ def put(run: Run, inst: Instance, state: State, kept: Arrays, frame: Frame) -> N
 
 
 def size(arrays: Arrays) -> float:
-    return float(sum(float((a.detach() ** 2).sum()) for a in arrays.values())) ** 0.5
+    return float(sum(float((a.detach() ** 2).sum()) for a in arrays.values()) ** 0.5)
 
 
 @dataclass(eq=False)
@@ -216,11 +226,11 @@ class Firing:
             total = {n: a + share * whole(value, self.shapes(state))[n] for n, a in total.items()}
         return total
 
-    # ---- the point at which a gradient is taken ---------------------------------------------------------
+    # ---- the point at which a gradient is taken ------------------------------------------------
 
     def point(self, state: State, frame: Frame, first: bool = True) -> Arrays:
         """The state as the objective names it: before, or retained; at the chunk's start where
-        gradients are frozen (2.8.3, 2.9.7). Later steps on the same data start where the last ended.
+        gradients are frozen (2.8.3, 2.9.7). Later steps on the same data start where one ended.
         """
         kept = frame.frozen_kept[state.name]
         if state.rule.after_retain:
@@ -232,7 +242,7 @@ class Firing:
             return frame.frozen[state.name]
         return read_as(self.run_of(frame), state, kept, self.cell(state).start, frame)
 
-    # ---- learning ---------------------------------------------------------------------------------------
+    # ---- learning ------------------------------------------------------------------------------
 
     def learned(self) -> dict[str, dict[str, Tensor]]:
         """The new arrays that `learn` lines make, line by line (2.9.4)."""
@@ -251,14 +261,20 @@ class Firing:
                 groups.setdefault(key, (line, []))[1].append((state, array))
         return list(groups.values())
 
-    def learn(self, line: Learn, served: list[tuple[State, str]], made: dict[str, dict[str, Tensor]]) -> None:
+    def learn(
+        self, line: Learn, served: list[tuple[State, str]], made: dict[str, dict[str, Tensor]]
+    ) -> None:
         states = list({s.name: s for s, _ in served}.values())
         for step in range(line.steps):
             found = {s.name: self.given.get(s.name) or self.gradient(s, step == 0) for s in states}
             jobs = [j for s, a in served for j in self.jobs(s, a, found[s.name], step == 0)]
-            answers = optimizers.amounts(self.run_of(self.frames[-1]), self.scope(self.frames[-1]), jobs)
+            answers = optimizers.amounts(
+                self.run_of(self.frames[-1]), self.scope(self.frames[-1]), jobs
+            )
             for state, array in served:
-                mine = [x for j, x in zip(jobs, answers, strict=True) if j.name == (state.name, array)]
+                mine = [
+                    x for j, x in zip(jobs, answers, strict=True) if j.name == (state.name, array)
+                ]
                 self.add(state, array, mine, step == 0, made)
 
     def add(
@@ -294,7 +310,8 @@ class Firing:
                 grad, inputs, surprises = (gate(x, allowed) for x in (grad, inputs, surprises))
             made.append(
                 optimizers.Job(
-                    (state.name, array), line, self.inst, cell.rules, (array, head), state.per, head,
+                    (state.name, array), line, self.inst, cell.rules, (array, head), state.per,
+                    head,
                     weight[head], grad, inputs, surprises,
                 )
             )  # fmt: skip
@@ -315,13 +332,18 @@ class Firing:
             for frame in self.frames[-1:] if state.rule.once else self.frames:
                 total = total + self.term_of(state, objective, frame, first, named, log, losses)
             leaves = [leaf for _, leaf in losses]
-            direct = own_gradient(total, self.cell(state).kept, named, log, leaves, self.run.recording)
+            direct = own_gradient(
+                total, self.cell(state).kept, named, log, leaves, self.run.recording
+            )
         found, coefficients = direct
         if losses:
             through = self.loss_gradient(state, [loss for loss, _ in losses], coefficients)
             found = Gradient(
                 {n: g + through.grads[n] for n, g in found.grads.items()},
-                {n: [*found.examples.get(n, []), *through.examples.get(n, [])] for n in found.grads},
+                {
+                    n: [*found.examples.get(n, []), *through.examples.get(n, [])]
+                    for n in found.grads
+                },
             )
         return found
 
@@ -337,7 +359,9 @@ class Firing:
         loss = zero if known is None else alias(known)
         own = {**frame.frozen, state.name: leaf}
         notes: list[tuple[str, Tensor, Tensor]] = []
-        scope = Scope(run, frame, "write", own, objective=True, tracked=state.name, log=notes, loss=loss)
+        scope = Scope(
+            run, frame, "write", own, objective=True, tracked=state.name, log=notes, loss=loss
+        )
         try:
             value = scope.array(objective).sum()
         except Missing:
@@ -349,7 +373,9 @@ class Firing:
         share = 1.0 if self.means is None else self.means.get(id(frame), 0.0)
         return value * share
 
-    def loss_gradient(self, state: State, losses: list[Tensor], coefficients: list[Tensor]) -> Gradient:
+    def loss_gradient(
+        self, state: State, losses: list[Tensor], coefficients: list[Tensor]
+    ) -> Gradient:
         """Of the losses since the last firing, at the state that stood over them (2.10.1)."""
         cell, level = self.cell(state), self.inst.level
         standing = cell.standing
@@ -377,11 +403,13 @@ class Firing:
         found = []
         for run in runs.values():
             for array in state.form.arrays:
-                for place, x, y in run.sample.products.get((self.inst.key, state.name, array.name), []):
+                for place, x, y in run.sample.products.get(
+                    (self.inst.key, state.name, array.name), []
+                ):
                     found.append((array.name, place, x, y))
         return found
 
-    # ---- implicit steps ---------------------------------------------------------------------------------
+    # ---- implicit steps ------------------------------------------------------------------------
 
     def implicit(self, state: State, line: Learn) -> Arrays:
         """`implicit(rate)`: |M - kept|^2 / (2 rate) is added and solved (2.9.4)."""
@@ -390,11 +418,15 @@ class Firing:
             raise InternalError("`implicit` without an objective")
         kept = self.kept[state.name]
         scope = self.scope(self.frames[-1])
-        rate = scope.array(line.settings["rate"]) if "rate" in line.settings else torch.ones((), dtype=torch.float64)
+        rate = (
+            scope.array(line.settings["rate"])
+            if "rate" in line.settings
+            else torch.ones((), dtype=torch.float64)
+        )
 
         def value(at: Arrays) -> Tensor:
             total = sum(
-                (((at[n] - kept[n]) ** 2) / (2 * f)).sum() if f is not None else ((at[n] - kept[n]) ** 2).sum() / 2
+                (((at[n] - kept[n]) ** 2) / (2 * (1 if f is None else f))).sum()
                 for n, _, f in factors(state, kept, rate)
             )  # fmt: skip
             for frame in self.frames[-1:] if state.rule.once else self.frames:
@@ -406,7 +438,7 @@ class Firing:
         return solve.minimise(value, kept, self.run.recording)
 
 
-# ---- gradients --------------------------------------------------------------------------------------------
+# ---- gradients ---------------------------------------------------------------------------------
 
 
 def own_gradient(
@@ -416,7 +448,9 @@ def own_gradient(
     """Summed over the ticks; the examples; and how the objective weighs each tick's loss."""
     leaves = [a for leaf in named for a in leaf.values()]
     wanted = [*leaves, *(y for _, _, y in log), *losses]
-    raw = grads_of([(total, torch.ones_like(total))] if total.requires_grad else [], wanted, recording)
+    raw = grads_of(
+        [(total, torch.ones_like(total))] if total.requires_grad else [], wanted, recording
+    )
     grads = {n: torch.zeros_like(a) for n, a in kept.items()}
     at = iter(raw)
     for leaf in named:
@@ -430,7 +464,9 @@ def own_gradient(
     return Gradient(grads, examples), [zeros_if(next(at), x) for x in losses]
 
 
-def grads_of(pairs: Sequence[tuple[Tensor, Tensor]], wanted: Sequence[Tensor], recording: bool) -> list[Tensor | None]:
+def grads_of(
+    pairs: Sequence[tuple[Tensor, Tensor]], wanted: Sequence[Tensor], recording: bool
+) -> list[Tensor | None]:
     """None where no gradient passes."""
     if not pairs or not wanted:
         return [None] * len(wanted)
@@ -451,14 +487,17 @@ def zeros_if(grad: Tensor | None, like: Tensor) -> Tensor:
     return torch.zeros_like(like) if grad is None else grad
 
 
-def examples_of(pairs: list[tuple[Tensor, Tensor]], per: Shape, head: tuple[int, ...]) -> tuple[Tensor, Tensor]:
+def examples_of(
+    pairs: list[tuple[Tensor, Tensor]], per: Shape, head: tuple[int, ...]
+) -> tuple[Tensor, Tensor]:
     """`input` and `surprise` of one head: a row for each example (2.9.6)."""
-    xs, ss = [], []
+    xs: list[Tensor] = []
+    ss: list[Tensor] = []
     for x, s in pairs:
-        lead = torch.broadcast_shapes(x.shape[:-1], s.shape[:-1])
+        lead = joint(x.shape[:-1], s.shape[:-1])
         for a, out in ((x.expand(*lead, x.shape[-1]), xs), (s.expand(*lead, s.shape[-1]), ss)):
             rows = a.reshape(-1, *lead[len(lead) - len(per) :], a.shape[-1])
-            out.append(rows[(slice(None), *head)])
+            out.append(rows.movedim(0, -2)[head])
     if not xs:
         none = torch.zeros((0, 0), dtype=torch.float64)
         return none, none

@@ -1,8 +1,8 @@
-"""What is remembered while a system runs: a frame for each call of a body, an instance for each box.
+"""What is remembered while a system runs: frames for calls of bodies, instances for boxes.
 
 A frame holds one tick of one body in two roles (2.7.2, 2.11.1): `read`, what the flow sees, where
-gradients pass through as functions of the inputs; and `write`, what enters the body's states, behind
-gates. The numbers of the two are the same. Nothing in a frame changes once its tick is over.
+gradients pass through as functions of the inputs; and `write`, what enters the body's states,
+behind gates. The numbers of the two are the same. Nothing in a frame changes once its tick is over.
 """
 
 from __future__ import annotations
@@ -126,4 +126,6 @@ class Instance:
 
 
 def fork_cells(cells: Mapping[Any, Cell]) -> dict[Any, Cell]:
-    return {n: replace(c, rules={k: i.fork() for k, i in c.rules.items()}) for n, c in cells.items()}
+    return {
+        n: replace(c, rules={k: i.fork() for k, i in c.rules.items()}) for n, c in cells.items()
+    }

@@ -99,7 +99,8 @@ class _Sealed(torch.autograd.Function):
 def sealed(grad: Tensor, allowed: Allowed, standing: Arrays) -> Tensor:
     if not (torch.is_grad_enabled() and grad.requires_grad):
         return grad
-    return _Sealed.apply(grad, allowed, *standing.values())  # type: ignore[no-untyped-call, no-any-return]
+    made: Tensor = _Sealed.apply(grad, allowed, *standing.values())  # type: ignore[no-untyped-call]
+    return made
 
 
 def alias(x: Tensor) -> Tensor:
@@ -124,7 +125,7 @@ class Transfers:
     def backprop(self, entered: Level | None, learner: Level | None) -> bool:
         return bool(self.of("backprop", entered, learner))
 
-    # ---- what comes into a box, and into its pasts ----------------------------------------------
+    # ---- what comes into a box, and into its pasts ---------------------------------------------
 
     def enters(self, box: Level | None) -> Allowed:
         """Into the states and pasts of a level: `backprop X -> L`. The flow's own pasts belong to
@@ -166,7 +167,7 @@ class Transfers:
             return None
         return lambda who: not all(n and ticks % n == 0 for n in lengths(who) or [None])
 
-    # ---- starts (2.11.4) ------------------------------------------------------------------------
+    # ---- starts (2.11.4) -----------------------------------------------------------------------
 
     def inits(self, box: Level | None, state: State | None) -> list[Transfer]:
         return [
@@ -193,11 +194,19 @@ class Transfers:
             edges = [t for t in self.inits(source, None) if t.state is None]
         return tuple(found)
 
-    def starts(self, chain: tuple[Level, ...]) -> Allowed:
-        """From a state back into its start: for the levels of its chain, learning starts."""
-        return lambda who: who.kind == "starts" and who.level in chain
+    def starts(self, box: Level | None, chain: tuple[Level, ...]) -> Allowed:
+        """From a state back into its start M@A: for the levels of its chain, learning starts; and
+        for those that may enter both this box and A, whose state the start is.
+        """
 
-    # ---- first order (2.11.3) -------------------------------------------------------------------
+        def allowed(who: Learner) -> bool:
+            if who.kind == "starts" and who.level in chain:
+                return True
+            return self.enters(box)(who) and self.enters(chain[0])(who)
+
+        return allowed
+
+    # ---- first order (2.11.3) ------------------------------------------------------------------
 
     def handed(self, box: Level | None, state: State | None) -> Allowed:
         """The gradient, input and surprise that a rule of this level is handed.

@@ -43,7 +43,11 @@ class Job:
         streams = {"weight": self.weight, "grad": self.grad}
         if self.weight.ndim == 2 and not rows:
             n, m = self.weight.shape[1], self.weight.shape[0]
-            return {**streams, "input": torch.zeros(0, n).double(), "surprise": torch.zeros(0, m).double()}
+            return {
+                **streams,
+                "input": torch.zeros(0, n).double(),
+                "surprise": torch.zeros(0, m).double(),
+            }
         return {**streams, "input": self.input, "surprise": self.surprise}
 
 
@@ -62,7 +66,9 @@ def amounts(run: Run, scope: Scope, jobs: list[Job]) -> list[tuple[Tensor, Tenso
         given = replace(scope, given=job.streams, across=across, memo={})
         streams = job.streams | {n: given.array(t) for n, t in job.line.streams.items()}
         plain = replace(scope, across=across, memo={})
-        settings = {n: one_head(plain.array(t), job.per, job.head) for n, t in job.line.settings.items()}
+        settings = {
+            n: one_head(plain.array(t), job.per, job.head) for n, t in job.line.settings.items()
+        }
         made.append(serve(run, scope, job, {**settings, **streams}))
     return made
 
@@ -75,7 +81,9 @@ def one_head(value: Tensor, per: Shape, head: tuple[int, ...]) -> Tensor:
     return value
 
 
-def serve(run: Run, scope: Scope, job: Job, given: Mapping[str, Tensor]) -> tuple[Tensor, Tensor | None]:
+def serve(
+    run: Run, scope: Scope, job: Job, given: Mapping[str, Tensor]
+) -> tuple[Tensor, Tensor | None]:
     """Lines and states in text order; a state fires at its place and is new from there on."""
     box = box_for(job.line, tuple(job.weight.shape))
     inst = job.rules.setdefault(job.place, Instance(box, job.inst.level, (box.name, ())))
@@ -103,19 +111,24 @@ def box_for(line: Learn, shape: Shape) -> Box:
     """The rule as a box over arrays of this shape; another of as many axes, where it has none."""
     if shape in line.optimizers:
         return line.optimizers[shape]
-    alike = [b for s, b in line.optimizers.items() if len(s) == len(shape)] or list(line.optimizers.values())
+    alike = [b for s, b in line.optimizers.items() if len(s) == len(shape)] or list(
+        line.optimizers.values()
+    )
     if not alike:
         raise InternalError(f"`{line.rule}` is not made for arrays of {shape}")
     return alike[0]
 
 
-def frame_of(outer: Frame, box: Box, inst: Instance, given: Mapping[str, Tensor], where: str) -> Frame:
+def frame_of(
+    outer: Frame, box: Box, inst: Instance, given: Mapping[str, Tensor], where: str
+) -> Frame:
     named = dict(given)
     names: dict[str, Any] = {}
     family = {id(box): inst}
     return Frame(
         box, outer.level, (where, ()), outer.rounds, outer.sample, outer.tick, outer.position,
-        inputs={"read": named, "write": named}, names={"read": names, "write": names}, family=family,
+        inputs={"read": named, "write": named}, names={"read": names, "write": names},
+        family=family,
     )  # fmt: skip
 
 
@@ -156,20 +169,26 @@ def start(run: Run, frame: Frame, inst: Instance, state: State, weight: Tensor) 
 
 
 def drawn(run: Run, frame: Frame, state: State, weight: Tensor) -> Iterator[tuple[str, Tensor]]:
-    std = float(state.start.info) if state.start is not None and state.start.op == "normal" else None
+    std = (
+        float(state.start.info) if state.start is not None and state.start.op == "normal" else None
+    )
     for array in state.form.arrays:
-        shape = tuple(weight.shape) if state.form.kind == "like" and len(array.shape) == weight.ndim else array.shape
+        shape = (
+            tuple(weight.shape)
+            if state.form.kind == "like" and len(array.shape) == weight.ndim
+            else array.shape
+        )
         deviation = array.std if state.start is None else std
         zeros = torch.zeros(shape, dtype=torch.float64)
         place = f"{frame.where}.{state.name}.{array.name}"
         yield array.name, noise(place, shape, run.seed) * deviation if deviation else zeros
 
 
-# ---- levels inside an optimizer ---------------------------------------------------------------------------
+# ---- levels inside an optimizer ----------------------------------------------------------------
 
 
 def level_tick(run: Run, frame: Frame, inst: Instance, name: str, weight: Tensor) -> list[Instance]:
-    """A level in an optimizer counts the firings it serves; it fires after the write (2.6.1, 2.9.6)."""
+    """A level in an optimizer counts the firings it serves, and fires after the write (2.9.6)."""
     outer = inst.box
     if outer is None:
         raise InternalError("an optimizer without a box")
@@ -191,7 +210,9 @@ def level_tick(run: Run, frame: Frame, inst: Instance, name: str, weight: Tensor
     level.ticks += 1
     level.period.append(inner)
     clock = box.clock
-    return [level] if clock is not None and clock.unit == "step" and clock.fires(level.ticks) else []
+    return (
+        [level] if clock is not None and clock.unit == "step" and clock.fires(level.ticks) else []
+    )
 
 
 def fire_level(run: Run, level: Instance) -> None:

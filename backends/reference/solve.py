@@ -11,6 +11,7 @@ from torch import Tensor
 from nlc.diagnostics import InternalError
 from nlc.system import Term
 
+from .arrays import joint
 from .evaluate import Scope
 from .frames import Arrays, Frame
 from .gates import OWN, learning
@@ -41,7 +42,7 @@ def exact(run: Run, frame: Frame, name: str, role: str) -> Arrays:
     return minimise(value, zeros, run.recording)
 
 
-# ---- sums of weighted squared distances: the weighted mean (attention) --------------------------------
+# ---- sums of weighted squared distances: the weighted mean (attention) -------------------------
 
 
 def weighted_distances(objective: Term, name: str) -> list[tuple[Term | None, Term]] | None:
@@ -86,23 +87,27 @@ def names(term: Term, name: str) -> bool:
     return any(t.op in ("state", "apply") and t.info.name == name for t in term.walk())
 
 
-def weighted_mean(run: Run, frame: Frame, role: str, parts: list[tuple[Term | None, Term]]) -> Tensor:
+def weighted_mean(
+    run: Run, frame: Frame, role: str, parts: list[tuple[Term | None, Term]]
+) -> Tensor:
     total, weights = torch.zeros((), dtype=torch.float64), torch.zeros((), dtype=torch.float64)
     scope = Scope(run, frame, role, objective=True)
     for weight, point in parts:
         v = scope.array(point)
         w = torch.ones((), dtype=torch.float64) if weight is None else scope.array(weight)
-        w = w.expand(torch.broadcast_shapes(w.shape, v.shape[:-1]))
+        w = w.expand(joint(w.shape, v.shape[:-1]))
         axes = tuple(range(w.ndim))
         total = total + (w.unsqueeze(-1) * v).sum(axes)
         weights = weights + w.sum()
     return total / weights
 
 
-# ---- Newton's method ----------------------------------------------------------------------------------
+# ---- Newton's method ---------------------------------------------------------------------------
 
 
-def minimise(objective: Objective, start: Arrays, recording: bool, tolerance: float = 1e-13) -> Arrays:
+def minimise(
+    objective: Objective, start: Arrays, recording: bool, tolerance: float = 1e-13
+) -> Arrays:
     """One step for a quadratic objective, more for others; then as a function of all it depends on.
 
     A step taken from the solution, with its graph, has the right derivatives of first order; two
@@ -118,7 +123,9 @@ def minimise(objective: Objective, start: Arrays, recording: bool, tolerance: fl
         if size <= tolerance * (1 + max(float(a.abs().max()) for a in point.values())):
             break
     else:
-        raise InternalError("Newton's method does not converge on an `exact` or `implicit` objective")
+        raise InternalError(
+            "Newton's method does not converge on an `exact` or `implicit` objective"
+        )
     if recording:
         for _ in range(1 if steps <= 2 else 2):
             step = newton(objective, point, True)
@@ -145,9 +152,10 @@ def newton(objective: Objective, point: Arrays, create: bool) -> dict[str, Tenso
 
 def solved(matrix: Tensor, right: Tensor) -> Tensor:
     """The shortest solution where there are several."""
+    answer: Tensor
     answer, bad = torch.linalg.solve_ex(matrix, right)
     if int(bad) or not bool(torch.isfinite(answer).all()):
-        return torch.linalg.pinv(matrix) @ right
+        answer = torch.linalg.pinv(matrix) @ right
     return answer
 
 

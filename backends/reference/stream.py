@@ -28,7 +28,7 @@ def per_sample(level: Level) -> bool:
     return level.clock.unit in ("token", "sequence", "always")
 
 
-# ---- one tick ---------------------------------------------------------------------------------------------
+# ---- one tick ----------------------------------------------------------------------------------
 
 
 def tick(run: Run, inputs: Mapping[str, Tensor | None]) -> Value:
@@ -38,9 +38,11 @@ def tick(run: Run, inputs: Mapping[str, Tensor | None]) -> Value:
         sample.tick += 1
         sample.inputs[sample.tick] = dict(inputs)
         settle(run)
-        frame = Frame(None, None, ("", ()), sample=run.index, tick=sample.tick, position=sample.position)
+        frame = Frame(
+            None, None, ("", ()), sample=run.index, tick=sample.tick, position=sample.position
+        )
         names: dict[str, object] = {}
-        given = {n: x for n, x in inputs.items()}
+        given = dict(inputs)
         frame.inputs = {"read": dict(given), "write": dict(given)}
         frame.names = {"read": names, "write": names}
         run.flow_lines(frame, run.system.flow.lines)
@@ -58,7 +60,8 @@ def uncalled(run: Run, flow: Frame) -> None:
         for box in level.boxes:
             if not level.called and box.states:
                 frame = Frame(
-                    box, level, (box.path, ()), sample=run.index, tick=flow.tick, position=flow.position
+                    box, level, (box.path, ()), sample=run.index, tick=flow.tick,
+                    position=flow.position,
                 )  # fmt: skip
                 run.run_box(frame, {})
 
@@ -115,7 +118,7 @@ def instances(run: Run, level: Level) -> list[Instance]:
     return [i for i in run.sample.instances.values() if i.level is level]
 
 
-# ---- starts that a level on tokens learns (2.11.4) ----------------------------------------------------------
+# ---- starts that a level on tokens learns (2.11.4) ---------------------------------------------
 
 
 def start_gradients(run: Run, level: Level) -> dict[object, dict[str, Tensor]]:
@@ -163,7 +166,17 @@ def learn_starts(run: Run, level: Level, found: Mapping[object, dict[str, Tensor
             per = ()
             place = (array, ())
             job = optimizers.Job(
-                name, line, inst, cell.rules, place, per, (), cell.kept[array], gate(grad, handed), none, none
+                name,
+                line,
+                inst,
+                cell.rules,
+                place,
+                per,
+                (),
+                cell.kept[array],
+                gate(grad, handed),
+                none,
+                none,
             )
             jobs.append(job)
             places.append((key, array))
@@ -186,7 +199,7 @@ def rule_of(run: Run, level: Level) -> tuple[Instance, State, Frame] | None:
     return None
 
 
-# ---- an owner on tokens -------------------------------------------------------------------------------------
+# ---- an owner on tokens ------------------------------------------------------------------------
 
 
 def fire_weights(run: Run, level: Level) -> None:
@@ -215,10 +228,22 @@ def fire_weights(run: Run, level: Level) -> None:
                 none = torch.zeros(0, 0, dtype=torch.float64)
                 jobs.append(
                     optimizers.Job(
-                        (name, ""), line, host, cell.rules, ("", ()), (), (), cell.kept[""], given, none, none
+                        (name, ""),
+                        line,
+                        host,
+                        cell.rules,
+                        ("", ()),
+                        (),
+                        (),
+                        cell.kept[""],
+                        given,
+                        none,
+                        none,
                     )
                 )
-        for job, (amount, keep) in zip(jobs, optimizers.amounts(run, Scope(run, frame, "write"), jobs), strict=True):
+        for job, (amount, keep) in zip(
+            jobs, optimizers.amounts(run, Scope(run, frame, "write"), jobs), strict=True
+        ):
             kept = {"": (job.weight if keep is None else job.weight * keep) + amount}
             cells[job.name[0]] = run.cell(kept, kept, kept, cells[job.name[0]])
 
@@ -229,7 +254,7 @@ def paths_of(path: str, loops: tuple[int, ...]) -> list[str]:
     return list(paths(path, loops))
 
 
-# ---- resets and ends ----------------------------------------------------------------------------------------
+# ---- resets and ends ---------------------------------------------------------------------------
 
 
 def reset(run: Run, level: Level) -> None:
@@ -239,7 +264,11 @@ def reset(run: Run, level: Level) -> None:
         if level.partial == "flush" and inst.period:
             firing.fire(run, inst, list(inst.period))
         where = inst.key[0] + "".join(f"[{i}]" for i in inst.key[1])
-        run.passing.trace.append(Record(sample.tick, run.index, where, "reset"))
+        for name, cell in inst.cells.items():
+            lengths = firing.size(cell.kept), firing.size(cell.start)
+            run.passing.trace.append(
+                Record(sample.tick, run.index, f"{where}.{name}", "reset", *lengths)
+            )
         inst.cells, inst.frozen, inst.period, inst.firings, inst.last = {}, {}, [], 0, None
     if level.owner:
         sample.weights = {}
@@ -268,7 +297,11 @@ def finish(run: Run) -> None:
         levels = [level for level in run.system.levels if per_sample(level)]
         for level in levels:
             sample.sequences[level.name] = sample.sequences.get(level.name, 0) + 1
-        due = [v for v in levels if v.clock.unit == "sequence" and v.clock.fires(sample.sequences[v.name])]
+        due = [
+            v
+            for v in levels
+            if v.clock.unit == "sequence" and v.clock.fires(sample.sequences[v.name])
+        ]
         fire_levels(run, due)
         for level in sorted(levels, key=speed):
             if ends_with_sequence(level.resets, sample.sequences[level.name]):

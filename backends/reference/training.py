@@ -50,7 +50,7 @@ def levels_on_steps(ref: Reference) -> list[Level]:
     return [level for level in ref.system.levels if lives_on(level)]
 
 
-# ---- gradients ----------------------------------------------------------------------------------------------
+# ---- gradients ---------------------------------------------------------------------------------
 
 
 def gradients(ref: Reference, passing: Pass) -> dict[str, Tensor]:
@@ -73,7 +73,9 @@ def by_name(ref: Reference, found: Found) -> dict[str, Tensor]:
         for array, grad in gradient.grads.items():
             name = start_name(inst_key, state, array)
             if name in ref.specs:
-                made.setdefault(name, torch.zeros(ref.specs[name].shape, dtype=torch.float64))[heads] = grad
+                made.setdefault(name, torch.zeros(ref.specs[name].shape, dtype=torch.float64))[
+                    heads
+                ] = grad
     return made
 
 
@@ -97,7 +99,9 @@ def found_by(ref: Reference, passing: Pass, level: Level) -> Found:
         for state in inst.box.states if inst.box else ():
             if state.rule.learn and state.rule.objective is not None and inst.period:
                 shares = means(passing, inst.period, state)
-                gradient = Firing(anyone(passing), inst, inst.period, [state], shares).gradient(state)
+                gradient = Firing(anyone(passing), inst, inst.period, [state], shares).gradient(
+                    state
+                )
                 found.states[inst.key[0], state.name, inst.key[1]] = gradient
     return found
 
@@ -121,7 +125,7 @@ def labelled(run: Run) -> list[Tensor]:
 
 
 def weighted_losses(ref: Reference, passing: Pass, level: Level) -> list[tuple[Tensor, Tensor]]:
-    """The losses, and how the level's objective weighs each: a mean over sequences and ticks (2.8)."""
+    """The losses, and how an objective weighs each: a mean over sequences and ticks (2.8)."""
     pairs = []
     rows = [r for r in passing.runs.values() if labelled(r)]
     for run in rows:
@@ -142,11 +146,13 @@ def slope(run: Run, level: Level, loss: Tensor) -> Tensor:
     with torch.enable_grad():
         leaf = alias(loss.detach())
         value = Scope(run, frame, "write", loss=leaf).array(term)
-    return firing.zeros_if(firing.grads_of([(value, torch.ones_like(value))], [leaf], False)[0], loss)
+    return firing.zeros_if(
+        firing.grads_of([(value, torch.ones_like(value))], [leaf], False)[0], loss
+    )
 
 
 def means(passing: Pass, frames: list[Frame], state: State) -> dict[int, float]:
-    """The share of each tick in a mean: over the sequences, and over their ticks that have a loss."""
+    """The share of each tick in a mean over the sequences and their ticks that have a loss."""
     rows: dict[int, list[Frame]] = {}
     for frame in frames:
         losses = passing.runs[frame.sample].sample.losses
@@ -155,7 +161,7 @@ def means(passing: Pass, frames: list[Frame], state: State) -> dict[int, float]:
     return {id(f): 1 / (len(rows) * len(row)) for row in rows.values() for f in row}
 
 
-# ---- one step -----------------------------------------------------------------------------------------------
+# ---- one step ----------------------------------------------------------------------------------
 
 
 def step(ref: Reference, passing: Pass) -> dict[str, Tensor]:
@@ -169,7 +175,9 @@ def step(ref: Reference, passing: Pass) -> dict[str, Tensor]:
         for level in levels_on_steps(ref):
             made |= by_name(ref, found[level.name])
             before = ref.sums.get(level.name)
-            ref.sums[level.name] = found[level.name] if before is None else before + found[level.name]
+            ref.sums[level.name] = (
+                found[level.name] if before is None else before + found[level.name]
+            )
             if level.clock.unit == "step" and level.clock.fires(ref.steps):
                 changes |= fire(ref, passing, level)
         for name, value in changes.items():
@@ -193,11 +201,14 @@ def settle(inst: Instance) -> None:
 def fire(ref: Reference, passing: Pass, level: Level) -> dict[str, Tensor]:
     found = ref.sums.pop(level.name)
     ref.firings[level.name, ()] = ref.firings.get((level.name, ()), 0) + 1
-    return {**arrays_learned(ref, passing, level, found), **states_changed(ref, passing, level, found)}
+    return {
+        **arrays_learned(ref, passing, level, found),
+        **states_changed(ref, passing, level, found),
+    }
 
 
 def arrays_learned(ref: Reference, passing: Pass, level: Level, found: Found) -> dict[str, Tensor]:
-    """Weights of an owner, and the starts that a level learns, by the lines that serve them (2.9.4)."""
+    """Weights of an owner, and the starts that a level learns, by the lines that serve them."""
     run = anyone(passing)
     host, frame, lines = host_of(ref, passing, level)
     keep = Scope(run, frame, "write").array(level.retain) if level.retain is not None else None
@@ -217,7 +228,9 @@ def arrays_learned(ref: Reference, passing: Pass, level: Level, found: Found) ->
     return changed
 
 
-def host_of(ref: Reference, passing: Pass, level: Level) -> tuple[Instance, Frame, tuple[Learn, ...]]:
+def host_of(
+    ref: Reference, passing: Pass, level: Level
+) -> tuple[Instance, Frame, tuple[Learn, ...]]:
     """Whose settings hold: an owner's, or those of the memory that learns the loss (2.11.4)."""
     count = ref.firings[level.name, ()]
     if level.learn:
@@ -247,7 +260,9 @@ def used_by(level: Level, p: Parameter) -> tuple[str, ...]:
     return (p.used_in,) if p.used_in else ()
 
 
-def jobs_for(ref: Reference, host: Instance, line: Learn, p: Parameter, found: Found) -> list[optimizers.Job]:
+def jobs_for(
+    ref: Reference, host: Instance, line: Learn, p: Parameter, found: Found
+) -> list[optimizers.Job]:
     """An array, or each head of one (2.9.6)."""
     lead = p.shape[: len(p.shape) - p.axes] if p.box is not None else ()
     rules = ref.rules.setdefault(("array", p.name), {})
@@ -264,7 +279,7 @@ def jobs_for(ref: Reference, host: Instance, line: Learn, p: Parameter, found: F
 
 
 def step_examples(pairs: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
-    """Divided so that `transpose(surprise) @ input` and `transpose(input) @ input` are means (2.9.6)."""
+    """Divided so that `surprise' @ input` and `input' @ input` are means (2.9.6)."""
     inputs, surprises = firing.examples_of(pairs, (), ())
     root = max(inputs.shape[0], 1) ** 0.5
     return inputs / root, surprises * root
@@ -305,7 +320,7 @@ def scaled(gradient: Gradient) -> Gradient:
     return Gradient(gradient.grads, examples)
 
 
-# ---- tasks --------------------------------------------------------------------------------------------------
+# ---- tasks -------------------------------------------------------------------------------------
 
 
 def end_task(ref: Reference) -> None:
@@ -316,7 +331,11 @@ def end_task(ref: Reference) -> None:
         return
     with torch.no_grad():
         for level in levels_on_steps(ref):
-            if level.clock.unit == "task" and level.clock.fires(ref.tasks) and level.name in ref.sums:
+            if (
+                level.clock.unit == "task"
+                and level.clock.fires(ref.tasks)
+                and level.name in ref.sums
+            ):
                 for name, value in fire(ref, run.passing, level).items():
                     ref.values[name] = value.detach()
         for rules in ref.rules.values():
