@@ -66,7 +66,7 @@ demo: $(READY)
 	echo "  $$picture  who learns how often, and what passes between them"; \
 	echo "  $$out/hope.py  the program that was generated"; \
 	echo "  $$out/log.jsonl  the losses; curves: $(BIN)/tensorboard --logdir $$out"; \
-	echo "  more training: $(BIN)/nlc train --resume $$out --minutes $$((2 * $(MINUTES)))"
+	echo "  more training: $(BIN)/nlc train --resume $$out --minutes 30"
 
 clean:
 	rm -rf $(VENV)
