@@ -46,7 +46,7 @@ test: check
 # The corpus is the source of Python's own standard library: text that every machine with Python has.
 # A new folder each time, so that no demo removes the run of another.
 demo: $(READY)
-	@export PATH="$$PWD/$(BIN):$$PATH"; say() { printf '\n== %s\n' "$$*"; }; \
+	@export PATH="$(abspath $(BIN)):$$PATH"; say() { printf '\n== %s\n' "$$*"; }; \
 	command -v dot > /dev/null || { \
 	  echo 'Installing graphviz, which draws the pictures ...'; \
 	  $(AS_ROOT) apt-get install -y -qq graphviz > /dev/null 2>&1 < /dev/null || true; }; \
