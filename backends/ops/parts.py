@@ -5,6 +5,8 @@ Functions of a vector work on the last axis; every one is the same for a token a
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 from torch.nn import functional
@@ -66,16 +68,18 @@ def rope(x: Tensor, position: Tensor, axis: int) -> Tensor:
     return torch.cat((a * cos - b * sin, b * cos + a * sin), -1)
 
 
-def causal_conv(x: Tensor, weight: Tensor, past: Tensor, detach_past: bool = False) -> Tensor:
+def causal_conv(
+    x: Tensor, weight: Tensor, past: Tensor, hold: Callable[[Tensor], Tensor] | None = None
+) -> Tensor:
     """y_t = sum_i weight[:, i] x_{t - (taps - 1) + i}, each channel for itself.
 
     x [B, T, ..., n], weight [n, taps], past [B, taps - 1, ..., n] (the inputs before x, oldest
-    first) -> y [B, T, ..., n]. With detach_past every input but the token's own is a constant, in
-    the span as well as before it.
+    first) -> y [B, T, ..., n]. Every input but the token's own passes through `hold`, in the span as
+    well as before it.
     """
     ticks, taps = x.shape[1], weight.shape[-1]
     line = torch.cat((past, x), 1)
-    seen = line.detach() if detach_past else line
+    seen = line if hold is None else hold(line)
     y = x * weight[:, -1]
     for tap in range(taps - 1):
         y = y + seen.narrow(1, tap, ticks) * weight[:, tap]

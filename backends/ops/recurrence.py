@@ -25,7 +25,7 @@ from chunk to chunk only R and the state at the end are.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from functools import partial, reduce
 from itertools import repeat
 
@@ -75,6 +75,22 @@ class Span:
         """(W_T, S_T), S_T None without momentum."""
         with _state_arithmetic(self.x):
             return _parts(self.last_state(), self.has_momentum)
+
+    def rows(self, first: int, last: int) -> Span:
+        """The same span for some of the rows of W only."""
+        return replace(self, state=self.state[..., first:last, :], wrote=self.wrote[..., first:last])
+
+    def pick(self, i: int) -> Span:
+        """One of several matrices stacked on the first axis, whose gates do not have it."""
+        return replace(self, state=self.state[i], x=self.x[i], wrote=self.wrote[i])
+
+    def held(self, hold: Callable[..., tuple[Tensor, ...]]) -> Span:
+        """The same span, all that it keeps passed through `hold` at once: what is asked of it is not."""
+        kept = {f.name: getattr(self.retention, f.name) for f in fields(self.retention)}  # type: ignore[arg-type]
+        names = [n for n, v in kept.items() if isinstance(v, Tensor)]
+        *tables, state, x, wrote = hold(*(kept[n] for n in names), self.state, self.x, self.wrote)
+        retention = replace(self.retention, **dict(zip(names, tables, strict=True)))  # type: ignore[type-var]
+        return Span(retention, state, x, wrote, self.has_momentum)
 
     def last_state(self) -> Tensor:
         """[..., m, s]."""

@@ -7,26 +7,32 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from .gate import Switch, gated
+
 
 class Stream(dict[str, Tensor]):
     """The arrays a stream keeps, by path, each [batch, ..].
 
-    `position`: ticks before this span. `time`: ticks in it. `inner`: this run is for the gradients of levels on
-    tokens, so what does not open to them is a constant (language.md 2.10.1).
+    `position`: ticks before this span. `time`: ticks in it. `switch`: thrown while a level on tokens takes its
+    gradient; None where no one else takes another, so that what is held is a constant.
     """
 
     def __init__(
         self, arrays: dict[str, Tensor], position: int, time: int, batch: int, device: torch.device, dtype: torch.dtype,
-        inner: bool = False,
+        switch: Switch | None = None,
     ) -> None:  # fmt: skip
         super().__init__(arrays)
         self.position, self.time, self.batch = position, time, batch
         self.device, self.dtype = device, dtype
-        self.inner = inner
+        self.switch = switch
 
     def hold(self, x: Tensor) -> Tensor:
-        """A constant to levels on tokens, not to training."""
-        return x.detach() if self.inner else x
+        """A constant to levels on tokens, not to training (language.md 2.10.1)."""
+        return x.detach() if self.switch is None else gated(self.switch, x)[0]
+
+    def hold_all(self, *tensors: Tensor) -> tuple[Tensor, ...]:
+        """The same for several at once."""
+        return tuple(t.detach() for t in tensors) if self.switch is None else gated(self.switch, *tensors)
 
     @property
     def ticks(self) -> Tensor:

@@ -173,7 +173,7 @@ class Body:
             self.code.add(f"{given} = {x.code}")
         self.module.hold(slot.path, slot_loops(slot, self.box, self.loops), (slot.window, *term.args[0].shape), "zeros")
         key = self.key(slot.path)
-        past = "" if self.open and not self.held_inside else ", detach_past=" + ("True" if not self.open else "s.inner")
+        past = ", hold=torch.detach" if not self.open else ", hold=s.hold" if self.held_inside else ""
         before = f"s[{key}]"
         name = self.code.name("y")
         self.code.add(f"{name} = parts.causal_conv({given}, {w.code}, {before}{past})")
