@@ -11,8 +11,9 @@ READY := $(VENV)/ready
 WORKERS ?= auto
 MINUTES ?= 2
 # Of the demo's model: small enough to learn something on two cores in two minutes.
+# One thread: its operations are so small that a second one mostly waits.
 SIZE ?= --set width=64 --set depth=2
-VAL_EVERY ?= 50
+TRAIN ?= --batch 4 --threads 1 --val-bytes 16384 --val-every 50
 AS_ROOT := $(shell [ "$$(id -u)" = 0 ] || echo sudo -n)
 
 help:
@@ -60,8 +61,8 @@ demo: $(READY)
 	say 'Train it'; \
 	text=$$(python -c 'import sysconfig; print(sysconfig.get_path("stdlib"))'); \
 	nlc train hope $(SIZE) --data "$$text" --only '*.py' --skip site-packages --skip 'test*' --skip idle_test \
-	  --out $$out --minutes $(MINUTES) --val-every $(VAL_EVERY); \
-	say 'Write text'; nlc generate $$out --prompt $$'def main():\n    ' --tokens 300 --memory $$out/memory; \
+	  --out $$out --minutes $(MINUTES) $(TRAIN); \
+	say 'Write text'; nlc generate $$out --prompt $$'def main():\n    ' --tokens 300 --threads 1 --memory $$out/memory; \
 	say "The results are in $$out"; \
 	echo "  $$picture  who learns how often, and what passes between them"; \
 	echo "  $$out/hope.py  the program that was generated"; \
