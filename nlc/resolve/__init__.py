@@ -412,7 +412,7 @@ class SystemStage:
     def flow(self) -> Flow | None:
         node = self.flow_node
         if node is None:
-            self.r.report(
+            self.r.absent(
                 "NL308",
                 f"system `{self.node.name.id}` has no flow",
                 self.node.name.span,
@@ -436,7 +436,7 @@ class SystemStage:
             else:
                 body.line(s)
         if result is None:
-            self.r.report(
+            self.r.absent(
                 "NL308",
                 "the flow has no `return`",
                 node.span,
@@ -484,7 +484,9 @@ class SystemStage:
             node = self.r.level_nodes.get(level.name, (None,))[0]
             if node is None or not node.params or level.name in self.r.called:
                 continue
-            self.r.report(
+            if get_close_matches(level.family, self.r.unknown, n=1):
+                continue  # its call is misspelt, which has been told
+            self.r.absent(
                 "NL308",
                 f"`{level.name}` has inputs and is never called, so it never fires",
                 node.name.span,
@@ -513,7 +515,7 @@ class SystemStage:
                 "give one of them inputs, or its own states",
             )
         else:
-            self.r.report(
+            self.r.absent(
                 "NL104",
                 f"{what} have no owner: no level is written without inputs",
                 weight.span,
@@ -611,6 +613,8 @@ class SystemStage:
                 path.first.id, {None: next(l for l in self.r.levels if l.name == value.name)}
             )
         if not isinstance(value, LevelValue):
+            if self.r.lost(path.first):
+                return []
             names = [l.family for l in self.r.levels]
             near = get_close_matches(path.first.id, names, n=1)
             hint = (
@@ -623,6 +627,7 @@ class SystemStage:
                 f"`{path.first.text or path.first.id}` is no level{hint}",
                 path.first.span,
                 fix=near[0] if near else None,
+                once=("NL101", path.first.id),
             )
             return []
         members = dict(value.members)

@@ -219,8 +219,10 @@ class Body:
                 return self.member(expr)
 
     def name(self, expr: S.Name) -> Value:
-        if expr.id in self.env:
+        try:
             return self.env[expr.id]  # type: ignore[no-any-return]
+        except KeyError:
+            pass
         if expr.id == "infinity":
             return float("inf")
         if expr.id in ("position", "count", "loss"):
@@ -242,13 +244,14 @@ class Body:
         return self.term(expr.id, (), (), span=expr.span)
 
     def unknown(self, expr: S.Name) -> Poison:
+        if self.resolver.lost(expr):
+            return POISON
         near = get_close_matches(expr.id, [*self.env, *TABLE, *MAKERS, *BOUND], n=1, cutoff=0.6)
         fix = Fix(expr.span, near[0], f"write `{near[0]}`") if near else None
         self.resolver.unknown.add(expr.id)
         mean = f"; did you mean `{near[0]}`?" if near else ""
-        return self.error(
-            "NL101", f"nothing here is called `{expr.text or expr.id}`{mean}", expr.span, fix=fix
-        )
+        message = f"nothing here is called `{expr.text or expr.id}`{mean}"
+        return self.error("NL101", message, expr.span, fix=fix, once=("NL101", expr.id))
 
     def minus(self, expr: S.Minus) -> Value:
         value = self.evaluate(expr.value)
@@ -733,6 +736,8 @@ class Block:
 def level_calls(body: Body, statements: tuple[S.Statement, ...]) -> Counter[str]:
     """How often each level is called in the statements (those in nested blocks not counted)."""
     counts: Counter[str] = Counter()
+    if body.box is not None or isinstance(body, Expansion):
+        return counts  # only a flow calls levels
     for node in statements:
         value = getattr(node, "value", None)
         if isinstance(node, S.Repeat | S.State) or value is None:

@@ -27,7 +27,7 @@ from ..system import (
     serves,
 )
 from ..text import Span
-from .bodies import Block, Body, names_of
+from .bodies import BOUND, Block, Body, names_of
 from .functions import ELEMENTWISE, Stop
 from .shapes import broadcast, told
 from .values import (
@@ -126,7 +126,9 @@ class Boxes:
         inputs, terms = self.bind_level_inputs(body, inner, node, values, expr)
         box.inputs, box.input_mapped = tuple(inputs), tuple(() for _ in inputs)
         self.fill(inner, node.body)
-        if any(isinstance(v, Poison) for v in values.values()):
+        if id(box) in r.poisoned or any(isinstance(v, Poison) for v in values.values()):
+            raise Stop()
+        if box.read is None and r.recovered:
             raise Stop()
         if box.read is None:
             return body.error(
@@ -175,8 +177,9 @@ class Boxes:
         inputs: list[tuple[str, Shape]] = []
         terms: list[Term] = []
         for p in node.params or ():
+            if self.twice(inner, p):
+                continue
             value = values[p.name.id] if p.name.id in values else self.default(inner, p)
-            inner.fixed.add(p.name.id)
             if p.default is not None and not isinstance(value, Term):
                 inner.env[p.name.id] = value
                 continue
@@ -255,7 +258,14 @@ class Boxes:
         with r.inside(node, expr.span):
             terms = self.bind_memory_inputs(body, inner, node, values, expr)
             self.fill(inner, node.body)
-        if box.read is None:
+        if box.read is None and not r.recovered:
+            return body.error(
+                "NL602",
+                f"`{name}` has no `read`, so its call has no value",
+                expr.span,
+                "add a line `read e`",
+            )
+        if box.read is None or id(box) in r.poisoned:
             raise Stop()
         return body.term(
             "call",
@@ -281,7 +291,8 @@ class Boxes:
         leads: list[Shape] = []
         for p in node.params:
             name = p.name.id
-            inner.fixed.add(name)
+            if self.twice(inner, p):
+                continue
             if name not in given:
                 inner.env[name] = (
                     values.get(name, POISON) if name in values else self.default(inner, p)
@@ -299,6 +310,18 @@ class Boxes:
             inner.env[name] = inner.term("input", (), own, name, span=p.span)
         box.inputs, box.input_mapped = tuple(inputs), tuple(leads)
         return list(given.values())
+
+    def twice(self, inner: Body, p: S.Param) -> bool:
+        """An input or setting of a name that another has."""
+        name = p.name.id
+        if name in inner.fixed:
+            inner.error("NL102", f"`{p.name.text or name}` is given twice", p.name.span)
+            inner.env[name] = POISON
+            return True
+        if name in BOUND:
+            inner.error("NL106", f"`{p.name.text or name}` is bound by the language", p.name.span)
+        inner.fixed.add(name)
+        return False
 
     def is_stream(self, p: S.Param, values: Mapping[str, Value]) -> bool:
         value = values.get(p.name.id)
@@ -1069,7 +1092,8 @@ class Boxes:
         node: S.Learn,
     ) -> None:
         name = p.name.id
-        body.fixed.add(name)
+        if self.twice(body, p):
+            return
         if p.default is None:
             own = stream_shapes(shape).get(name)
             if own is None:

@@ -4,6 +4,7 @@ one system.
 
 from __future__ import annotations
 
+import re
 from collections import ChainMap
 from collections.abc import Hashable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -22,8 +23,13 @@ from .files import Files
 from .functions import Stop
 from .values import Names, Poison, StateFamily, StateValue, Value, is_known
 
-MOST_TERMS = 200_000
+MOST_TERMS = 100_000
 DEEPEST = 60
+RESERVED = frozenset({
+    "always", "assume", "cite", "def", "every", "flow", "in", "learn", "level", "linearise",
+    "memory", "never", "nl", "objective", "optimizer", "partial", "per", "read", "repeat",
+    "reset", "retain", "return", "set", "state", "system", "transfer", "use", "write",
+})  # fmt: skip
 
 
 class Told:
@@ -169,6 +175,23 @@ class Resolver:
                     "use `repeat` with a count, or fewer copies",
                 )
             raise Stop()
+
+    def lost(self, name: S.Name) -> bool:
+        """Whether a name was declared in a line that could not be read, which has been told."""
+        if not self.recovered or self.source is None:
+            return False
+        if name.id in RESERVED:
+            return True
+        word = re.escape(name.text or name.id)
+        head = rf"^[^#\n]*\b(?:state|level|memory|optimizer|def|system|flow)\b[^#\n]*\b{word}\b"
+        line = rf"(?:^|[;{{])\s*{word}\b[^;#\n]*="
+        block = rf"^\s*\w+\s+{word}\b[^#\n]*\{{"
+        return re.search(f"{head}|{line}|{block}", self.source.text, re.MULTILINE) is not None
+
+    def absent(self, code: str, message: str, span: Span, help: str = "") -> None:
+        """Tell of something that is not there; it may stand in a line that could not be read."""
+        if not self.recovered:
+            self.report(code, message, span, help)
 
     # ---- undoing a loop that could not stay one ----
 
