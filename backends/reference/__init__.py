@@ -68,10 +68,11 @@ class Reference:
         self.last_run: Run | None = None
         self.trace: list[Record] = []
         self.transfers = Transfers(system)
-        self.learns_online = any(
-            stream.per_sample(level)
-            and (level.owner and bool(level.learn) or learns_loss(system, level.name))
+        self.online = tuple(
+            level
             for level in system.levels
+            if stream.per_sample(level)
+            and (level.owner and bool(level.learn) or learns_loss(system, level.name))
         )
         self.examples = any(
             t.op == "input" and t.info in ("input", "surprise") for t in rule_terms(system)
@@ -101,7 +102,7 @@ class Reference:
         leaves = {n: x.clone().requires_grad_(train) for n, x in self.values.items()}
         return Pass(
             self.system, self.transfers, leaves, self.kept, self.seed, self.steps,
-            train or self.learns_online, train, self.examples, self.trace, self.rules, self.firings,
+            train or bool(self.online), train, self.examples, self.trace, self.online, self.rules, self.firings,
         )  # fmt: skip
 
     def streams(self, tokens: Streams) -> tuple[dict[str, Tensor | None], int, int]:

@@ -17,7 +17,7 @@ from ..parameters import lives_on, noise, start_name
 from . import firing, solve
 from .evaluate import Scope, evaluate, over
 from .frames import Arrays, Call, Cell, Frame, Instance, Key, Later, Missing, Value, fork_cells
-from .gates import Transfers, alias, gate
+from .gates import Learner, Transfers, alias, gate
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,7 @@ class Pass:
     """One call of the interpreter: what all its samples share.
 
     `leaves`: the parameters. `shared`: boxes on steps, which have one state for all (2.4.3).
-    `recording`: some level differentiates what runs.
+    `recording`: some level differentiates what runs. `online`: the levels that learn as it runs.
     """
 
     system: System
@@ -93,10 +93,26 @@ class Pass:
     training: bool
     examples: bool
     trace: list[Record]
+    online: tuple[Level, ...]
     rules: dict[Any, dict[Any, Instance]]  # optimizer states of what lives on steps
     firings: dict[Key, int]
     shared: dict[Key, Instance] = field(default_factory=dict)
     runs: dict[int, Run] = field(default_factory=dict)
+    _entered: dict[Level | None, bool] = field(default_factory=dict)
+
+    def entered(self, level: Level | None) -> bool:
+        """Whether some gradient may yet enter what this level keeps; else its graph is let go."""
+        if level not in self._entered:
+            learners = [Learner(x, kind) for x in self.online for kind in ("weights", "starts")]
+            self._entered[level] = (
+                self.training
+                or any(map(self.transfers.enters(level), learners))
+                or any(
+                    t.kind == "init" and t.target is level and t.source in self.online
+                    for t in self.system.transfers
+                )
+            )
+        return self._entered[level]
 
 
 @dataclass(eq=False)
@@ -125,7 +141,7 @@ class Run:
             return self.passing.leaves[name]
         if name not in self.sample.weights:
             leaf = {"": self.passing.leaves[name]}
-            self.sample.weights[name] = self.cell(leaf, leaf, leaf)
+            self.sample.weights[name] = self.cell(owner, leaf, leaf, leaf)
         return self.sample.weights[name].value[""]
 
     def foreign(self, handle: Handle, frame: Frame) -> Arrays:
@@ -172,8 +188,19 @@ class Run:
             store[key] = Instance(box, box.level, key)
         return store[key]
 
-    def cell(self, kept: Arrays, value: Arrays, start: Arrays, old: Cell | None = None) -> Cell:
+    def cell(
+        self,
+        level: Level | None,
+        kept: Arrays,
+        value: Arrays,
+        start: Arrays,
+        old: Cell | None = None,
+    ) -> Cell:
         """A state, its value a node of its own so that gradients of the loss can be taken at it."""
+        if not self.passing.entered(level):
+            kept, value, start = (
+                {n: a.detach() for n, a in arrays.items()} for arrays in (kept, value, start)
+            )
         if self.recording:
             value = {n: alias(a) for n, a in value.items()}
         return Cell(kept, value, value, start, {} if old is None else old.rules)
@@ -184,7 +211,7 @@ class Run:
             kept = self.first(inst, state, frame)
             kept = {a.name: kept[a.name].expand(state.shape(a)) for a in state.form.arrays}
             value = firing.read_as(self, state, kept, kept, frame)
-            inst.cells[state.name] = self.cell(kept, value, kept)
+            inst.cells[state.name] = self.cell(inst.level, kept, value, kept)
             if lives_on(inst.level):
                 rules = self.passing.rules.setdefault((inst.key, state.name), {})
                 inst.cells[state.name].rules = rules
@@ -219,7 +246,7 @@ class Run:
                 kept: Arrays = {n: gate(a, allowed) for n, a in source.items()}
             else:
                 kept = self.drawn(inst, state, frame)
-            self.sample.starts[key] = self.cell(kept, kept, kept)
+            self.sample.starts[key] = self.cell(chain[depth], kept, kept, kept)
         return self.sample.starts[key].value
 
     def drawn(self, inst: Instance, state: State, frame: Frame) -> Arrays:
@@ -448,7 +475,8 @@ class Run:
         """This tick's entries join the pasts."""
         for key, now in frame.entries.items():
             keep = self.sample.slot_keep[key]
-            entries = (*frame.older[key], now)
+            entered = self.passing.entered(self.sample.slot_level[key])
+            entries = (*frame.older[key], now if entered else now.detach())
             self.sample.slots[key] = (
                 entries if keep == ALL else entries[max(0, len(entries) - keep) :]
             )

@@ -116,7 +116,7 @@ def fire(
     box = inst.box
     if box is None or not frames:
         return
-    with torch.set_grad_enabled(run.recording):
+    with torch.set_grad_enabled(run.recording and run.passing.entered(inst.level)):
         states = [s for s in box.states if s.rule.changes and (only is None or s.name == only)]
         changed = Firing(run, inst, frames, states, means).new_states()
         for state in states:
@@ -131,7 +131,7 @@ def put(run: Run, inst: Instance, state: State, kept: Arrays, frame: Frame) -> N
 
     old = inst.cells[state.name]
     value = read_as(run, state, kept, old.start, frame)
-    inst.cells[state.name] = run.cell(kept, value, old.start, old)
+    inst.cells[state.name] = run.cell(inst.level, kept, value, old.start, old)
     for array in state.form.arrays:
         run.sample.products.pop((inst.key, state.name, array.name), None)
     if inst.box is not None and inst.box.kind != "optimizer":
@@ -173,6 +173,10 @@ class Firing:
                 kept = by_head(self.run, state, state.rule.onto, kept, start, last)
             made[state.name] = kept
         return made
+
+    @property
+    def recorded(self) -> bool:
+        return self.run.recording and self.run.passing.entered(self.inst.level)
 
     def cell(self, state: State) -> Cell:
         return self.inst.cells[state.name]
@@ -332,9 +336,7 @@ class Firing:
             for frame in self.frames[-1:] if state.rule.once else self.frames:
                 total = total + self.term_of(state, objective, frame, first, named, log, losses)
             leaves = [leaf for _, leaf in losses]
-            direct = own_gradient(
-                total, self.cell(state).kept, named, log, leaves, self.run.recording
-            )
+            direct = own_gradient(total, self.cell(state).kept, named, log, leaves, self.recorded)
         found, coefficients = direct
         if losses:
             through = self.loss_gradient(state, [loss for loss, _ in losses], coefficients)
@@ -383,7 +385,7 @@ class Firing:
         pairs = [(x, c) for x, c in zip(losses, coefficients, strict=True) if x.requires_grad]
         wanted = [*standing.values(), *(y for _, _, _, y in notes)]
         with torch.enable_grad(), learning(Learner(level, "weights")):
-            raw = grads_of(pairs, wanted, self.run.recording)
+            raw = grads_of(pairs, wanted, self.recorded)
         allowed = self.run.transfers.enters(level)
         sealed_ = [None if g is None else sealed(g, allowed, standing) for g in raw]
         grads = {n: zeros_if(g, a) for (n, a), g in zip(standing.items(), sealed_, strict=False)}
@@ -435,7 +437,7 @@ class Firing:
                 total = total + named.array(objective).sum()
             return torch.as_tensor(total)
 
-        return solve.minimise(value, kept, self.run.recording)
+        return solve.minimise(value, kept, self.recorded)
 
 
 # ---- gradients ---------------------------------------------------------------------------------

@@ -98,7 +98,19 @@ def settle(run: Run) -> None:
             if level.resets.unit == "token" and level.resets.fires(sample.ticks[level.name]):
                 reset(run, level)
         truncate(run)
+        forget(run)
         sample.position += 1
+
+
+def forget(run: Run) -> None:
+    """Losses that no level will look at again keep their numbers only."""
+    if run.training:
+        return
+    spans = [run.sample.spans.get(level.name, []) for level in run.passing.online]
+    needed = {t for span in spans for t in span}
+    for t, loss in run.sample.losses.items():
+        if t not in needed and loss.requires_grad:
+            run.sample.losses[t] = loss.detach()
 
 
 def fire_levels(run: Run, due: list[Level]) -> None:
@@ -186,7 +198,7 @@ def learn_starts(run: Run, level: Level, found: Mapping[object, dict[str, Tensor
         kept = job.weight if keep is None else job.weight * keep
         made.setdefault(key, {})[array] = kept + amount
     for key, arrays in made.items():
-        run.sample.starts[key] = run.cell(arrays, arrays, arrays, run.sample.starts[key])
+        run.sample.starts[key] = run.cell(level, arrays, arrays, arrays, run.sample.starts[key])
 
 
 def rule_of(run: Run, level: Level) -> tuple[Instance, State, Frame] | None:
@@ -245,7 +257,7 @@ def fire_weights(run: Run, level: Level) -> None:
             jobs, optimizers.amounts(run, Scope(run, frame, "write"), jobs), strict=True
         ):
             kept = {"": (job.weight if keep is None else job.weight * keep) + amount}
-            cells[job.name[0]] = run.cell(kept, kept, kept, cells[job.name[0]])
+            cells[job.name[0]] = run.cell(level, kept, kept, kept, cells[job.name[0]])
 
 
 def paths_of(path: str, loops: tuple[int, ...]) -> list[str]:
