@@ -17,7 +17,6 @@ from torch import Tensor, nn
 from ..ops.recurrence import scan
 from ..parameters import noise
 from .optimizer import Optimizer
-from .gate import Switch
 from .state import State, StateError, Waiting, detached
 from .stream import Stream
 
@@ -40,6 +39,7 @@ class Pass:
     outputs: list[Tensor]
     losses: list[Tensor]
     want_losses: bool
+    first: int  # the position of its first tick
 
     @property
     def time(self) -> int:
@@ -67,7 +67,6 @@ class Model(nn.Module):
         super().__init__()
         self.seed = seed
         self.weights = Part()
-        self.switch = Switch()
         for path, loops, shape, std, value, trained in self.PARAMETERS:
             for rounds in product(*(range(n) for n in loops)):
                 name = path.format(*rounds)
@@ -194,7 +193,7 @@ class Model(nn.Module):
                 raise ValueError(f"`{name}` is {list(x.shape[:2])} in batch and time, and `{names[0]}` {list(tensors[0].shape[:2])}")
         batch = tensors[0].shape[0]
         state = self.reset(batch) if state is None else self.checked(state, batch)
-        return Pass(tensors, own, [], [], want_losses), state
+        return Pass(tensors, own, [], [], want_losses, state.position), state
 
     def checked(self, state: State, batch: int) -> State:
         if not isinstance(state, State):
@@ -220,24 +219,24 @@ class Model(nn.Module):
     def advance(self, call: Pass, state: State) -> State:
         """Run the call's ticks in spans within which no level on tokens fires."""
         if not self.LEARNERS:
-            self.run(call, state, 0, call.time, None)
+            self.run(call, state, 0, call.time)
             self.rebase(state)
             return state
         return self.advance_learning(call, state)
 
-    def run(self, call: Pass, state: State, a: int, b: int, switch: Switch | None) -> tuple[Tensor, ...]:
-        """One span: its outputs and losses join the call's; what its losses are made of is returned."""
-        s = self.stream_of(state, b - a, switch)
+    def run(self, call: Pass, state: State, a: int, b: int) -> Stream:
+        """One span: its outputs and losses join the call's, and its arrays the state."""
+        s = self.stream_of(state, b - a)
         result, kept = self.flow(s, *(x[:, a:b] for x in call.inputs))
         call.outputs.append(result)
         if call.want_losses:
             call.losses.append(self.labelled(kept, call, a, b))
         state.arrays = dict(s)
         state.position += b - a
-        return kept
+        return s
 
-    def stream_of(self, state: State, time: int, switch: Switch | None = None) -> Stream:
-        return Stream(state.arrays, state.position, time, state.batch, self.device, self.dtype, switch)
+    def stream_of(self, state: State, time: int) -> Stream:
+        return Stream(state.arrays, state.position, time, state.batch, self.device, self.dtype)
 
     def labelled(self, kept: tuple[Tensor, ...], call: Pass, a: int, b: int) -> Tensor:
         """Losses of ticks a to b of the call; the last of the call has no label, so its loss is 0."""
@@ -255,58 +254,64 @@ class Model(nn.Module):
     @torch.compiler.disable
     def advance_learning(self, call: Pass, state: State) -> State:
         """Spans end where some level fires. Gradients inside the run are eager: a compiled graph has none."""
-        training = torch.is_grad_enabled() and (any(p.requires_grad for p in self.parameters()))
-        self.label_waiting(call, state, training)
+        training = torch.is_grad_enabled() and any(p.requires_grad for p in self.parameters())
+        self.label_waiting(call, state)
         a = 0
         while a < call.time:
             b = min(call.time, a + self.until_firing(state.position))
-            with torch.enable_grad():
-                self.span(call, state, a, b, training)
+            self.span(call, state, a, b, training)
             a = b
-        if not training:
-            call.outputs[:] = [x.detach() for x in call.outputs]
-            call.losses[:] = [x.detach() for x in call.losses]
         return state
 
     def until_firing(self, position: int) -> int:
         return min(period - position % period for _, period, _ in self.LEARNERS)
 
     def span(self, call: Pass, state: State, a: int, b: int, training: bool) -> None:
-        """One span, then what the levels on tokens learn from it."""
-        if not self.INNER_OPEN or not state.leaves:
+        """One span as training sees it, then in a graph of its own what the levels on tokens learn from it.
+
+        The two are apart because a gradient walks all of the graph that it is asked of, back to the stream's start.
+        """
+        if not self.INNER_OPEN or state.inner is None:
             self.rebase(state)
-            if not training:
-                state.arrays = detached(state.arrays)
-            state.leaves = self.leaves(state, training)
+            state.inner = self.leaves(detached(state.arrays))
         state.replay.append((tuple(x[:, a:b] for x in call.inputs), call.own))
-        kept = self.run(call, state, a, b, self.switch if training else None)
-        self.learn_from(kept, call, state, a, b, training)
+        s = Stream(state.inner, state.position, b - a, state.batch, self.device, self.dtype, inner=True)
+        if training:
+            s.remembered = self.run(call, state, a, b).remembered
+        with torch.enable_grad():
+            result, kept = self.flow(s, *(x[:, a:b] for x in call.inputs))
+            self.learn_from(kept, call, state, a, b)
+        if not training:
+            call.outputs.append(result.detach())
+            if call.want_losses:
+                call.losses.append(self.labelled(tuple(k.detach() for k in kept), call, a, b))
+            state.arrays = detached(s)
+            state.position += b - a
+        if self.INNER_OPEN:
+            state.inner = dict(s)
         if b < call.time or not self.NEEDS_NEXT:
-            self.fire_due(state, training)
+            self.fire_due(state)
 
-    def leaves(self, state: State, training: bool) -> dict[str, Tensor]:
+    def leaves(self, arrays: dict[str, Tensor]) -> dict[str, Tensor]:
         """What the levels on tokens differentiate with respect to: the states that stand over the span."""
-        found = {}
-        for _, _, paths in self.LEARNERS:
-            for path in paths:
-                array = state.arrays[path]
-                if not (training and array.requires_grad):
-                    array = state.arrays[path] = array.detach().requires_grad_()
-                found[path] = array
-        return found
+        for path in self.learning_paths():
+            arrays[path] = arrays[path].detach().requires_grad_()
+        return arrays
 
-    def learn_from(self, kept: tuple[Tensor, ...], call: Pass, state: State, a: int, b: int, training: bool) -> None:
+    def learning_paths(self) -> list[str]:
+        return [path for _, _, paths in self.LEARNERS for path in paths]
+
+    def learn_from(self, kept: tuple[Tensor, ...], call: Pass, state: State, a: int, b: int) -> None:
         """Losses of this span whose labels are here; the last tick of the call waits for its label."""
         last = self.NEEDS_NEXT and b == call.time
         end = b - 1 if last else b
         if not call.own and end > a:
             here = tuple(k[:, : end - a] for k in kept)
             following = tuple(x[:, a + 1 : end + 1] for x in call.inputs)
-            loss = call.losses[-1][:, : end - a] if call.want_losses else self.loss(here, *following)
-            self.owe(state, loss.sum(), state.position - (b - a), keep=last or training)
+            self.owe(state, self.loss(here, *following).sum(), call.first + a, keep=last)
         state.waiting = Waiting(tuple(k[:, -1:] for k in kept)) if last else None
 
-    def label_waiting(self, call: Pass, state: State, training: bool) -> None:
+    def label_waiting(self, call: Pass, state: State) -> None:
         """The label of the last call's last tick has arrived: before anything else is read (2.7.3)."""
         if state.waiting is None:
             return
@@ -315,23 +320,21 @@ class Model(nn.Module):
             with torch.enable_grad():
                 loss = self.loss(kept, *(x[:, :1] for x in call.inputs)).sum()
                 self.owe(state, loss, state.position - 1, keep=True)
-        self.fire_due(state, training)
+        self.fire_due(state)
 
     def owe(self, state: State, loss: Tensor, tick: int, keep: bool) -> None:
         """Gradients are summed at once where no later tick can add to this graph, else at the firing."""
         if self.INNER_OPEN:
             state.owed.append((tick, loss))
             return
-        grads = self.gradient(loss, list(state.leaves.values()), keep)
-        for path, grad in zip(state.leaves, grads, strict=True):
+        assert state.inner is not None
+        paths = self.learning_paths()
+        grads = torch.autograd.grad(loss, [state.inner[p] for p in paths], retain_graph=keep, allow_unused=True)
+        for path, grad in zip(paths, grads, strict=True):
             if grad is not None:
                 state.sums[path] = state.sums[path] + grad if path in state.sums else grad
 
-    def gradient(self, loss: Tensor, leaves: list[Tensor], keep: bool) -> tuple[Tensor | None, ...]:
-        with self.switch.throw():
-            return torch.autograd.grad(loss, leaves, retain_graph=keep, allow_unused=True)
-
-    def fire_due(self, state: State, training: bool) -> None:
+    def fire_due(self, state: State) -> None:
         """The levels whose period ends at this tick write (2.8)."""
         due = [row for row in self.LEARNERS if state.position % row[1] == 0]
         for level, period, paths in due:
@@ -342,30 +345,30 @@ class Model(nn.Module):
             for path in paths:
                 state.sums.pop(path, None)
         if self.INNER_OPEN and due:
-            self.renew(state, due, training)
+            self.renew(state, due)
 
     def gathered(self, state: State, period: int, paths: Sequence[str]) -> dict[str, Tensor]:
         if not self.INNER_OPEN:
             return {p: state.sums[p] if p in state.sums else torch.zeros_like(state.arrays[p]) for p in paths}
+        assert state.inner is not None
         since = [loss for tick, loss in state.owed if tick >= state.position - period]
-        leaves = [state.leaves[p] for p in paths]
+        leaves = [state.inner[p] for p in paths]
         grads: Sequence[Tensor | None] = [None] * len(leaves)
         if since:
             with torch.enable_grad():
                 total = torch.stack(since).sum()
-            grads = self.gradient(total, leaves, keep=True)
+            grads = torch.autograd.grad(total, leaves, retain_graph=True, allow_unused=True)
         return {p: torch.zeros_like(leaf) if g is None else g for p, leaf, g in zip(paths, leaves, grads, strict=True)}
 
-    def renew(self, state: State, due: list[Row], training: bool) -> None:
+    def renew(self, state: State, due: list[Row]) -> None:
         """New leaves for those that fired; all of the graph is let go where every level fired."""
+        assert state.inner is not None
         if len(due) == len(self.LEARNERS):
-            state.owed, state.leaves = [], {}
+            state.owed, state.inner = [], None
             return
         for _, _, paths in due:
             for path in paths:
-                if not (training and state.arrays[path].requires_grad):
-                    state.arrays[path] = state.arrays[path].detach().requires_grad_()
-                state.leaves[path] = state.arrays[path]
+                state.inner[path] = state.arrays[path].detach().requires_grad_()
 
     # ---- what a generated class gives -----------------------------------------------------------------------
 

@@ -31,7 +31,7 @@ class StateError(ValueError):
 
 @dataclass
 class Waiting:
-    """The last tick, whose label has not arrived: what its loss is made of, in the graph of the run."""
+    """The last tick, whose label has not arrived: what its loss is made of, in the graph of the levels on tokens."""
 
     kept: tuple[Tensor, ...]
 
@@ -40,8 +40,7 @@ class Waiting:
 class State:
     """Where a stream stands. `arrays`: what it keeps, by path, each [batch, ..]. `position`: ticks so far.
 
-    `leaves`: the states that levels on tokens differentiate with respect to, in the graph of the run; `sums`: their
-    gradients since the last firing. `base`, `base_sums`, `base_position`, `replay`:
+    `inner`: the same arrays in the graph of the levels on tokens; `sums`: their gradients since the last firing. `base`, `base_sums`, `base_position`, `replay`:
     from where, and with which inputs, all of this can be made again.
     """
 
@@ -49,7 +48,7 @@ class State:
     position: int
     batch: int
     spec: str
-    leaves: dict[str, Tensor] = field(default_factory=dict)
+    inner: dict[str, Tensor] | None = None
     waiting: Waiting | None = None
     owed: list[tuple[int, Tensor]] = field(default_factory=list)
     sums: dict[str, Tensor] = field(default_factory=dict)
@@ -60,7 +59,7 @@ class State:
 
     def fork(self) -> State:
         """A second stream from the same place; neither sees what the other does."""
-        copy = State(dict(self.arrays), self.position, self.batch, self.spec, dict(self.leaves))
+        copy = State(dict(self.arrays), self.position, self.batch, self.spec, None if self.inner is None else dict(self.inner))
         copy.waiting, copy.owed, copy.sums = self.waiting, list(self.owed), dict(self.sums)
         copy.base, copy.base_sums, copy.base_position = dict(self.base), dict(self.base_sums), self.base_position
         copy.replay = list(self.replay)

@@ -2,37 +2,45 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from .gate import Switch, gated
+from ..ops.recurrence import Span
 
 
 class Stream(dict[str, Tensor]):
     """The arrays a stream keeps, by path, each [batch, ..].
 
-    `position`: ticks before this span. `time`: ticks in it. `switch`: thrown while a level on tokens takes its
-    gradient; None where no one else takes another, so that what is held is a constant.
+    `position`: ticks before this span. `time`: ticks in it. `inner`: this run is for the gradients of levels on
+    tokens, so what does not open to them is a constant (language.md 2.10.1). `remembered`: what boxes wrote in the run
+    for training, which a run for the levels on tokens need not do again.
     """
 
     def __init__(
         self, arrays: dict[str, Tensor], position: int, time: int, batch: int, device: torch.device, dtype: torch.dtype,
-        switch: Switch | None = None,
+        inner: bool = False,
     ) -> None:  # fmt: skip
         super().__init__(arrays)
         self.position, self.time, self.batch = position, time, batch
         self.device, self.dtype = device, dtype
-        self.switch = switch
+        self.inner = inner
+        self.remembered: dict[str, Any] = {}
 
     def hold(self, x: Tensor) -> Tensor:
-        """A constant to levels on tokens, not to training (language.md 2.10.1)."""
-        return x.detach() if self.switch is None else gated(self.switch, x)[0]
+        """A constant to levels on tokens, not to training."""
+        return x.detach() if self.inner else x
 
-    def hold_all(self, *tensors: Tensor) -> tuple[Tensor, ...]:
-        """The same for several at once."""
-        return tuple(t.detach() for t in tensors) if self.switch is None else gated(self.switch, *tensors)
+    def writes(self, at: str, write: Callable[[], tuple[Span, ...]]) -> tuple[Span, ...]:
+        """What a box writes in one stretch, made once for both runs; to levels on tokens it is a constant."""
+        if self.inner and at in self.remembered:
+            return self.remembered[at]  # type: ignore[no-any-return]
+        made = write()
+        held = tuple(span.held(constant) for span in made)
+        self.remembered[at] = held
+        return held if self.inner else made
 
     @property
     def ticks(self) -> Tensor:
@@ -54,3 +62,7 @@ class Stream(dict[str, Tensor]):
                 b = min(b, a + cut - tick % cut)
             yield a, b, tick % period == 0, bool(cut) and tick > 0 and tick % cut == 0
             a = b
+
+
+def constant(*tensors: Tensor) -> tuple[Tensor, ...]:
+    return tuple(t.detach() for t in tensors)

@@ -73,6 +73,7 @@ class Body:
         self.lead = 2 + len(self.mapped)
         self.parts: list[tuple[str, str]] = [(box.path + "." if box is not None else "", "w")]
         self.ats: list[tuple[str, str]] = [(box.path + "." if box is not None else "", "at")] if box is not None else [("", "")]
+        self.turned: dict[str, str] = {}
         self.e = self.expressions()
 
     def expressions(self) -> Expressions:
@@ -220,10 +221,22 @@ class Body:
         turn = "" if back else ".mT"
         if per:
             batched = matrix if own else f"{matrix}.unsqueeze(0)"
-            return f"({x.atom}.transpose({self.lead - 1}, {self.lead}) @ {batched}{turn}).transpose({self.lead - 1}, {self.lead})"
+            swap = f".transpose({self.lead - 1}, {self.lead})"
+            row = x.code.removesuffix(swap) if x.code.endswith(swap) else self.turn(x, swap)
+            return f"({row} @ {batched}{turn}){swap}"
         if not own and not self.mapped and not back:
             return f"F.linear({x.code}, {matrix})"
         return f"({x.atom} @ {matrix}{turn})"
+
+    def turn(self, x: Value, swap: str) -> str:
+        """A value with its heads before time; what has a name is turned once."""
+        code = f"{x.atom}{swap}"
+        if not x.code.isidentifier():
+            return code
+        if code not in self.turned:
+            self.turned[code] = self.code.name(f"{x.code}_row")
+            self.code.add(f"{self.turned[code]} = {code}")
+        return self.turned[code]
 
     def product_back(self, term: Term) -> Value:
         handle: Handle = term.info.handle

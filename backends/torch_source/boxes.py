@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 from nlc.backward import add, constant, mul
-from nlc.derive import application, substitute
+from nlc.derive import substitute
 from nlc.diagnostics import InternalError
 from nlc.plan import ArrayRule
-from nlc.system import Assign, Box, Handle, Term
+from nlc.system import Assign, Box, Handle, State, Term
 
 from .bodies import Body, Module, all_mapped, state_path
 from .code import identifier
@@ -29,11 +30,19 @@ def head(module: Module, box: Box, body: Body) -> tuple[str, list[str]]:
     """`def name(self, s, at, w, x):` and the names it takes."""
     names = ["s", "at"] + (["w"] if box.path in module.has_weights else [])
     for name, shape in box.inputs:
-        given = identifier(name)
+        given = unique(name, names)
         names.append(given)
         body.e.names[f"input {name}"] = Value(given, ATOM, True, len(shape))
     annotated = ["self", "s: Stream", "at: str", *(["w: Part"] if "w" in names else []), *(f"{n}: Tensor" for n in names if n not in ("s", "at", "w"))]
     return f"def {module.method(box)}({', '.join(annotated)}) -> Tensor:", names
+
+
+def unique(name: str, names: list[str]) -> str:
+    """A Python name for an input: the spec's `x` and `x_` stay two."""
+    given = identifier(name)
+    while given in names:
+        given += "_"
+    return given
 
 
 def opening(module: Module, box: Box, *more: str) -> None:
@@ -96,16 +105,17 @@ def attention(module: Module, box: Box) -> None:
         body.e.count([plan.query, plan.key, plan.value])
         body.lines(box.lines)
         query, key, value = (body.e(t) for t in (plan.query, plan.key, plan.value))
-        paths = [(plan.key_path, key, "keys", plan.key), (plan.value_path, value, "values", plan.value)]
+        keys, values, y = code.names(["keys", "values", "y"])
+        paths = [(plan.key_path, key, keys, plan.key), (plan.value_path, value, values, plan.value)]
         for path, given, name, term in paths:
             shape = (*all_mapped(box), 0, *term.shape)
             module.hold(path, box.loops, shape, "zeros")
             code.add(f"{name} = torch.cat([s[{body.key(path)}], {given.code}], -2)")
         window = "" if plan.window is None else f", window={plan.window}"
-        code.add(f"y = attend({query.code}, keys, values, scale={plan.scale!r}{window}, past=keys.shape[-2] - s.time)")
+        code.add(f"{y} = attend({query.code}, {keys}, {values}, scale={plan.scale!r}{window}, past={keys}.shape[-2] - s.time)")
         keep = "None" if plan.window is None else str(plan.window - 1)
-        code.add(f"s[{body.key(plan.key_path)}], s[{body.key(plan.value_path)}] = self.newest(keys, {keep}), self.newest(values, {keep})")
-        code.add("return y")
+        code.add(f"s[{body.key(plan.key_path)}], s[{body.key(plan.value_path)}] = self.newest({keys}, {keep}), self.newest({values}, {keep})")
+        code.add(f"return {y}")
     code.add("")
 
 
@@ -178,8 +188,6 @@ def recurrence(module: Module, box: Box) -> None:
             arguments["after_retain"] = "True"
         key = body.key(state_path(box, state.name, ""))
         memory = body.key(state_path(box, state.name, "") + ".m")
-        if rule.rule.momentum is not None:
-            arguments["S0"] = f"s[{memory}]"
         if box.read_before:
             arguments["before_write"] = "True"
         read_hook = scan_read(module, body, box, state.per, x, e, arguments, key, memory if rule.rule.momentum is not None else None)
@@ -208,6 +216,10 @@ def scan_read(
             before = code.name("before")
             code.add(f"{before} = s[{key}]")
             started.append(before)
+            if memory:
+                momentum = code.name("momentum")
+                code.add(f"{momentum} = s[{memory}]")
+                arguments["S0"] = momentum
         y = code.name("y")
         function = "scan" if cut is None else "self.scan_cut"
         extra = "" if cut is None else f", every={cut}, s=s"
@@ -252,87 +264,68 @@ def equation(rule: ArrayRule, name: str) -> str:
 # ---- gradients frozen at the start of a stretch ---------------------------------------------------------------
 
 
+@dataclass(frozen=True)
+class Amount:
+    """What is written into one array: the arguments of `span` as Python."""
+
+    rule: ArrayRule
+    path: str
+    shape: tuple[int, ...]
+    x: str
+    e: str
+    arguments: tuple[tuple[str, str], ...]
+
+
 class Frozen:
-    """Writes a box that linearises: lines outside, then a method for one stretch."""
+    """Writes a box that linearises: lines that read no state, then what each stretch writes, then what it reads."""
 
     def __init__(self, module: Module, box: Box) -> None:
         self.module = module
         self.box = box
         self.code = module.code
         self.rules = module.plan.of(box).arrays
-        self.used = self.lines_of_writes()
+        self.values = {line.name: line.value for line in box.lines if isinstance(line, Assign)}
         self.touching = self.lines_touching_state()
+        self.write_roots = self.roots_of_writes()
+        self.used = self.reach(self.write_roots)
+        assert box.read is not None
+        self.read_roots = [box.read, *(v for n, v in self.values.items() if n in self.touching and n not in self.used)]
 
     # ---- which lines go where -----------------------------------------------------------------------
 
-    def lines_of_writes(self) -> set[str]:
-        """Lines that a write, a retention, an objective or a setting uses, directly or not (2.9.7)."""
+    def roots_of_writes(self) -> list[Term]:
+        """What a write, a retention, an objective or a setting is made of (2.9.7)."""
         roots: list[Term] = []
         for state in self.box.states:
             rule = state.rule
             roots += [t for t in (rule.objective, rule.retain) if t is not None]
             roots += [t for learn in rule.learn.values() for t in learn.settings.values()]
-        return self.reach(roots)
+        return roots
 
     def reach(self, roots: list[Term]) -> set[str]:
-        values = {line.name: line.value for line in self.box.lines if isinstance(line, Assign)}
+        """The lines that these terms use, directly or not."""
         found: set[str] = set()
         stack = list(roots)
         while stack:
             for t in stack.pop().walk():
                 if t.op == "local" and t.info not in found:
                     found.add(t.info)
-                    stack.append(values[t.info])
+                    stack.append(self.values[t.info])
         return found
 
     def lines_touching_state(self) -> set[str]:
         """Lines that depend on the box's own states."""
         touching: set[str] = set()
-        for line in self.box.lines:
-            if isinstance(line, Assign) and any(
-                t.op in ("apply", "state") and t.info.box is self.box or t.op == "local" and t.info in touching for t in line.value.walk()
-            ):
-                touching.add(line.name)
+        for name, value in self.values.items():
+            if any(t.op in ("apply", "state") and t.info.box is self.box or t.op == "local" and t.info in touching for t in value.walk()):
+                touching.add(name)
         return touching
 
-    # ---- the outer method -----------------------------------------------------------------------------
-
-    def write(self) -> None:
-        keep_states(self.module, self.box, ".start", *([".m"] if any(r.rule.momentum is not None for r in self.rules) else []))
-        body = Body(self.module, self.box)
-        first, names = head(self.module, self.box, body)
-        self.passed: list[tuple[str, Value]] = []
-        with self.code.function(first, names):
-            opening(self.module, self.box)
-            self.outside(body)
-            self.stretches(body)
-        self.code.add("")
-        self.inside()
-
-    def outside(self, body: Body) -> None:
-        """What does not read the states is computed for the whole span at once."""
-        box = self.box
-        free = [line for line in box.lines if isinstance(line, Assign) and line.name not in self.touching]
-        needed = self.needed_inside()
-        split_roles = not body.open or body.held_inside
-        for line in free:
-            body.assign(line)
-        for name in needed:
-            value = body.e.names[name]
-            if value.code and split_roles and self.for_writes(name) and not self.for_reads(name):
-                held = self.code.name(value.code + "_held") if name.startswith("input ") and self.lines_use(name, free) else value.code
-                self.code.add(f"{held} = {body.gate(value.code)}")
-                value = Value(held, ATOM, value.lead, value.own)
-            self.passed.append((name, value))
-
-    def lines_use(self, name: str, lines: list[Assign]) -> bool:
-        wanted = name.removeprefix("input ")
-        return any(t.op == "input" and t.info == wanted for line in lines for t in line.value.walk())
-
-    def needed_inside(self) -> list[str]:
-        """Inputs and outside lines that the stretch uses."""
+    def given(self, roots: list[Term]) -> list[str]:
+        """Inputs and lines made outside that these terms use, through lines that touch the states too."""
         found: dict[str, None] = {}
-        for root in self.inside_roots():
+        inner = [self.values[n] for n in self.reach(roots) & self.touching]
+        for root in [*roots, *inner]:
             for t in root.walk():
                 if t.op == "input":
                     found[f"input {t.info}"] = None
@@ -340,141 +333,239 @@ class Frozen:
                     found[f"local {t.info}"] = None
         return list(found)
 
-    def inside_roots(self) -> list[Term]:
-        roots = [line.value for line in self.box.lines if isinstance(line, Assign) and line.name in self.touching]
-        for state in self.box.states:
-            roots += [t for t in (state.rule.objective, state.rule.retain) if t is not None]
-            roots += [t for learn in state.rule.learn.values() for t in learn.settings.values()]
-        assert self.box.read is not None
-        return [*roots, self.box.read]
+    def runs_read(self) -> list[ArrayRule]:
+        """The arrays that reads see as they run on."""
+        names = {t.info.name for root in self.read_roots for t in root.walk() if t.op == "apply" and t.info.box is self.box}
+        return [r for r in self.rules if r.state in names]
 
-    def roles(self, name: str) -> tuple[bool, bool]:
-        """Whether a name is used for writes, and for reads, inside the stretch."""
-        kind, wanted = name.split(" ", 1)
-        values = {line.name: line.value for line in self.box.lines if isinstance(line, Assign)}
+    # ---- the method of the box ------------------------------------------------------------------------
 
-        def uses(root: Term) -> bool:
-            return any(t.op == kind and t.info == wanted for t in root.walk())
-
-        writes = any(uses(r) for r in self.inside_roots()[:-1] if r not in [values[n] for n in self.touching if n not in self.used])
-        reads = uses(self.inside_roots()[-1]) or any(uses(values[n]) for n in self.touching if n not in self.used)
-        return writes, reads
-
-    def for_writes(self, name: str) -> bool:
-        return self.roles(name)[0]
-
-    def for_reads(self, name: str) -> bool:
-        return self.roles(name)[1]
+    def write(self) -> None:
+        box, code = self.box, self.code
+        keep_states(self.module, box, ".start", *([".m"] if any(r.rule.momentum is not None for r in self.rules) else []))
+        body = Body(self.module, box)
+        first, names = head(self.module, box, body)
+        with code.function(first, names):
+            opening(self.module, box)
+            for line in box.lines:
+                if isinstance(line, Assign) and line.name not in self.touching:
+                    body.assign(line)
+            self.stretches(body)
+        code.add("")
+        self.writes_method()
+        self.read_method()
 
     def stretches(self, body: Body) -> None:
-        """At most `linearise` ticks at a time; the gradient may be cut at longer ones."""
-        box = self.box
-        assert box.linearise is not None
+        """At most `linearise` ticks at a time; training's gradient may be cut at longer ones."""
+        box, code = self.box, self.code
+        method = self.module.method(box)
         level = box.level.name if box.level is not None else ""
         cut = self.module.plan.training.truncate.get(level)
         axis = body.lead - 1
         colon = ", ".join([":"] * axis)
-        sliced = [f"{v.code}[{colon}, a:b]" if v.lead else v.code for _, v in self.passed]
-        extra = f", {cut}" if cut is not None else ""
-        with self.code.block(f"for a, b, fresh, cut in s.stretches({box.linearise}{extra}):"):
+
+        a, b, fresh, cuts, runs, reads = code.names(["a", "b", "new", "cut", "runs", "reads"])
+
+        def slices(names: list[str], gate: bool) -> str:
+            parts = []
+            for n in names:
+                v = body.e.names[n]
+                text = f"{v.code}[{colon}, {a}:{b}]" if v.lead else v.code
+                parts.append(f"{text}.detach()" if gate and not body.open else text)
+            return "".join(f", {p}" for p in parts)
+
+        w = ", w" if box.path in self.module.has_weights else ""
+        code.add(f"{reads} = []")
+        with code.block(f"for {a}, {b}, {fresh}, {cuts} in s.stretches({box.linearise}{f', {cut}' if cut is not None else ''}):"):
             if cut is not None:
-                with self.code.block("if cut:"):
-                    self.code.add("self.cut(s, at)")
-            w = ", w" if box.path in self.module.has_weights else ""
-            call = f"self.{self.module.method(box)}_stretch(s, at{w}, b - a, fresh{''.join(', ' + x for x in sliced)})"
-            self.code.add(f"reads.append({call})")
-        self.code.lines.insert(len(self.code.lines) - (2 if cut is None else 4), "    " * self.code.depth + "reads = []")
-        self.code.add(f"return self.joined(reads, {axis})")
+                with code.block(f"if {cuts}:"):
+                    code.add("self.cut(s, at)")
+            call = f"self.{method}_writes(s, at{w}, {fresh}{slices(self.given(self.write_roots), True)})"
+            if body.held_inside:
+                code.add(f"{runs} = s.writes(f\"{{at}}{{{a}}}\", lambda: {call})")
+            else:
+                code.add(f"{runs} = {call}")
+            code.add(f"{reads}.append(self.{method}_read(s, at{w}, {runs}{slices(self.given(self.read_roots), False)}))")
+        code.add(f"return self.joined({reads}, {axis})")
 
-    # ---- one stretch --------------------------------------------------------------------------------------
+    def parameters(self, body: Body, names: list[str], taken: list[str]) -> str:
+        """The names a method of one stretch is given, as its parameters."""
+        out = []
+        outer = Body(self.module, self.box)
+        for name in names:
+            given = unique(name.split(" ", 1)[1], taken)
+            taken.append(given)
+            out.append(f", {given}: Tensor")
+            shape = dict(self.box.inputs).get(name.split(" ", 1)[1], ()) if name.startswith("input ") else self.values[name.split(" ", 1)[1]].shape
+            lead = name.startswith("input ") or self.leads(outer, name)
+            body.e.names[name] = Value(given, ATOM, lead, len(shape))
+        return "".join(out)
 
-    def inside(self) -> None:
+    def leads(self, outer: Body, name: str) -> bool:
+        """Whether a line made outside changes with the ticks."""
+        return any(t.op in ("input", "position", "call", "conv") or t.op == "local" and self.leads(outer, f"local {t.info}") for t in self.values[name.split(" ", 1)[1]].walk())
+
+    # ---- what a stretch writes ------------------------------------------------------------------------------
+
+    def writes_method(self) -> None:
         box, module, code = self.box, self.module, self.code
         body = StretchBody(module, box)
-        arguments, taken = [], ["s", "at", "w", "time", "fresh"]
-        for name, value in self.passed:
-            given = identifier(name.split(" ", 1)[1])
-            arguments.append(f"{given}: Tensor")
-            taken.append(given)
-            body.e.names[name] = Value(given, ATOM, value.lead, value.own)
-        w = "w: Part, " if box.path in module.has_weights else ""
-        first = f"def {module.method(box)}_stretch(self, s: Stream, at: str, {w}time: int, fresh: bool, {', '.join(arguments)}) -> Tensor:"
-        with code.function(first, taken):
-            code.docstring([f"At most {box.linearise} ticks; lines and gradients are taken at the state where the stretch started."])
-            self.anchors(body)
-            for line in box.lines:
-                if isinstance(line, Assign) and line.name in self.touching and line.name in self.used:
-                    body.assign(line)
-            self.writes(body)
-            self.read(body)
+        taken = ["s", "at", "w", "fresh"]
+        parameters = self.parameters(body, self.given(self.write_roots), taken)
+        w = ", w: Part" if box.path in module.has_weights else ""
+        with code.function(f"def {module.method(box)}_writes(self, s: Stream, at: str{w}, fresh: bool{parameters}) -> tuple[Span, ...]:", taken):
+            code.docstring([f"What at most {box.linearise} ticks write: lines and gradients are taken at the state where the stretch started."])
+            self.anchors(body, fresh=True)
+            for name, value in self.values.items():
+                if name in self.touching and name in self.used:
+                    body.assign(Assign(name, value))
+            self.amounts(body)
+            wanted = [body.runs[r.state, r.array] for r in self.runs_read()]
+            code.add(f"return {', '.join(wanted)}{',' if len(wanted) == 1 else ''}" if wanted else "return ()")
         code.add("")
 
-    def anchors(self, body: StretchBody) -> None:
-        """The arrays at the stretch's start, and as they run on."""
+    def anchors(self, body: StretchBody, fresh: bool) -> None:
+        """The arrays as they were at the stretch's start."""
         code, box = self.code, self.box
-        with code.block("if fresh:"):
-            for state in box.states:
-                for array in state.form.arrays:
-                    path = state_path(box, state.name, array.name)
+        if fresh:
+            with code.block("if fresh:"):
+                for path in self.paths():
                     code.add(f"s[{body.key(path + '.start')}] = s[{body.key(path)}]")
         for state in box.states:
             for array in state.form.arrays:
                 name = code.name(f"{state.name}_{array.name}" if array.name else state.name)
-                path = state_path(box, state.name, array.name)
-                code.add(f"{name} = s[{body.key(path + '.start')}]")
+                code.add(f"{name} = s[{body.key(state_path(box, state.name, array.name) + '.start')}]")
                 body.anchors[state.name, array.name] = name
 
-    def writes(self, body: StretchBody) -> None:
-        """For each array the gradient as surprise and input, then its recurrence over the stretch."""
-        plan = self.module.plan
-        level = self.box.level.name if self.box.level is not None else ""
-        first_order = level in plan.training.first_order
+    def paths(self) -> list[str]:
+        return [state_path(self.box, s.name, a.name) for s in self.box.states for a in s.form.arrays]
+
+    def amounts(self, body: StretchBody) -> None:
+        """For each array the gradient as surprise and input; then the recurrences, those alike together."""
         transparent(body)
         body.e.count([t for r in self.rules for t in (r.surprise, r.input)])
+        found: list[Amount] = []
         for state in self.box.states:
-            mine = [r for r in self.rules if r.state == state.name]
-            if not mine:
-                continue
-            objective = state.rule.objective
-            assert objective is not None
-            body.cite_line(objective)
-            for rule in mine:
-                x, e = rows(body, rule.input, state.per, 1), rows(body, rule.surprise, state.per, 1)
-                if first_order:
-                    x, e = f"({x}).detach()", f"({e}).detach()"
-                arguments = rates(body, rule, state.rule.retain, state.per)
-                if rule.rule.erase is not None:
-                    arguments["erase"] = rows(body, substitute(rule.rule.erase, rule.settings), state.per, 0)
-                path = state_path(self.box, state.name, rule.array)
-                if rule.rule.momentum is not None:
-                    arguments["S0"] = f"s[{body.key(path + '.m')}]"
-                self.run(body, rule, path, x, e, arguments)
-        body.e.hooks.pop("stop")
+            for rule in (r for r in self.rules if r.state == state.name):
+                assert state.rule.objective is not None
+                body.cite_line(state.rule.objective)
+                found.append(self.amount(body, state, rule))
+        for group in together(found):
+            self.run(body, group)
 
-    def run(self, body: StretchBody, rule: ArrayRule, path: str, x: str, e: str, arguments: dict[str, str]) -> None:
+    def amount(self, body: StretchBody, state: State, rule: ArrayRule) -> Amount:
+        level = self.box.level.name if self.box.level is not None else ""
+        x, e = body.row(rule.input, state.per), body.row(rule.surprise, state.per)
+        if level in self.module.plan.training.first_order:
+            x, e = f"{x}.detach()", f"{e}.detach()"
+        arguments = {k: body.name_row(v) for k, v in rates(body, rule, state.rule.retain, state.per).items()}
+        if rule.rule.erase is not None:
+            arguments["erase"] = rows(body, substitute(rule.rule.erase, rule.settings), state.per, 0)
+        shape = next(a.shape for a in state.form.arrays if a.name == rule.array)
+        return Amount(rule, state_path(self.box, state.name, rule.array), shape, x, e, tuple(arguments.items()))
+
+    def run(self, body: StretchBody, group: list[Amount]) -> None:
+        """One call of `span` for arrays alike: rows of one matrix where the input is the same, else side by side."""
         code = self.code
-        anchor = body.anchors[rule.state, rule.array]
-        name = code.name(f"run_{anchor}")
-        code.comment(equation(rule, anchor))
-        code.add(f"{name} = span(s[{body.key(path)}], {x}, {e}, {arguments['rate']}{named(arguments)})")
-        last = f"s[{body.key(path + '.m')}]" if rule.rule.momentum is not None else "_"
-        code.add(f"s[{body.key(path)}], {last} = {name}.end()")
-        body.runs[rule.state, rule.array] = name
+        first = group[0]
+        name = code.name("run" if len(group) > 1 else f"run_{body.anchors[first.rule.state, first.rule.array]}")
+        keys = [body.key(a.path) for a in group]
+        names = [body.anchors[a.rule.state, a.rule.array] for a in group]
+        shared = all(a.x == first.x for a in group)
+        arguments = dict(first.arguments)
+        code.comment(equation(first.rule, ", ".join(names) if len(names) < 4 else f"{names[0]} .. {names[-1]}"))
 
-    def read(self, body: StretchBody) -> None:
+        def gathered(parts: list[str], axis: int) -> str:
+            if len(parts) == 1:
+                return parts[0]
+            return f"torch.cat([{', '.join(parts)}], {axis})" if shared else f"torch.stack([{', '.join(parts)}])"
+
+        state = gathered([f"s[{k}]" for k in keys], -2)
+        x = first.x if shared else gathered([a.x for a in group], -1)
+        e = gathered([a.e for a in group], -1)
+        momentum = first.rule.rule.momentum is not None
+        memories = [body.key(a.path + ".m") for a in group]
+        if momentum:
+            arguments["S0"] = gathered([f"s[{k}]" for k in memories], -2)
+        code.add(f"{name} = span({state}, {x}, {e}, {arguments['rate']}{named(arguments)})")
+        self.ends(name, group, keys, memories if momentum else None, shared)
+        self.parts_of(body, name, group, shared)
+
+    def ends(self, name: str, group: list[Amount], keys: list[str], memories: list[str] | None, shared: bool) -> None:
+        code = self.code
+        if len(group) == 1:
+            code.add(f"s[{keys[0]}], {f's[{memories[0]}]' if memories else '_'} = {name}.end()")
+            return
+        end = code.name("end")
+        kept = code.name("momentum") if memories else "_"
+        code.add(f"{end}, {kept} = {name}.end()")
+        cut = f".split({tuple(a.shape[0] for a in group)}, -2)" if shared else ".unbind(0)"
+        for source, targets in ((end, keys), (kept, memories or [])):
+            if targets:
+                with_s = ", ".join(f"s[{k}]" for k in targets)
+                code.add(f"{with_s} = {source}{cut}")
+
+    def parts_of(self, body: StretchBody, name: str, group: list[Amount], shared: bool) -> None:
+        """The part of the run that belongs to each array which is read."""
+        wanted = {(r.state, r.array) for r in self.runs_read()}
+        row = 0
+        for i, a in enumerate(group):
+            mine = (a.rule.state, a.rule.array)
+            part = f"{name}.rows({row}, {row + a.shape[0]})" if shared else f"{name}.pick({i})"
+            row += a.shape[0]
+            if mine in wanted:
+                body.runs[mine] = name if len(group) == 1 else part
+
+    # ---- what a stretch reads ---------------------------------------------------------------------------------
+
+    def read_method(self) -> None:
         """Lines that only reads use see the running state before the write; the read sees the new one (2.8)."""
+        box, module, code = self.box, self.module, self.code
+        body = StretchBody(module, box)
+        taken = ["s", "at", "w", "runs"]
+        parameters = self.parameters(body, self.given(self.read_roots), taken)
+        w = ", w: Part" if box.path in module.has_weights else ""
+        with code.function(f"def {module.method(box)}_read(self, s: Stream, at: str{w}, runs: tuple[Span, ...]{parameters}) -> Tensor:", taken):
+            when = "before" if box.read_before else "after"
+            code.docstring([f"What the stretch answers, each tick {when} its own write."])
+            frozen_lines = self.reach(self.read_roots) & self.touching & self.used
+            if frozen_lines:
+                self.anchors(body, fresh=False)
+                for name, value in self.values.items():
+                    if name in frozen_lines:
+                        body.assign(Assign(name, value))
+            names = [code.name(f"{r.state}_{r.array}" if r.array else r.state) for r in self.runs_read()]
+            if names:
+                code.add(f"{', '.join(names)}{',' if len(names) == 1 else ''} = runs")
+            body.runs = {(r.state, r.array): n for r, n in zip(self.runs_read(), names, strict=True)}
+            self.reads(body)
+        code.add("")
+
+    def reads(self, body: StretchBody) -> None:
         box = self.box
         assert box.read is not None
         body.running, body.before = True, True
-        body.e.done.clear()
-        for line in box.lines:
-            if isinstance(line, Assign) and line.name in self.touching and line.name not in self.used:
-                body.assign(line)
+        for name, value in self.values.items():
+            if name in self.touching and name not in self.used:
+                body.assign(Assign(name, value))
         body.before = box.read_before
         body.e.done.clear()
         body.cite_line(box.read)
         body.e.count([box.read])
         self.code.add(f"return {body.e(box.read).code}")
+
+
+def together(amounts: list[Amount]) -> list[list[Amount]]:
+    """Arrays that one `span` can run: the same gates and the same input, else the same gates and shape."""
+    groups: dict[tuple[object, ...], list[Amount]] = {}
+    for a in amounts:
+        groups.setdefault((a.x, a.arguments, a.shape[1]), []).append(a)
+    out = [g for g in groups.values() if len(g) > 1]
+    alone: dict[tuple[object, ...], list[Amount]] = {}
+    for g in groups.values():
+        if len(g) == 1:
+            alone.setdefault((g[0].arguments, g[0].shape), []).append(g[0])
+    return [*out, *alone.values()]
 
 
 class StretchBody(Body):
@@ -486,6 +577,18 @@ class StretchBody(Body):
         self.runs: dict[tuple[str, str], str] = {}
         self.running = False
         self.before = False
+
+    def row(self, term: Term, per: tuple[int, ...]) -> str:
+        """A vector for the ops, time before its last axis; named, as several arrays use it."""
+        return self.name_row(rows(self, term, per, 1))
+
+    def name_row(self, code: str) -> str:
+        if code.isidentifier() or code.replace(".", "").isdigit():
+            return code
+        if code not in self.turned:
+            self.turned[code] = self.code.name("row")
+            self.code.add(f"{self.turned[code]} = {code}")
+        return self.turned[code]
 
     def array(self, handle: Handle, name: str) -> tuple[str, bool]:
         if handle.box is self.box and (handle.name, name) in self.anchors:
@@ -503,10 +606,6 @@ class StretchBody(Body):
             turned = f".transpose({self.lead - 1}, {self.lead})"
             return Value(f"{run}.read({x.atom}{turned}{before}){turned}", ATOM, True, x.own)
         return Value(f"{run}.read({x.code}{before})", ATOM, True, x.own)
-
-    def apply(self, term: Term) -> Value:
-        handle: Handle = term.info
-        return self.e(application(handle, term.args[0], term)) if handle.box is self.box else super().apply(term)
 
 
 def transparent(body: Body) -> None:

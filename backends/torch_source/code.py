@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import keyword
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -57,11 +57,18 @@ class Code:
         self.taken.add(name)
         return name
 
+    def names(self, wishes: Iterable[str]) -> list[str]:
+        """The same for several: the spec's `x` and `x_` stay two names."""
+        return [self.name(wish) for wish in wishes]
+
     def text(self) -> str:
         return "\n".join(line.rstrip() for line in self.lines) + "\n"
 
 
-RESERVED = {"self", "s", "at", "w", "F", "torch", "nn", "Tensor", "fresh"}
+RESERVED = {
+    "self", "s", "at", "w", "F", "torch", "nn", "Tensor", "fresh", "time", "parts", "attend", "scan", "span", "Any",
+    "Model", "Optimizer", "Part", "Stream", "float", "range", "kept", "super", "MODULE", "annotations",
+}  # fmt: skip
 
 
 def identifier(wish: str) -> str:

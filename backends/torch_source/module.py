@@ -28,7 +28,7 @@ from torch import Tensor
 
 from nlc.backends.ops import parts
 from nlc.backends.ops.attention import attend
-from nlc.backends.ops.recurrence import scan, span
+from nlc.backends.ops.recurrence import Span, scan, span
 from nlc.backends.runtime import Model, Optimizer, Part, Stream
 '''
 
@@ -98,7 +98,7 @@ class Writer:
         out = []
         for line in lines:
             if line.startswith("from nlc.backends.ops.recurrence"):
-                names = [n for n in ("scan", "span") if f"{n}(" in tail]
+                names = [n for n, mark in (("Span", "Span,"), ("scan", "scan("), ("span", "span(")) if mark in tail]
                 if not names:
                     continue
                 line = f"from nlc.backends.ops.recurrence import {', '.join(names)}"
@@ -241,9 +241,10 @@ class Writer:
         following = [f"next_{identifier(n)}" for n, _ in flow.inputs]
         with code.function(f"def loss(self, kept: tuple[Tensor, ...], {', '.join(f'{n}: Tensor' for n in following)}) -> Tensor:", ["kept", *following]):
             code.docstring(["The loss of each tick [batch, time]; the inputs are those of one tick on."])
-            names = [code.name(str(t.info)) for t in self.kept]
+            names = [code.name(str(t.info or t.op)) for t in self.kept]
             for t, n in zip(self.kept, names, strict=True):
                 body.e.names[f"{t.op} {t.info}"] = Value(n, ATOM, True, len(t.shape))
+                body.e.done[id(t)] = body.e.names[f"{t.op} {t.info}"]
             if names:
                 code.add(f"{', '.join(names)}{',' if len(names) == 1 else ''} = kept")
             late = self.loss_lines()
