@@ -1,0 +1,71 @@
+"""The systems that ship, small: what the tests of compiled modules run on."""
+
+from __future__ import annotations
+
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import nlc
+from nlc.backends.reference import Reference
+from nlc.backends.runtime import Model
+from nlc.backends.torch_source import build as build_source
+from nlc.backends.torch_source import module_class
+from nlc.driver import Spec
+
+torch.set_num_threads(1)
+
+SPECS = Path(__file__).resolve().parent.parent / "specs"
+SYSTEMS = sorted(
+    p.stem for p in SPECS.glob("*.nl") if "\nsystem " in "\n" + p.read_text(encoding="utf-8")
+)
+SMALL: dict[str, Any] = {
+    "width": 8,
+    "depth": 2,
+    "heads": 2,
+    "vocab": 11,
+    "hidden": 12,
+    "chunk": 3,
+    "periods": [2, 4, 8],
+}
+
+
+@cache
+def own_settings(name: str) -> frozenset[str]:
+    return frozenset(nlc.load(name).system.settings)
+
+
+def small(name: str, **more: Any) -> Spec:
+    """A shipped system at the sizes of SMALL, of those settings that it has."""
+    has = own_settings(name)
+    return nlc.load(name, **{k: v for k, v in (SMALL | more).items() if k in has})
+
+
+@cache
+def small_class(name: str) -> type[Model]:
+    return module_class(build_source(small(name)), name)
+
+
+def compiled(name: str, dtype: torch.dtype = torch.float64, device: str = "cpu") -> Model:
+    return small_class(name)(dtype=dtype, device=device)
+
+
+def truth_of(name: str, model: Model) -> Reference:
+    return nlc.reference(small(name), model.state_dict())
+
+
+def tokens(batch: int, time: int, seed: int = 0, vocab: int = 11) -> Tensor:
+    generator = torch.Generator().manual_seed(1000 * seed + time)
+    return torch.randint(0, vocab, (batch, time), generator=generator)
+
+
+def distance(a: Tensor, b: Tensor) -> float:
+    """The largest difference, in parts of the largest number."""
+    assert a.shape == b.shape, (a.shape, b.shape)
+    if not a.numel():
+        return 0.0
+    a, b = a.detach(), b.detach()
+    return float((a - b).abs().max()) / max(float(b.abs().max()), 1e-300)
