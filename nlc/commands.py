@@ -260,9 +260,10 @@ def _explain(arguments: Arguments) -> int:
         if code not in CODES:
             raise CallError(explain_code(code).strip())
         return _emit(explain_code(code), arguments.output)
+    spec = _load(arguments)
     from .explain import explain
 
-    return _emit(explain(_load(arguments)), arguments.output)
+    return _emit(explain(spec), arguments.output)
 
 
 def _build_words(parser: Parser) -> None:

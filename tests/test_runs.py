@@ -16,7 +16,7 @@ SYSTEMS = {
     "hope": ("--set", "width=16", "--set", "depth=1", "--set", "heads=2", "--set", "chunk=8",
              "--set", "periods=[8, 16]"),
     "transformer": ("--set", "width=16", "--set", "depth=1", "--set", "heads=2"),
-    "gated_deltanet": ("--set", "width=16", "--set", "depth=1", "--set", "heads=2"),
+    "deltanet": ("--set", "width=16", "--set", "depth=1", "--set", "heads=2"),
 }  # fmt: skip
 
 
