@@ -10,8 +10,12 @@ from nlc.diagnostics import InternalError
 from nlc.plan import Lowering, Plan
 from nlc.system import Assign, Box, Handle, Line, Loop, Shape, Slot, Term, Weight, line_terms
 
+from ..runtime.model import Model
 from .code import Code, identifier
 from .expressions import ATOM, Expressions, Value
+
+
+NOT_METHODS = set(dir(Model)) | {"weights"}  # what every module has
 
 
 @dataclass
@@ -38,7 +42,7 @@ class Module:
         if box.path not in self.methods:
             parts = [p for p in box.path.split(".") if p != "{}" and not p.startswith(("layers", "rounds")) and not p.isdigit()]
             wish = identifier("_".join(parts))
-            taken = set(self.methods.values()) | {"flow", "loss", "forward"}
+            taken = set(self.methods.values()) | NOT_METHODS
             name, n = wish, 1
             while name in taken:
                 n += 1
@@ -177,7 +181,9 @@ class Body:
         past = ", hold=torch.detach" if not self.open else ", hold=s.hold" if self.held_inside else ""
         before = f"s[{key}]"
         name = self.code.name("y")
-        self.code.add(f"{name} = parts.causal_conv({given}, {w.code}, {before}{past})")
+        cut = self.plan.training.truncate.get(self.level or "")
+        function = "parts.causal_conv(" if cut is None else f"self.conv_cut(s, {cut}, "
+        self.code.add(f"{name} = {function}{given}, {w.code}, {before}{past})")
         self.code.add(f"s[{key}] = self.last({before}, {given}, {slot.window})")
         return Value(name, ATOM, True, len(term.shape))
 
@@ -207,7 +213,9 @@ class Body:
             table, _ = self.array(handle, "")
             ids = self.e(term.args[0])
             return Value(f"F.embedding({ids.atom}.long(), {table})", ATOM, ids.lead, ids.own + 1)
-        return self.e(application(handle, term.args[0], term))
+        applied = application(handle, term.args[0], term)
+        self.e.count([applied])
+        return self.e(applied)
 
     def product(self, term: Term) -> Value:
         handle: Handle = term.info.handle

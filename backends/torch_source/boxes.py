@@ -177,13 +177,14 @@ def recurrence(module: Module, box: Box) -> None:
         roots = [box.read, rule.input, *([error] if error else []), *([state.rule.retain] if state.rule.retain else [])]
         body.e.count(roots)
         body.lines(box.lines)
-        hold_inputs(body, box)
         transparent(body)
-        x = rows(body, rule.input, state.per, 1)
-        e = rows(body, error, state.per, 1) if error is not None else "0"
+        first_order = box.level is not None and box.level.name in module.plan.training.first_order
+        x = written(body, rows(body, rule.input, state.per, 1), first_order)
+        e = written(body, rows(body, error, state.per, 1), first_order) if error is not None else "0"
         arguments = rates(body, rule, state.rule.retain, state.per)
         if erase is not None:
             arguments["erase"] = rows(body, erase, state.per, 0)
+        arguments = {k: written(body, v) for k, v in arguments.items()}
         if state.rule.after_retain:
             arguments["after_retain"] = "True"
         key = body.key(state_path(box, state.name, ""))
@@ -231,14 +232,11 @@ def scan_read(
     return read
 
 
-def hold_inputs(body: Body, box: Box) -> None:
-    """What is written is a constant to the gradients that do not enter this level; what is asked is not."""
-    if body.open and not body.held_inside:
-        return
-    raise_if_shared: set[str] = {str(t.info) for t in box.read.walk() if t.op == "input"} if box.read is not None else set()
-    for name, value in list(body.e.names.items()):
-        if name.startswith("input ") and name.removeprefix("input ") not in raise_if_shared:
-            body.code.add(f"{value.code} = {body.gate(value.code)}")
+def written(body: Body, code: str, constant: bool = False) -> str:
+    """What goes into a write: a constant to the gradients that do not enter this level; what is asked is not."""
+    if code.replace(".", "").replace("e-", "").replace("-", "").isdigit() or not constant and body.open and not body.held_inside:
+        return code
+    return f"({code}).detach()" if constant else body.gate(f"({code})")
 
 
 def total_erase(rule: ArrayRule) -> Term | None:

@@ -229,7 +229,7 @@ class Writer:
         found: dict[tuple[str, str], Term] = {}
         for root in roots:
             for t in outside_next(root):
-                if t.op in ("local", "input") and t.info not in own:
+                if t.op in ("local", "input") and t.info not in own or t.op == "position":
                     found.setdefault((t.op, str(t.info)), t)
         return list(found.values())
 
@@ -244,7 +244,7 @@ class Writer:
             names = [code.name(str(t.info or t.op)) for t in self.kept]
             for t, n in zip(self.kept, names, strict=True):
                 body.e.names[f"{t.op} {t.info}"] = Value(n, ATOM, True, len(t.shape))
-                body.e.done[id(t)] = body.e.names[f"{t.op} {t.info}"]
+            body.e.hooks["position"] = lambda t: body.e.names["position None"]
             if names:
                 code.add(f"{', '.join(names)}{',' if len(names) == 1 else ''} = kept")
             late = self.loss_lines()
@@ -307,8 +307,10 @@ class Writer:
         lines.append(f'{pad}at = f"{key}"' if names else f'{pad}at = "{key}"')
         if method.states:
             lines.append(f'{pad}m = {{k: s[f"{{at}}.{{k}}"] for k in {method.states!r}}}')
-        lines.append(f"{pad}kept, amount = self.{method.name}(s[at], grads[at], {'m' if method.states else '{}'}, count)")
-        lines.append(f"{pad}s[at] = {keep}kept * s[at] + amount")
+        kept = "_" if method.keeps_all else "kept"
+        left = f"{keep}s[at]" if method.keeps_all else f"{keep}kept * s[at]"
+        lines.append(f"{pad}{kept}, amount = self.{method.name}(s[at], grads[at], {'m' if method.states else '{}'}, count)")
+        lines.append(f"{pad}s[at] = {left} + amount")
         if method.states:
             lines.append(f's.update({{f"{{at}}.{{k}}": v for k, v in m.items()}})'.rjust(0) if not pad else f'{pad}s.update({{f"{{at}}.{{k}}": v for k, v in m.items()}})')
         return lines

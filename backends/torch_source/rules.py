@@ -21,6 +21,7 @@ class Written:
 
     name: str
     states: tuple[str, ...]
+    keeps_all: bool = True  # the rule itself lets nothing be forgotten
 
 
 class RuleWriter:
@@ -40,7 +41,7 @@ class RuleWriter:
             while any(w.name == name for w in self.known.values()):
                 n += 1
                 name = f"{wish}_{n}"
-            self.known[text] = Written(name, states)
+            self.known[text] = Written(name, states, rule.retain is None)
             self.code.lines += text.replace("def NAME(", f"def {name}(").rstrip("\n").split("\n") + [""]
         return self.known[text]
 
