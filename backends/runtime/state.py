@@ -1,6 +1,7 @@
 """What a model hands on between calls: it streams on, is saved, loaded, forked and detached.
 
-A state is kept so that it can be rebuilt: the arrays at some tick, and the inputs since. What an inner gradient
+A state is kept so that it can be rebuilt: the arrays at some tick, and the inputs since. What an
+inner gradient
 still waits for (a label, the rest of a period) is made again from these when a state is loaded.
 """
 
@@ -26,21 +27,27 @@ FORMAT = 1
 
 
 class StateError(ValueError):
-    """A state that does not belong to this model, or a file that holds none; the message says which."""
+    """A state that does not belong to this model, or a file that holds none; the message says
+    which.
+    """
 
 
 @dataclass
 class Waiting:
-    """The last tick, whose label has not arrived: what its loss is made of, in the graph of the levels on tokens."""
+    """The last tick, whose label has not arrived: what its loss is made of, in the graph of the
+    levels on tokens.
+    """
 
     kept: tuple[Tensor, ...]
 
 
 @dataclass
 class State:
-    """Where a stream stands. `arrays`: what it keeps, by path, each [batch, ..]. `position`: ticks so far.
+    """Where a stream stands. `arrays`: what it keeps, by path, each [batch, ..]. `position`: ticks
+    so far.
 
-    `inner`: the same arrays in the graph of the levels on tokens; `sums`: their gradients since the last firing. `base`, `base_sums`, `base_position`, `replay`:
+    `inner`: the same arrays in the graph of the levels on tokens; `sums`: their gradients since the
+    last firing. `base`, `base_sums`, `base_position`, `replay`:
     from where, and with which inputs, all of this can be made again.
     """
 
@@ -59,9 +66,19 @@ class State:
 
     def fork(self) -> State:
         """A second stream from the same place; neither sees what the other does."""
-        copy = State(dict(self.arrays), self.position, self.batch, self.spec, None if self.inner is None else dict(self.inner))
+        copy = State(
+            dict(self.arrays),
+            self.position,
+            self.batch,
+            self.spec,
+            None if self.inner is None else dict(self.inner),
+        )
         copy.waiting, copy.owed, copy.sums = self.waiting, list(self.owed), dict(self.sums)
-        copy.base, copy.base_sums, copy.base_position = dict(self.base), dict(self.base_sums), self.base_position
+        copy.base, copy.base_sums, copy.base_position = (
+            dict(self.base),
+            dict(self.base_sums),
+            self.base_position,
+        )
         copy.replay = list(self.replay)
         return copy
 
@@ -73,8 +90,12 @@ class State:
         return copy
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write it as one safetensors file, its JSON in the header; a file that is there is replaced whole."""
-        tensors = {f"array {k}": v for k, v in self.base.items()} | {f"sum {k}": v for k, v in self.base_sums.items()}
+        """Write it as one safetensors file, its JSON in the header; a file that is there is
+        replaced whole.
+        """
+        tensors = {f"array {k}": v for k, v in self.base.items()} | {
+            f"sum {k}": v for k, v in self.base_sums.items()
+        }
         for i, (inputs, _) in enumerate(self.replay):
             tensors |= {f"input {i} {j}": x for j, x in enumerate(inputs)}
         header = {
@@ -104,7 +125,9 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], header: Mapping[str
 
 
 def load_state(path: str | os.PathLike[str], model: Model) -> State:
-    """A saved state, for the model of the same spec. Raises StateError with a plain sentence otherwise."""
+    """A saved state, for the model of the same spec. Raises StateError with a plain sentence
+    otherwise.
+    """
     try:
         with safe_open(path, framework="pt") as file:
             header = json.loads((file.metadata() or {}).get("nlc", "{}"))
@@ -113,24 +136,48 @@ def load_state(path: str | os.PathLike[str], model: Model) -> State:
         raise StateError(f"there is no state file {path}") from None
     except (SafetensorError, OSError, json.JSONDecodeError) as error:
         raise StateError(f"{path} is no state file, or is cut short ({error})") from None
-    if header.get("format") != FORMAT:
+    if not isinstance(header, dict) or header.get("format") != FORMAT:
         raise StateError(f"{path} is no state of this version of nlc")
-    if header["spec"] != model.SPEC_HASH:
+    if header.get("spec") != model.SPEC_HASH:
         raise StateError(f"{path} is a state of another spec, or of other settings of it")
-    return rebuilt(header, tensors, model, path)
+    try:
+        return rebuilt(header, tensors, model, path)
+    except StateError:
+        raise
+    except (KeyError, TypeError, ValueError, IndexError, RuntimeError) as error:
+        raise StateError(
+            f"{path} is no state file: its parts do not fit each other ({error})"
+        ) from None
 
 
-def rebuilt(header: Mapping[str, Any], tensors: Mapping[str, Tensor], model: Model, path: str | os.PathLike[str]) -> State:
+def rebuilt(
+    header: Mapping[str, Any],
+    tensors: Mapping[str, Tensor],
+    model: Model,
+    path: str | os.PathLike[str],
+) -> State:
     """The arrays as saved, then the inputs since, played again."""
     device, dtype = model.device, model.dtype
-    arrays = {k.removeprefix("array "): v.to(device) for k, v in tensors.items() if k.startswith("array ")}
-    sums = {k.removeprefix("sum "): v.to(device) for k, v in tensors.items() if k.startswith("sum ")}
+    arrays = {
+        k.removeprefix("array "): v.to(device) for k, v in tensors.items() if k.startswith("array ")
+    }
+    sums = {
+        k.removeprefix("sum "): v.to(device) for k, v in tensors.items() if k.startswith("sum ")
+    }
     wanted = model.kept_arrays()
     if set(arrays) != set(wanted):
         raise StateError(f"{path} holds other arrays than this model keeps")
     wrong = next((k for k, v in arrays.items() if v.dtype != dtype and v.is_floating_point()), None)
     if wrong is not None:
         raise StateError(f"{path} is in {arrays[wrong].dtype} and the model in {dtype}")
+    for key, v in arrays.items():
+        # the length of a past that keeps all is not known beforehand
+        if len(v) != header["batch"] or any(
+            n not in (0, have) for n, have in zip(wanted[key][0], v.shape[1:], strict=True)
+        ):
+            raise StateError(
+                f"{path} holds {key} as {list(v.shape)}, which does not fit this model"
+            )
     state = model.state_from(arrays, int(header["position"]), int(header["batch"]), sums)
     with torch.no_grad():
         for i, own in enumerate(header["own"]):
