@@ -1,4 +1,5 @@
-"""STAGE: system, rules -> plan: the fastest exact algorithm for each box, or a diagnostic that says which is missing.
+"""STAGE: system, rules -> plan: the fastest exact algorithm for each box, or a diagnostic that says
+which is missing.
 
 What no lowering covers yet is NL701: the reference interpreter runs it.
 """
@@ -13,7 +14,7 @@ from .derive import affine, gradient, linear_rule, topological
 from .diagnostics import Diagnostic
 from .plan import ArrayRule, Attention, Lowering, Openness, Plan
 from .rules import Example, Gradient
-from .system import ALL, Box, Level, Learn, Slot, State, System, Term
+from .system import ALL, Box, Learn, Level, Slot, State, System, Term
 from .text import Span
 
 # Operations that no generated code has yet.
@@ -26,7 +27,10 @@ class NotLowered(Exception):
     def __init__(self, why: str, span: Span) -> None:
         super().__init__(why)
         self.diagnostic = Diagnostic(
-            "NL701", f"{why} is not lowered to PyTorch yet", span, help="`nlc.reference` runs it, token by token"
+            "NL701",
+            f"{why} is not lowered to PyTorch yet",
+            span,
+            help="`nlc.reference` runs it, token by token",
         )
 
 
@@ -39,7 +43,13 @@ def lower(system: System) -> tuple[Plan | None, list[Diagnostic]]:
             lowerings[id(box)] = lower_box(box)
         except NotLowered as error:
             told.append(error.diagnostic)
-    learners = tuple(l for l in system.levels if any(lowerings.get(id(b), None) and lowerings[id(b)].kind == "loss" for b in boxes_of(system, l)))
+    learners = tuple(
+        l
+        for l in system.levels
+        if any(
+            lowerings.get(id(b)) and lowerings[id(b)].kind == "loss" for b in boxes_of(system, l)
+        )
+    )
     try:
         training = openness(system, trained_levels(system))
         inner = openness(system, learners)
@@ -68,36 +78,112 @@ def trained_levels(system: System) -> tuple[Level, ...]:
 
 
 def openness(system: System, learners: tuple[Level, ...]) -> Openness:
-    """The levels whose states and pasts the learners' gradients enter; one answer for all of them, or NL701."""
-    edges = {l.name: {t.source.name: t for t in system.transfers if t.kind == "backprop" and t.target is l} for l in learners}
-    answers = {frozenset(n for n in found if n not in edges) for found in edges.values()}
+    """The levels whose states and pasts the learners' gradients enter; one answer for all of them,
+    or NL701.
+    """
+    edges = {
+        l.name: [t for t in system.transfers if t.kind == "backprop" and t.target is l]
+        for l in learners
+    }
+    answers = {
+        frozenset(
+            (t.source.name, t.truncate, t.first_order) for t in found if t.source.name not in edges
+        )
+        for found in edges.values()
+    }
     if len(answers) > 1:
-        raise NotLowered("a gradient that enters the states of one level for one learner and not for another", system.span)
-    found = next(iter(edges.values()), {})
-    cut = {n: t.truncate for n, t in found.items() if t.truncate is not None}
-    first = frozenset(n for n, t in found.items() if t.first_order)
-    return Openness(next(iter(answers), frozenset()), cut, first)
+        raise NotLowered(
+            "a gradient that enters the states of one level for one learner and not (or not so far) for another",
+            system.span,
+        )
+    found = [t for t in next(iter(edges.values()), []) if t.source.name not in edges]
+    twice = next((t for t in found for u in found if u is not t and u.source is t.source), None)
+    if twice is not None:
+        raise NotLowered(
+            f"a second gradient from `{twice.target.name}` into `{twice.source.name}`", twice.span
+        )
+    cut = {t.source.name: t.truncate for t in found if t.truncate is not None}
+    first = frozenset(t.source.name for t in found if t.first_order)
+    return Openness(frozenset(t.source.name for t in found), cut, first)
 
 
-def check_edges(system: System, learners: tuple[Level, ...], training: Openness, inner: Openness, lowerings: dict[int, Lowering]) -> None:
+def check_edges(
+    system: System,
+    learners: tuple[Level, ...],
+    training: Openness,
+    inner: Openness,
+    lowerings: dict[int, Lowering],
+) -> None:
     for t in system.transfers:
         token_learner = t.source in learners if t.kind == "backprop" else t.target in learners
         if token_learner and t.kind in ("backprop", "init") and not t.first_order:
-            raise NotLowered(f"`{t.source.name} -> {t.target.name}` without `first order`: a second derivative of the model's own loss", t.span)
+            raise NotLowered(
+                f"`{t.source.name} -> {t.target.name}` without `first order`: a second derivative of the model's own loss",
+                t.span,
+            )
         if t.kind == "init" and t.source.clock.unit not in ("step", "task"):
             raise NotLowered(f"a start that `{t.source.name}` learns while the stream runs", t.span)
         if t.kind == "generate":
             raise NotLowered("`transfer generate`", t.span)
     if inner.truncate or not inner.levels <= training.levels:
-        raise NotLowered("a gradient of a level on tokens that enters where training's does not", system.span)
+        raise NotLowered(
+            "a gradient of a level on tokens that enters where training's does not", system.span
+        )
     for lowering in lowerings.values():
         level = lowering.box.level
-        closed = level is not None and (level.name not in training.levels or (learners and level.name not in inner.levels))
+        closed = level is not None and (
+            level.name not in training.levels or (learners and level.name not in inner.levels)
+        )
         if lowering.kind == "attention" and closed:
-            raise NotLowered(f"attention over a past that is a constant to a learner (no `backprop {level.name if level else ''} ->`)", lowering.box.span)
+            raise NotLowered(
+                f"attention over a past that is a constant to a learner (no `backprop {level.name if level else ''} ->`)",
+                lowering.box.span,
+            )
+        if lowering.kind == "attention" and level is not None and level.name in training.truncate:
+            raise NotLowered(
+                f"`through {training.truncate[level.name]} tokens` into the past of attention",
+                lowering.box.span,
+            )
+        check_orders(system, lowering, training)
+        if (
+            lowering.kind in ("recurrence", "frozen")
+            and level is not None
+            and level.name in training.first_order ^ inner.first_order & inner.levels
+        ):
+            if learners and level.name in inner.levels:
+                raise NotLowered(
+                    f"`first order` into `{level.name}` for one learner and not for another",
+                    lowering.box.span,
+                )
     for level, length in training.truncate.items():
         if learners:
-            raise NotLowered(f"`through {length} tokens` beside a level that learns the model's loss on tokens (`{level}`)", system.span)
+            raise NotLowered(
+                f"`through {length} tokens` beside a level that learns the model's loss on tokens (`{level}`)",
+                system.span,
+            )
+
+
+def check_orders(system: System, lowering: Lowering, training: Openness) -> None:
+    """Whether the inner gradient is a constant is one answer for the streams and for the start of a
+    memory (2.11.3).
+    """
+    box = lowering.box
+    if lowering.kind not in ("recurrence", "frozen") or box.level is None:
+        return
+    error = lowering.arrays[0].error
+    if error is not None and error.factor is None and lowering.arrays[0].rule.erase is None:
+        return  # the write does not read the state
+    constant = box.level.name in training.first_order
+    if constant and lowering.kind == "recurrence":
+        raise NotLowered(
+            f"`backprop {box.level.name} -> .. first order` through a write that reads the state, exactly",
+            box.span,
+        )
+    for t in system.transfers:
+        if t.kind == "init" and t.target is box.level and t.first_order is not constant:
+            raise NotLowered(
+                f"`init` and `backprop` of `{box.level.name}`, one of them `first order`", t.span
+            )
 
 
 def check_flow(system: System) -> None:
@@ -114,13 +200,18 @@ def check_terms(root: Term, flow: bool = False) -> None:
             raise NotLowered(f"`{t.op}`", t.span)
         if t.op == "past":
             raise NotLowered("`past` outside attention", t.span)
-        if t.op in ("apply", "state") and t.info.foreign and t.info.box.level.clock.unit not in ("step", "task", "never"):
+        if (
+            t.op in ("apply", "state")
+            and t.info.foreign
+            and t.info.box.level.clock.unit not in ("step", "task", "never")
+        ):
             raise NotLowered(f"another box's state (`{t.info.name}`)", t.span)
         if t.op == "next" and not flow:
             raise NotLowered("`next` in a level's own objective", t.span)
 
 
-# ---- boxes -----------------------------------------------------------------------------------------
+# ---- boxes
+# -----------------------------------------------------------------------------------------
 
 
 def lower_box(box: Box) -> Lowering:
@@ -133,7 +224,12 @@ def lower_box(box: Box) -> Lowering:
     if level.clock.unit in ("step", "task", "never") or not any(s.rule.changes for s in box.states):
         return static(box)
     if box.exact:
-        return Lowering(box, "attention", "non-parametric: scaled-dot-product attention over the past (class vii)", attention=attention(box))
+        return Lowering(
+            box,
+            "attention",
+            "non-parametric: scaled-dot-product attention over the past (class vii)",
+            attention=attention(box),
+        )
     if any(s.rule.uses_loss for s in box.states):
         return loss_box(box)
     return own_objective(box)
@@ -143,7 +239,11 @@ def check_clock(box: Box, level: Level) -> None:
     clock = level.clock
     if clock.unit in ("sequence",) or clock.phase is not None or level.partial != "carry":
         raise NotLowered(f"the clock of `{level.name}` ({clock})", level.span)
-    if level.reset is not None and level.reset.unit != "sequence" and clock.unit in ("token", "always"):
+    if (
+        level.reset is not None
+        and level.reset.unit != "sequence"
+        and clock.unit in ("token", "always")
+    ):
         raise NotLowered(f"`reset` of `{level.name}` (every {level.reset})", level.span)
 
 
@@ -161,8 +261,15 @@ def body_roots(box: Box) -> list[Term]:
 def static(box: Box) -> Lowering:
     check_body(box)
     for s in box.states:
-        if s.rule.set is not None or s.rule.write is not None or (s.rule.objective is not None and s.rule.objective.op != "loss"):
-            raise NotLowered(f"state `{s.name}` on {box.level.clock.unit if box.level else ''}s with a rule of its own", s.span)
+        if (
+            s.rule.set is not None
+            or s.rule.write is not None
+            or (s.rule.objective is not None and s.rule.objective.op != "loss")
+        ):
+            raise NotLowered(
+                f"state `{s.name}` on {box.level.clock.unit if box.level else ''}s with a rule of its own",
+                s.span,
+            )
         if s.start is not None and s.start.op not in ("zeros", "normal"):
             raise NotLowered(f"the start of `{s.name}`", s.span)
     return Lowering(box, "static", "stands still while a stream runs")
@@ -173,14 +280,22 @@ def loss_box(box: Box) -> Lowering:
     for s in box.states:
         rule = s.rule
         if rule.objective is None or rule.objective.op != "loss" or rule.through or rule.onto:
-            raise NotLowered(f"`{s.name}` with the loss as a part of its objective, or with a link", s.span)
+            raise NotLowered(
+                f"`{s.name}` with the loss as a part of its objective, or with a link", s.span
+            )
         for learn in rule.learn.values():
-            if learn.steps > 1 or learn.streams or any(uses_examples(b) for b in learn.optimizers.values()):
+            if (
+                learn.steps > 1
+                or learn.streams
+                or any(uses_examples(b) for b in learn.optimizers.values())
+            ):
                 raise NotLowered(f"`{learn.rule}` on the model's own loss", learn.span)
             constant_settings(learn, s)
         if rule.retain is not None and varies(rule.retain):
             raise NotLowered(f"a retention of `{s.name}` that changes with the tokens", s.span)
-    return Lowering(box, "loss", "learns the model's own loss at a token clock: constant between its firings")
+    return Lowering(
+        box, "loss", "learns the model's own loss at a token clock: constant between its firings"
+    )
 
 
 def constant_settings(learn: Learn, state: State) -> None:
@@ -190,14 +305,18 @@ def constant_settings(learn: Learn, state: State) -> None:
 
 
 def varies(term: Term) -> bool:
-    return any(t.op in ("input", "local", "apply", "call", "state", "position", "past", "conv") for t in term.walk())
+    return any(
+        t.op in ("input", "local", "apply", "call", "state", "position", "past", "conv")
+        for t in term.walk()
+    )
 
 
 def uses_examples(rule: Box) -> bool:
     return any(t.op == "input" and t.info in ("input", "surprise") for t in rule.terms())
 
 
-# ---- own objectives -----------------------------------------------------------------------------------
+# ---- own objectives
+# -----------------------------------------------------------------------------------
 
 
 def own_objective(box: Box) -> Lowering:
@@ -207,11 +326,26 @@ def own_objective(box: Box) -> Lowering:
     check_body(box)
     gradients = {s.name: derived(box, s) for s in box.states if s.rule.changes}
     frozen = box.linearise is not None
-    arrays = tuple(rule for s in box.states if s.rule.changes for rule in array_rules(box, s, gradients[s.name], frozen))
+    arrays = tuple(
+        rule
+        for s in box.states
+        if s.rule.changes
+        for rule in array_rules(box, s, gradients[s.name], frozen)
+    )
     if frozen:
-        return Lowering(box, "frozen", f"gradients at the start of every {box.linearise} tokens, in dual form (class iv)", arrays=arrays, gradients=gradients)
+        return Lowering(
+            box,
+            "frozen",
+            f"gradients at the start of every {box.linearise} tokens, in dual form (class iv)",
+            arrays=arrays,
+            gradients=gradients,
+        )
     check_recurrence(box)
-    exact = "the write does not read the state (class i)" if arrays[0].error and arrays[0].error.factor is None else "one triangular solve a chunk (class ii)"
+    exact = (
+        "the write does not read the state (class i)"
+        if arrays[0].error and arrays[0].error.factor is None
+        else "one triangular solve a chunk (class ii)"
+    )
     return Lowering(box, "recurrence", exact, arrays=arrays, gradients=gradients)
 
 
@@ -219,17 +353,23 @@ def check_recurrence(box: Box) -> None:
     changing = [s for s in box.states if s.rule.changes]
     if len(box.states) != 1 or len(changing) != 1 or box.states[0].form.kind != "matrix":
         raise NotLowered(
-            f"`{box.name}` exactly, with several or deep memories; `linearise every 16 tokens` is lowered (it is another model)", box.span
+            f"`{box.name}` exactly, with several or deep memories; `linearise every 16 tokens` is lowered (it is another model)",
+            box.span,
         )
     for t in (t for root in body_roots(box)[:-1] for t in root.walk()):
         if t.op in ("apply", "state") and not t.info.foreign:
-            raise NotLowered(f"a plain line of `{box.name}` that reads its own state at every token", t.span)
+            raise NotLowered(
+                f"a plain line of `{box.name}` that reads its own state at every token", t.span
+            )
 
 
 def derived(box: Box, state: State) -> Gradient:
     rule = state.rule
     if rule.objective is None or rule.write is not None or rule.set is not None:
-        raise NotLowered(f"`{'set' if rule.set is not None else 'write'}` of `{state.name}` at every token", state.span)
+        raise NotLowered(
+            f"`{'set' if rule.set is not None else 'write'}` of `{state.name}` at every token",
+            state.span,
+        )
     if rule.through or rule.onto:
         raise NotLowered(f"`retain .. through` and `onto` of `{state.name}`", state.span)
     if rule.once:
@@ -247,27 +387,37 @@ def array_rules(box: Box, state: State, grad: Gradient, frozen: bool) -> Iterato
     for array in state.form.arrays:
         examples = [e for e in grad.examples if e.array == array.name]
         if len(examples) != 1:
-            raise NotLowered(f"an objective of `{state.name}` that calls it {len(examples)} times", state.span)
+            raise NotLowered(
+                f"an objective of `{state.name}` that calls it {len(examples)} times", state.span
+            )
         yield array_rule(box, state, array.name, examples[0], frozen)
 
 
 def array_rule(box: Box, state: State, array: str, example: Example, frozen: bool) -> ArrayRule:
     learn = state.rule.learn.get(array)
     if learn is None or not learn.optimizers or learn.steps > 1 or learn.streams:
-        raise NotLowered(f"the learning rule of `{state.name}`", learn.span if learn else state.span)
+        raise NotLowered(
+            f"the learning rule of `{state.name}`", learn.span if learn else state.span
+        )
     shape = next(a.shape for a in state.form.arrays if a.name == array)
     rule = linear_rule(learn.optimizers[shape])
     if rule is None:
-        raise NotLowered(f"`{learn.rule}`, which is not linear in the gradient, at every token", learn.span)
+        raise NotLowered(
+            f"`{learn.rule}`, which is not linear in the gradient, at every token", learn.span
+        )
     if state.rule.after_retain and (frozen or rule.erase is not None):
         raise NotLowered(f"`after retain` of `{state.name}` with frozen gradients", state.span)
     check_rates(box, state, learn, rule.momentum is not None)
     error = None if frozen else affine(example.surprise, example.output)
     if not frozen and (error is None or (error.factor is not None and error.factor.shape != ())):
-        raise NotLowered(f"an error of `{state.name}` that is not linear in what it says, exactly", state.span)
+        raise NotLowered(
+            f"an error of `{state.name}` that is not linear in what it says, exactly", state.span
+        )
     if not frozen and depends_on_state(example.input):
         raise NotLowered(f"an input of `{state.name}` that its own state has made", state.span)
-    return ArrayRule(state.name, array, example.input, example.surprise, error, rule, learn.settings)
+    return ArrayRule(
+        state.name, array, example.input, example.surprise, error, rule, learn.settings
+    )
 
 
 def depends_on_state(term: Term) -> bool:
@@ -275,37 +425,51 @@ def depends_on_state(term: Term) -> bool:
 
 
 def check_rates(box: Box, state: State, learn: Learn, momentum: bool) -> None:
-    """One number a memory (or head); a retention may be one an input channel of a single matrix, without momentum."""
+    """One number a memory (or head); a retention may be one an input channel of a single matrix,
+    without momentum.
+    """
     for name, term in learn.settings.items():
         own = term.shape[len(state.per) :]
         if own not in ((), (1,)):
             raise NotLowered(f"a `{name}` for each channel of `{state.name}`", learn.span)
     retain = state.rule.retain
     if retain is not None:
-        own = retain.shape[len(state.per) :] if len(retain.shape) >= len(state.per) else retain.shape
+        own = (
+            retain.shape[len(state.per) :] if len(retain.shape) >= len(state.per) else retain.shape
+        )
         single = state.form.kind == "matrix" and not momentum and len(own) == 1
         if own not in ((), (1,)) and not single:
             raise NotLowered(f"a retention of this shape for `{state.name}`", state.span)
 
 
-# ---- attention ------------------------------------------------------------------------------------------
+# ---- attention
+# ------------------------------------------------------------------------------------------
 
 
 def attention(box: Box) -> Attention:
-    """`sum(exp(scale * dot(past(k), q)) * length(past(v) - z)^2)`: the best z is the softmax-weighted mean."""
+    """`sum(exp(scale * dot(past(k), q)) * length(past(v) - z)^2)`: the best z is the softmax-
+    weighted mean.
+    """
     if len(box.states) != 1 or box.states[0].form.kind != "vector" or box.states[0].per:
         raise NotLowered(f"`learn exact` of `{box.name}`", box.span)
     state = box.states[0]
     objective = state.rule.objective
     found = match_attention(objective, state, box) if objective is not None else None
     if found is None or box.read is None or box.read.op != "state":
-        raise NotLowered(f"`learn exact` of `{box.name}`, whose objective is not a softmax over a past,", state.span)
+        raise NotLowered(
+            f"`learn exact` of `{box.name}`, whose objective is not a softmax over a past,",
+            state.span,
+        )
     return found
 
 
 def match_attention(objective: Term, state: State, box: Box) -> Attention | None:
     match objective:
-        case Term(op="sum", info=None, args=(Term(op="mul", args=(Term(op="exp", args=(score,)), distance)),)):
+        case Term(
+            op="sum",
+            info=None,
+            args=(Term(op="mul", args=(Term(op="exp", args=(score,)), distance)),),
+        ):
             value = match_distance(distance, state, box)
             scale, dot = match_score(score)
             if value is None or dot is None:
@@ -314,20 +478,36 @@ def match_attention(objective: Term, state: State, box: Box) -> Attention | None
             key, query = (a, b) if a.op == "past" else (b, a)
             if key.op != "past" or query.op == "past" or key.shape[0] != value.shape[0]:
                 return None
-            if any(t.op in ("past", "state", "apply") for t in [*query.walk(), *key.args[0].walk(), *value.args[0].walk()]):
+            if any(
+                t.op in ("past", "state", "apply")
+                for t in [*query.walk(), *key.args[0].walk(), *value.args[0].walk()]
+            ):
                 return None
             slots: tuple[Slot, Slot] = (key.info, value.info)
             window = None if slots[0].window == ALL else slots[0].window
-            return Attention(query, key.args[0], value.args[0], scale, window, slots[0].path, slots[1].path)
+            return Attention(
+                query, key.args[0], value.args[0], scale, window, slots[0].path, slots[1].path
+            )
     return None
 
 
 def match_distance(term: Term, state: State, box: Box) -> Term | None:
     """`length(past(v) - z)^2`, either way round."""
     match term:
-        case Term(op="pow", args=(Term(op="length", info=2, args=(Term(op="sub", args=(a, b)),)), Term(op="const", info=2))):
+        case Term(
+            op="pow",
+            args=(
+                Term(op="length", info=2, args=(Term(op="sub", args=(a, b)),)),
+                Term(op="const", info=2),
+            ),
+        ):
             value, z = (a, b) if a.op == "past" else (b, a)
-            if value.op == "past" and z.op == "state" and z.info.box is box and z.info.name == state.name:
+            if (
+                value.op == "past"
+                and z.op == "state"
+                and z.info.box is box
+                and z.info.name == state.name
+            ):
                 return value
     return None
 
@@ -340,7 +520,10 @@ def match_score(term: Term) -> tuple[float, Term | None]:
         case Term(op="div", args=(inner, Term(op="const", info=c))):
             scale, dot = match_score(inner)
             return scale / c, dot
-        case Term(op="mul", args=(Term(op="const", info=c), inner)) | Term(op="mul", args=(inner, Term(op="const", info=c))):
+        case (
+            Term(op="mul", args=(Term(op="const", info=c), inner))
+            | Term(op="mul", args=(inner, Term(op="const", info=c)))
+        ):
             scale, dot = match_score(inner)
             return scale * c, dot
     return math.nan, None

@@ -498,20 +498,24 @@ class Writer:
         if m.kind == "stateless" and not m.weights:
             return []
         if m.weights and not m.first_order and not stands and self.chance(15):
-            return [f"transfer condition training -> {m.name}"]
-        to = ", ".join(["training", *(l.name for l in learners)])
+            start = m.starts and self.chance(50)
+            init = [f"transfer init training -> {m.name}{self.pick('', ' first order')}"] * start
+            return [f"transfer condition training -> {m.name}", *init]
+        adapters = [a.name for a in self.made if a.kind == "adapter"]
+        to = ", ".join(["training", *adapters, *(l.name for l in learners)])
         cuts = [f" through {n} tokens" for n in (3, 4)] if not learners and not stands else []
         tail = self.pick("", "", *cuts) + (" first order" if m.first_order else "")
-        targets = self.pick(to, to, "training") if m.kind == "matrix" else to
+        targets = self.pick(to, to, to, "training") if m.kind == "matrix" else to
         if m.kind == "stateless" and not any("conv(" in line for line in m.text):
-            targets = "training"
+            targets = ", ".join(["training", *adapters])
         lines = [f"transfer backprop {m.name} -> {targets}{tail}"]
         if m.starts and self.chance(50):
             lines.append(f"transfer init training -> {m.name}{self.pick('', ' first order')}")
         return lines
 
     def of_learner(self, m: Made) -> list[str]:
-        lines = [f"transfer backprop {m.name} -> training first order"]
+        adapters = "".join(f", {a.name}" for a in self.made if a.kind == "adapter")
+        lines = [f"transfer backprop {m.name} -> training{adapters} first order"]
         if self.chance(25):
             lines = [f"transfer condition training -> {m.name}"] if m.weights else []
         if self.chance(50):

@@ -1,6 +1,8 @@
-"""The base of every generated module: it cuts a call into spans, runs them, and lets the levels on tokens fire.
+"""The base of every generated module: it cuts a call into spans, runs them, and lets the levels on
+tokens fire.
 
-A generated class gives the tables and the methods `flow`, `loss` and `fire`; nothing here knows a spec.
+A generated class gives the tables and the methods `flow`, `loss` and `fire`; nothing here knows a
+spec.
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..ops.parts import causal_conv
 from ..ops.recurrence import scan
 from ..parameters import noise
 from .optimizer import Optimizer
@@ -49,7 +52,8 @@ class Pass:
 class Model(nn.Module):
     """A compiled nested learning system: `outputs, state = model(tokens, state)`.
 
-    tokens [batch, time] (or one tensor [batch, time, ..] for each input of the flow). Every sample of the batch has
+    tokens [batch, time] (or one tensor [batch, time, ..] for each input of the flow). Every sample
+    of the batch has
     its own memories. Any split of a sequence into calls gives the same numbers, to rounding.
     """
 
@@ -63,15 +67,23 @@ class Model(nn.Module):
     INNER_OPEN: ClassVar[bool] = False
     SOURCE: ClassVar[str] = ""
 
-    def __init__(self, seed: int = 0, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32) -> None:
+    def __init__(
+        self, seed: int = 0, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32
+    ) -> None:
         super().__init__()
         self.seed = seed
         self.weights = Part()
         for path, loops, shape, std, value, trained in self.PARAMETERS:
             for rounds in product(*(range(n) for n in loops)):
                 name = path.format(*rounds)
-                data = noise(name, shape, seed) * std if std else torch.full(shape, value, dtype=torch.float64)
-                self.plant(name, nn.Parameter(data.to(device=device, dtype=dtype), requires_grad=trained))
+                data = (
+                    noise(name, shape, seed) * std
+                    if std
+                    else torch.full(shape, value, dtype=torch.float64)
+                )
+                self.plant(
+                    name, nn.Parameter(data.to(device=device, dtype=dtype), requires_grad=trained)
+                )
 
     # ---- weights ---------------------------------------------------------------------------------
 
@@ -92,7 +104,9 @@ class Model(nn.Module):
         return found
 
     def load_state_dict(self, state_dict: Any, *args: Any, **kwargs: Any) -> Any:
-        return super().load_state_dict({f"weights.{k}": v for k, v in state_dict.items()}, *args, **kwargs)
+        return super().load_state_dict(
+            {f"weights.{k}": v for k, v in state_dict.items()}, *args, **kwargs
+        )
 
     def named_weights(self) -> Iterator[tuple[str, nn.Parameter]]:
         """Every array by its path, trained or not."""
@@ -137,7 +151,9 @@ class Model(nn.Module):
                 arrays[path] = torch.zeros(batch, *shape, device=device, dtype=dtype)
         return self.state_from(arrays, 0, batch, {})
 
-    def state_from(self, arrays: dict[str, Tensor], position: int, batch: int, sums: dict[str, Tensor]) -> State:
+    def state_from(
+        self, arrays: dict[str, Tensor], position: int, batch: int, sums: dict[str, Tensor]
+    ) -> State:
         state = State(arrays, position, batch, self.SPEC_HASH, sums=dict(sums))
         self.rebase(state)
         return state
@@ -149,7 +165,9 @@ class Model(nn.Module):
 
     # ---- calls -----------------------------------------------------------------------------------
 
-    def forward(self, *inputs: Any, state: State | None = None, own: bool = False, **named: Tensor) -> tuple[Tensor, State]:
+    def forward(
+        self, *inputs: Any, state: State | None = None, own: bool = False, **named: Tensor
+    ) -> tuple[Tensor, State]:
         """Outputs [batch, time, ..] for these ticks, and the state after them.
 
         `own`: the model made these tokens itself, so they are context and no labels (2.10.3).
@@ -160,8 +178,12 @@ class Model(nn.Module):
         state = self.advance(call, state)
         return torch.cat(call.outputs, 1) if len(call.outputs) > 1 else call.outputs[0], state
 
-    def losses(self, *inputs: Any, state: State | None = None, **named: Tensor) -> tuple[Tensor, Tensor, State]:
-        """The loss of each tick [batch, time] (0 where it has no label), which have one, and the state after."""
+    def losses(
+        self, *inputs: Any, state: State | None = None, **named: Tensor
+    ) -> tuple[Tensor, Tensor, State]:
+        """The loss of each tick [batch, time] (0 where it has no label), which have one, and the
+        state after.
+        """
         if not self.HAS_LOSS:
             raise ValueError("this system's flow binds no loss")
         call, state = self.begin(inputs, state, named, False, want_losses=True)
@@ -174,35 +196,57 @@ class Model(nn.Module):
         return torch.cat(call.losses, 1), mask, state
 
     def begin(
-        self, inputs: tuple[Any, ...], state: State | None, named: dict[str, Tensor], own: bool, want_losses: bool
+        self,
+        inputs: tuple[Any, ...],
+        state: State | None,
+        named: dict[str, Tensor],
+        own: bool,
+        want_losses: bool,
     ) -> tuple[Pass, State]:
         """The arguments checked: a wrong one is named, with the shape given and the shape wanted."""
         given = list(inputs)
-        if len(given) == len(self.INPUTS) - len(named) + 1 and (given[-1] is None or isinstance(given[-1], State)):
+        if len(given) == len(self.INPUTS) - len(named) + 1 and (
+            given[-1] is None or isinstance(given[-1], State)
+        ):
             state = given.pop()
         names = [n for n, _ in self.INPUTS]
         if len(given) + len(named) != len(names) or any(n not in names for n in named):
-            raise TypeError(f"this model takes {', '.join(names)} (and a state), and was given {len(inputs) + len(named)} inputs")
+            raise TypeError(
+                f"this model takes {', '.join(names)} (and a state), and was given {len(inputs) + len(named)} inputs"
+            )
         left = iter(given)
         tensors = tuple(named[n] if n in named else next(left) for n in names)
         for (name, shape), x in zip(self.INPUTS, tensors, strict=True):
             if not isinstance(x, Tensor) or x.ndim != 2 + len(shape) or tuple(x.shape[2:]) != shape:
                 wanted = "[" + ", ".join(["batch", "time", *map(str, shape)]) + "]"
-                raise ValueError(f"`{name}` is {wanted} and was given {list(x.shape) if isinstance(x, Tensor) else type(x).__name__}")
+                raise ValueError(
+                    f"`{name}` is {wanted} and was given {list(x.shape) if isinstance(x, Tensor) else type(x).__name__}"
+                )
             if x.shape[:2] != tensors[0].shape[:2]:
-                raise ValueError(f"`{name}` is {list(x.shape[:2])} in batch and time, and `{names[0]}` {list(tensors[0].shape[:2])}")
+                raise ValueError(
+                    f"`{name}` is {list(x.shape[:2])} in batch and time, and `{names[0]}` {list(tensors[0].shape[:2])}"
+                )
         batch = tensors[0].shape[0]
         state = self.reset(batch) if state is None else self.checked(state, batch)
         return Pass(tensors, own, [], [], want_losses, state.position), state
 
     def checked(self, state: State, batch: int) -> State:
         if not isinstance(state, State):
-            raise TypeError(f"a state is what this model returned before, not {type(state).__name__}")
+            raise TypeError(
+                f"a state is what this model returned before, not {type(state).__name__}"
+            )
         if state.spec != self.SPEC_HASH:
             raise StateError("this state belongs to another spec, or to other settings of it")
         if state.batch != batch:
             raise StateError(f"this state is of a batch of {state.batch}, and the input of {batch}")
-        wrong = next((v.dtype for v in state.arrays.values() if v.is_floating_point() and v.dtype != self.dtype), None)
+        wrong = next(
+            (
+                v.dtype
+                for v in state.arrays.values()
+                if v.is_floating_point() and v.dtype != self.dtype
+            ),
+            None,
+        )
         if wrong is not None and not torch.is_autocast_enabled(self.device.type):
             raise StateError(f"this state is in {wrong}, and the model in {self.dtype}")
         return state.fork()
@@ -210,11 +254,15 @@ class Model(nn.Module):
     def nothing(self, call: Pass, state: State) -> Tensor:
         """The outputs of no ticks: an empty tensor of the right width."""
         s = self.stream_of(state, 1)
-        one = tuple(torch.zeros(x.shape[0], 1, *x.shape[2:], dtype=x.dtype, device=x.device) for x in call.inputs)
+        one = tuple(
+            torch.zeros(x.shape[0], 1, *x.shape[2:], dtype=x.dtype, device=x.device)
+            for x in call.inputs
+        )
         with torch.no_grad():
             return self.flow(s, *one)[0][:, :0]
 
-    # ---- spans -------------------------------------------------------------------------------------
+    # ---- spans
+    # -------------------------------------------------------------------------------------
 
     def advance(self, call: Pass, state: State) -> State:
         """Run the call's ticks in spans within which no level on tokens fires."""
@@ -243,17 +291,23 @@ class Model(nn.Module):
         following = tuple(x[:, a + 1 : b + 1] for x in call.inputs)
         missing = self.NEEDS_NEXT and b == call.time
         if missing:
-            following = tuple(torch.cat([x, torch.zeros_like(y[:, :1])], 1) for x, y in zip(following, call.inputs, strict=True))
+            following = tuple(
+                torch.cat([x, torch.zeros_like(y[:, :1])], 1)
+                for x, y in zip(following, call.inputs, strict=True)
+            )
         losses = self.loss(kept, *following)
         if not missing:
             return losses
         return torch.cat([losses[:, :-1], torch.zeros_like(losses[:, :1])], 1)
 
-    # ---- levels on tokens that learn the model's own loss -----------------------------------------------
+    # ---- levels on tokens that learn the model's own loss
+    # -----------------------------------------------
 
     @torch.compiler.disable
     def advance_learning(self, call: Pass, state: State) -> State:
-        """Spans end where some level fires. Gradients inside the run are eager: a compiled graph has none."""
+        """Spans end where some level fires. Gradients inside the run are eager: a compiled graph
+        has none.
+        """
         training = torch.is_grad_enabled() and any(p.requires_grad for p in self.parameters())
         self.label_waiting(call, state)
         a = 0
@@ -267,15 +321,19 @@ class Model(nn.Module):
         return min(period - position % period for _, period, _ in self.LEARNERS)
 
     def span(self, call: Pass, state: State, a: int, b: int, training: bool) -> None:
-        """One span as training sees it, then in a graph of its own what the levels on tokens learn from it.
+        """One span as training sees it, then in a graph of its own what the levels on tokens learn
+        from it.
 
-        The two are apart because a gradient walks all of the graph that it is asked of, back to the stream's start.
+        The two are apart because a gradient walks all of the graph that it is asked of, back to the
+        stream's start.
         """
         if not self.INNER_OPEN or state.inner is None:
             self.rebase(state)
             state.inner = self.leaves(detached(state.arrays))
         state.replay.append((tuple(x[:, a:b] for x in call.inputs), call.own))
-        s = Stream(state.inner, state.position, b - a, state.batch, self.device, self.dtype, inner=True)
+        s = Stream(
+            state.inner, state.position, b - a, state.batch, self.device, self.dtype, inner=True
+        )
         if training:
             s.remembered = self.run(call, state, a, b).remembered
         with torch.enable_grad():
@@ -293,7 +351,9 @@ class Model(nn.Module):
             self.fire_due(state)
 
     def leaves(self, arrays: dict[str, Tensor]) -> dict[str, Tensor]:
-        """What the levels on tokens differentiate with respect to: the states that stand over the span."""
+        """What the levels on tokens differentiate with respect to: the states that stand over the
+        span.
+        """
         for path in self.learning_paths():
             arrays[path] = arrays[path].detach().requires_grad_()
         return arrays
@@ -301,7 +361,9 @@ class Model(nn.Module):
     def learning_paths(self) -> list[str]:
         return [path for _, _, paths in self.LEARNERS for path in paths]
 
-    def learn_from(self, kept: tuple[Tensor, ...], call: Pass, state: State, a: int, b: int) -> None:
+    def learn_from(
+        self, kept: tuple[Tensor, ...], call: Pass, state: State, a: int, b: int
+    ) -> None:
         """Losses of this span whose labels are here; the last tick of the call waits for its label."""
         last = self.NEEDS_NEXT and b == call.time
         end = b - 1 if last else b
@@ -323,13 +385,17 @@ class Model(nn.Module):
         self.fire_due(state)
 
     def owe(self, state: State, loss: Tensor, tick: int, keep: bool) -> None:
-        """Gradients are summed at once where no later tick can add to this graph, else at the firing."""
+        """Gradients are summed at once where no later tick can add to this graph, else at the
+        firing.
+        """
         if self.INNER_OPEN:
             state.owed.append((tick, loss))
             return
         assert state.inner is not None
         paths = self.learning_paths()
-        grads = torch.autograd.grad(loss, [state.inner[p] for p in paths], retain_graph=keep, allow_unused=True)
+        grads = torch.autograd.grad(
+            loss, [state.inner[p] for p in paths], retain_graph=keep, allow_unused=True
+        )
         for path, grad in zip(paths, grads, strict=True):
             if grad is not None:
                 state.sums[path] = state.sums[path] + grad if path in state.sums else grad
@@ -349,7 +415,10 @@ class Model(nn.Module):
 
     def gathered(self, state: State, period: int, paths: Sequence[str]) -> dict[str, Tensor]:
         if not self.INNER_OPEN:
-            return {p: state.sums[p] if p in state.sums else torch.zeros_like(state.arrays[p]) for p in paths}
+            return {
+                p: state.sums[p] if p in state.sums else torch.zeros_like(state.arrays[p])
+                for p in paths
+            }
         assert state.inner is not None
         since = [loss for tick, loss in state.owed if tick >= state.position - period]
         leaves = [state.inner[p] for p in paths]
@@ -358,7 +427,10 @@ class Model(nn.Module):
             with torch.enable_grad():
                 total = torch.stack(since).sum()
             grads = torch.autograd.grad(total, leaves, retain_graph=True, allow_unused=True)
-        return {p: torch.zeros_like(leaf) if g is None else g for p, leaf, g in zip(paths, leaves, grads, strict=True)}
+        return {
+            p: torch.zeros_like(leaf) if g is None else g
+            for p, leaf, g in zip(paths, leaves, grads, strict=True)
+        }
 
     def renew(self, state: State, due: list[Row]) -> None:
         """New leaves for those that fired; all of the graph is let go where every level fired."""
@@ -370,7 +442,8 @@ class Model(nn.Module):
             for path in paths:
                 state.inner[path] = state.arrays[path].detach().requires_grad_()
 
-    # ---- what a generated class gives -----------------------------------------------------------------------
+    # ---- what a generated class gives
+    # -----------------------------------------------------------------------
 
     def flow(self, s: Stream, *inputs: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
         """Outputs of a span, and what its losses are made of."""
@@ -384,7 +457,8 @@ class Model(nn.Module):
         """One firing of a level on tokens: its new states go into the stream."""
         raise NotImplementedError
 
-    # ---- small words of generated code ------------------------------------------------------------------------
+    # ---- small words of generated code
+    # ------------------------------------------------------------------------
 
     def range(self, n: int) -> Tensor:
         return torch.arange(n, device=self.device, dtype=self.dtype)
@@ -410,11 +484,18 @@ class Model(nn.Module):
 
     def both(self, a: Any, b: Any) -> tuple[Tensor, Tensor]:
         like = a if isinstance(a, Tensor) else b
-        return torch.as_tensor(a, dtype=like.dtype, device=like.device), torch.as_tensor(b, dtype=like.dtype, device=like.device)
+        return torch.as_tensor(a, dtype=like.dtype, device=like.device), torch.as_tensor(
+            b, dtype=like.dtype, device=like.device
+        )
 
     def stack(self, *values: Any) -> Tensor:
         like = next(v for v in values if isinstance(v, Tensor))
-        return torch.stack(torch.broadcast_tensors(*(torch.as_tensor(v, dtype=like.dtype, device=like.device) for v in values)), -1)
+        return torch.stack(
+            torch.broadcast_tensors(
+                *(torch.as_tensor(v, dtype=like.dtype, device=like.device) for v in values)
+            ),
+            -1,
+        )
 
     def concat(self, *values: Tensor) -> Tensor:
         shape = torch.broadcast_shapes(*(v.shape[:-1] for v in values))
@@ -422,7 +503,13 @@ class Model(nn.Module):
 
     def cross_entropy(self, logits: Tensor, ids: Tensor) -> Tensor:
         """Of each tick, in nats."""
-        flat = F.cross_entropy(logits.flatten(0, -2).float() if logits.dtype in (torch.bfloat16, torch.float16) else logits.flatten(0, -2), ids.flatten().long(), reduction="none")
+        flat = F.cross_entropy(
+            logits.flatten(0, -2).float()
+            if logits.dtype in (torch.bfloat16, torch.float16)
+            else logits.flatten(0, -2),
+            ids.flatten().long(),
+            reduction="none",
+        )
         return flat.view(ids.shape)
 
     def stream(self, value: Any, s: Stream, lead: int) -> Tensor:
@@ -438,7 +525,11 @@ class Model(nn.Module):
         """The last `window` ticks, for the span that follows."""
         if window == 0:
             return past
-        return torch.cat([past, x.to(past.dtype)], 1)[:, -window:] if x.shape[1] < window else x[:, -window:].to(past.dtype)
+        return (
+            torch.cat([past, x.to(past.dtype)], 1)[:, -window:]
+            if x.shape[1] < window
+            else x[:, -window:].to(past.dtype)
+        )
 
     def newest(self, past: Tensor, window: int | None) -> Tensor:
         return past if window is None else past[..., max(past.shape[-2] - window, 0) :, :]
@@ -452,7 +543,29 @@ class Model(nn.Module):
             if key.startswith(at):
                 s[key] = s[key].detach()
 
-    def scan_cut(self, W0: Tensor, q: Tensor, x: Tensor, e: Any, rate: Any, *, every: int, s: Stream, S0: Tensor | None = None, **more: Any) -> tuple[Tensor, Tensor, Tensor | None]:
+    def conv_cut(
+        self, s: Stream, every: int, x: Tensor, weight: Tensor, past: Tensor, **hold: Any
+    ) -> Tensor:
+        """A convolution, with its past a constant at each multiple of `every` ticks."""
+        parts = []
+        for a, b, _, cut in s.stretches(every, every):
+            before = torch.cat([past, x[:, :a]], 1)[:, a:] if past.shape[1] else past
+            parts.append(causal_conv(x[:, a:b], weight, before.detach() if cut else before, **hold))
+        return torch.cat(parts, 1) if parts else x
+
+    def scan_cut(
+        self,
+        W0: Tensor,
+        q: Tensor,
+        x: Tensor,
+        e: Any,
+        rate: Any,
+        *,
+        every: int,
+        s: Stream,
+        S0: Tensor | None = None,
+        **more: Any,
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
         """`scan`, with the state a constant at each multiple of `every` ticks."""
 
         def part(value: Any, a: int, b: int, features: bool) -> Any:
@@ -465,6 +578,14 @@ class Model(nn.Module):
             if cut:
                 W0, S0 = W0.detach(), None if S0 is None else S0.detach()
             extra = {k: part(v, a, b, k == "keep") for k, v in more.items()}
-            y, W0, S0 = scan(W0, q[..., a:b, :], x[..., a:b, :], part(e, a, b, True), part(rate, a, b, True), S0=S0, **extra)
+            y, W0, S0 = scan(
+                W0,
+                q[..., a:b, :],
+                x[..., a:b, :],
+                part(e, a, b, True),
+                part(rate, a, b, True),
+                S0=S0,
+                **extra,
+            )
             reads.append(y)
         return torch.cat(reads, -2), W0, S0

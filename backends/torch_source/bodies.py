@@ -14,7 +14,6 @@ from ..runtime.model import Model
 from .code import Code, identifier
 from .expressions import ATOM, Expressions, Value
 
-
 NOT_METHODS = set(dir(Model)) | {"weights"}  # what every module has
 
 
@@ -40,7 +39,11 @@ class Module:
 
     def method(self, box: Box) -> str:
         if box.path not in self.methods:
-            parts = [p for p in box.path.split(".") if p != "{}" and not p.startswith(("layers", "rounds")) and not p.isdigit()]
+            parts = [
+                p
+                for p in box.path.split(".")
+                if p != "{}" and not p.startswith(("layers", "rounds")) and not p.isdigit()
+            ]
             wish = identifier("_".join(parts))
             taken = set(self.methods.values()) | NOT_METHODS
             name, n = wish, 1
@@ -76,7 +79,9 @@ class Body:
         self.mapped = all_mapped(box) if box is not None else ()
         self.lead = 2 + len(self.mapped)
         self.parts: list[tuple[str, str]] = [(box.path + "." if box is not None else "", "w")]
-        self.ats: list[tuple[str, str]] = [(box.path + "." if box is not None else "", "at")] if box is not None else [("", "")]
+        self.ats: list[tuple[str, str]] = (
+            [(box.path + "." if box is not None else "", "at")] if box is not None else [("", "")]
+        )
         self.turned: dict[str, str] = {}
         self.e = self.expressions()
 
@@ -91,8 +96,15 @@ class Body:
 
     @property
     def open(self) -> bool:
-        """Training's gradient enters this level's states and pasts, and its body's weights (2.11.2)."""
-        return self.level is None or self.level in self.plan.training.levels or not self.plan.training.levels and self.owner_never()
+        """Training's gradient enters this level's states and pasts, and its body's weights
+        (2.11.2).
+        """
+        return (
+            self.level is None
+            or self.level in self.plan.training.levels
+            or not self.plan.training.levels
+            and self.owner_never()
+        )
 
     def owner_never(self) -> bool:
         owner = self.plan.system.owner
@@ -100,8 +112,12 @@ class Body:
 
     @property
     def held_inside(self) -> bool:
-        """The levels on tokens that learn the model's loss take this level's writes and pasts as constants (2.10.1)."""
-        return bool(self.plan.learners) and (self.level is None or self.level not in self.plan.inner.levels)
+        """The levels on tokens that learn the model's loss take this level's writes and pasts as
+        constants (2.10.1).
+        """
+        return bool(self.plan.learners) and (
+            self.level is None or self.level not in self.plan.inner.levels
+        )
 
     def gate(self, code: str) -> str:
         """A value on its way into a state."""
@@ -109,11 +125,14 @@ class Body:
             return f"{code}.detach()"
         return f"s.hold({code})" if self.held_inside else code
 
-    # ---- weights and paths --------------------------------------------------------------------------
+    # ---- weights and paths
+    # --------------------------------------------------------------------------
 
     def place(self, path: str, table: list[tuple[str, str]]) -> tuple[str, str]:
         """The longest known prefix of a path, as Python, and what is left of the path."""
-        prefix, name = max((row for row in table if path.startswith(row[0])), key=lambda row: len(row[0]))
+        prefix, name = max(
+            (row for row in table if path.startswith(row[0])), key=lambda row: len(row[0])
+        )
         return name, path[len(prefix) :]
 
     def weight(self, term: Term) -> Value:
@@ -131,14 +150,24 @@ class Body:
             return repr(rest)
         return f'f"{name[2:-1]}{rest}"' if name.startswith('f"') else f"{name} + {rest!r}"
 
-    # ---- calls ----------------------------------------------------------------------------------------
+    # ---- calls
+    # ----------------------------------------------------------------------------------------
 
     def call(self, term: Term) -> Value:
         box: Box = term.info
         method = self.module.method(box)
-        args = [self.argument(a, shape, lead, box) for a, (_, shape), lead in zip(term.args, box.inputs, box.input_mapped, strict=True)]
+        args = [
+            self.argument(a, shape, lead, box)
+            for a, (_, shape), lead in zip(term.args, box.inputs, box.input_mapped, strict=True)
+        ]
         name, rest = self.place(box.path + ".", self.ats)
-        at = repr(rest) if not name else f'f"{name[2:-1]}{rest}"' if name.startswith('f"') else f"{name} + {rest!r}"
+        at = (
+            repr(rest)
+            if not name
+            else f'f"{name[2:-1]}{rest}"'
+            if name.startswith('f"')
+            else f"{name} + {rest!r}"
+        )
         given = ["s", at]
         if box.path in self.module.has_weights:
             part, left = self.place(box.path, [(p.rstrip("."), n) for p, n in self.parts])
@@ -155,7 +184,11 @@ class Body:
         k = len(box.mapped)
         code = value.code
         if not value.lead:
-            code = f"self.stream({value.code}, s, {self.lead})" if not k or not lead else f"self.stream({value.code}, s, {self.lead})"
+            code = (
+                f"self.stream({value.code}, s, {self.lead})"
+                if not k or not lead
+                else f"self.stream({value.code}, s, {self.lead})"
+            )
         if not k:
             return code
         missing = k - len(lead)
@@ -163,9 +196,14 @@ class Body:
         code += f".unsqueeze({self.lead})" * missing
         if 1 in lead or missing:
             code = f"self.spread({code}, {self.lead}, {box.mapped})"
-        return f"{code}.movedim({self.lead - 1}, {self.lead - 1 + k})" if k > 1 else f"{code}.transpose({self.lead - 1}, {self.lead})"
+        return (
+            f"{code}.movedim({self.lead - 1}, {self.lead - 1 + k})"
+            if k > 1
+            else f"{code}.transpose({self.lead - 1}, {self.lead})"
+        )
 
-    # ---- pasts -------------------------------------------------------------------------------------------
+    # ---- pasts
+    # -------------------------------------------------------------------------------------------
 
     def conv(self, term: Term) -> Value:
         """A causal convolution, with the ticks before this span carried."""
@@ -176,9 +214,16 @@ class Body:
         given = self.code.name("x_conv") if x.level != ATOM or "(" in x.code else x.code
         if given != x.code:
             self.code.add(f"{given} = {x.code}")
-        self.module.hold(slot.path, slot_loops(slot, self.box, self.loops), (slot.window, *term.args[0].shape), "zeros")
+        self.module.hold(
+            slot.path,
+            slot_loops(slot, self.box, self.loops),
+            (slot.window, *term.args[0].shape),
+            "zeros",
+        )
         key = self.key(slot.path)
-        past = ", hold=torch.detach" if not self.open else ", hold=s.hold" if self.held_inside else ""
+        past = (
+            ", hold=torch.detach" if not self.open else ", hold=s.hold" if self.held_inside else ""
+        )
         before = f"s[{key}]"
         name = self.code.name("y")
         cut = self.plan.training.truncate.get(self.level or "")
@@ -189,7 +234,8 @@ class Body:
 
     loops: Shape = ()
 
-    # ---- states -------------------------------------------------------------------------------------------
+    # ---- states
+    # -------------------------------------------------------------------------------------------
 
     def lowering(self, box: Box) -> Lowering:
         return self.plan.of(box)
@@ -262,7 +308,8 @@ class Body:
     def next(self, term: Term) -> Value:
         return Value(f"next_{identifier(term.args[0].info)}", ATOM, True, len(term.shape))
 
-    # ---- lines -----------------------------------------------------------------------------------------------
+    # ---- lines
+    # -----------------------------------------------------------------------------------------------
 
     def lines(self, lines: Iterable[Line]) -> None:
         for line in lines:
@@ -290,7 +337,9 @@ class Body:
             self.e.done.clear()
 
     def loop(self, line: Loop) -> None:
-        """A `repeat` that stays a loop: every round has its own part of the weights and of the stream."""
+        """A `repeat` that stays a loop: every round has its own part of the weights and of the
+        stream.
+        """
         depth = len(self.loops)
         sample = first_path(line)
         if sample is None:
@@ -309,7 +358,9 @@ class Body:
                 self.code.add(f"{layer} = {attribute(part, rest.removesuffix('.{}'))}[{i}]")
             self.parts = [*parts, (prefix + ".", layer)]
             name, left = self.place(prefix, ats)
-            text = (name[2:-1] if name.startswith('f"') else name) + left.replace("{}", "{" + i + "}")
+            text = (name[2:-1] if name.startswith('f"') else name) + left.replace(
+                "{}", "{" + i + "}"
+            )
             self.ats = [*ats, (prefix + ".", f'f"{text}."')]
             self.loops = (*loops, line.count)
             self.e.done.clear()

@@ -23,7 +23,8 @@ def write_box(module: Module, box: Box) -> None:
     }[module.plan.of(box).kind](module, box)  # fmt: skip
 
 
-# ---- heads and openings ------------------------------------------------------------------------------
+# ---- heads and openings
+# ------------------------------------------------------------------------------
 
 
 def head(module: Module, box: Box, body: Body) -> tuple[str, list[str]]:
@@ -33,7 +34,13 @@ def head(module: Module, box: Box, body: Body) -> tuple[str, list[str]]:
         given = unique(name, names)
         names.append(given)
         body.e.names[f"input {name}"] = Value(given, ATOM, True, len(shape))
-    annotated = ["self", "s: Stream", "at: str", *(["w: Part"] if "w" in names else []), *(f"{n}: Tensor" for n in names if n not in ("s", "at", "w"))]
+    annotated = [
+        "self",
+        "s: Stream",
+        "at: str",
+        *(["w: Part"] if "w" in names else []),
+        *(f"{n}: Tensor" for n in names if n not in ("s", "at", "w")),
+    ]
     return f"def {module.method(box)}({', '.join(annotated)}) -> Tensor:", names
 
 
@@ -84,14 +91,20 @@ def keep_states(module: Module, box: Box, *extra: str) -> None:
         for array in state.form.arrays:
             path = state_path(box, state.name, array.name)
             shape = (*all_mapped(box), *state.per, *array.shape)
-            drawn = state.start is not None and state.start.op == "normal" or state.start is None and array.std > 0
+            drawn = (
+                state.start is not None
+                and state.start.op == "normal"
+                or state.start is None
+                and array.std > 0
+            )
             learned = module.plan.system is not None and path in module.has_weights
             module.hold(path, box.loops, shape, "weights" if drawn or learned else "zeros")
             for suffix in extra:
                 module.hold(f"{path}{suffix}", box.loops, shape, "zeros")
 
 
-# ---- attention -----------------------------------------------------------------------------------------
+# ---- attention
+# -----------------------------------------------------------------------------------------
 
 
 def attention(module: Module, box: Box) -> None:
@@ -101,7 +114,11 @@ def attention(module: Module, box: Box) -> None:
     first, names = head(module, box, body)
     code = module.code
     with code.function(first, names):
-        opening(module, box, "z = sum_i softmax_i(scale q.k_i) v_i minimises the objective: the weighted mean.")
+        opening(
+            module,
+            box,
+            "z = sum_i softmax_i(scale q.k_i) v_i minimises the objective: the weighted mean.",
+        )
         body.e.count([plan.query, plan.key, plan.value])
         body.lines(box.lines)
         query, key, value = (body.e(t) for t in (plan.query, plan.key, plan.value))
@@ -112,18 +129,25 @@ def attention(module: Module, box: Box) -> None:
             module.hold(path, box.loops, shape, "zeros")
             code.add(f"{name} = torch.cat([s[{body.key(path)}], {given.code}], -2)")
         window = "" if plan.window is None else f", window={plan.window}"
-        code.add(f"{y} = attend({query.code}, {keys}, {values}, scale={plan.scale!r}{window}, past={keys}.shape[-2] - s.time)")
+        code.add(
+            f"{y} = attend({query.code}, {keys}, {values}, scale={plan.scale!r}{window}, past={keys}.shape[-2] - s.time)"
+        )
         keep = "None" if plan.window is None else str(plan.window - 1)
-        code.add(f"s[{body.key(plan.key_path)}], s[{body.key(plan.value_path)}] = self.newest({keys}, {keep}), self.newest({values}, {keep})")
+        code.add(
+            f"s[{body.key(plan.key_path)}], s[{body.key(plan.value_path)}] = self.newest({keys}, {keep}), self.newest({values}, {keep})"
+        )
         code.add(f"return {y}")
     code.add("")
 
 
-# ---- a matrix, exactly ------------------------------------------------------------------------------------
+# ---- a matrix, exactly
+# ------------------------------------------------------------------------------------
 
 
 def rows(body: Body, term: Term, per: tuple[int, ...], trailing: int) -> str:
-    """A term for the ops: [batch, *mapped, *per, time, ..]; `trailing` axes of its own are kept (0: one number)."""
+    """A term for the ops: [batch, *mapped, *per, time, ..]; `trailing` axes of its own are kept (0:
+    one number).
+    """
     value = body.e(term)
     if not value.lead and value.own == 0:
         return value.code
@@ -136,7 +160,11 @@ def rows(body: Body, term: Term, per: tuple[int, ...], trailing: int) -> str:
         code = f"{code}.squeeze(-1)"
         own -= 1
     if per:
-        code = f"{code}.transpose({body.lead - 1}, {body.lead})" if has_per else f"{code}.unsqueeze({body.lead - 1})"
+        code = (
+            f"{code}.transpose({body.lead - 1}, {body.lead})"
+            if has_per
+            else f"{code}.unsqueeze({body.lead - 1})"
+        )
     elif own == 1 and trailing == 0 and term.shape == (1,):
         code = f"{code}.squeeze(-1)"
     return code
@@ -174,13 +202,22 @@ def recurrence(module: Module, box: Box) -> None:
         opening(module, box, equation(rule, state.name))
         error = rule.error.rest if rule.error.rest is not None else None
         erase = total_erase(rule)
-        roots = [box.read, rule.input, *([error] if error else []), *([state.rule.retain] if state.rule.retain else [])]
+        roots = [
+            box.read,
+            rule.input,
+            *([error] if error else []),
+            *([state.rule.retain] if state.rule.retain else []),
+        ]
         body.e.count(roots)
         body.lines(box.lines)
         transparent(body)
         first_order = box.level is not None and box.level.name in module.plan.training.first_order
         x = written(body, rows(body, rule.input, state.per, 1), first_order)
-        e = written(body, rows(body, error, state.per, 1), first_order) if error is not None else "0"
+        e = (
+            written(body, rows(body, error, state.per, 1), first_order)
+            if error is not None
+            else "0"
+        )
         arguments = rates(body, rule, state.rule.retain, state.per)
         if erase is not None:
             arguments["erase"] = rows(body, erase, state.per, 0)
@@ -191,7 +228,17 @@ def recurrence(module: Module, box: Box) -> None:
         memory = body.key(state_path(box, state.name, "") + ".m")
         if box.read_before:
             arguments["before_write"] = "True"
-        read_hook = scan_read(module, body, box, state.per, x, e, arguments, key, memory if rule.rule.momentum is not None else None)
+        read_hook = scan_read(
+            module,
+            body,
+            box,
+            state.per,
+            x,
+            e,
+            arguments,
+            key,
+            memory if rule.rule.momentum is not None else None,
+        )
         body.e.hooks["apply"] = read_hook
         body.cite_line(box.read)
         result = body.e(box.read).code
@@ -200,7 +247,15 @@ def recurrence(module: Module, box: Box) -> None:
 
 
 def scan_read(
-    module: Module, body: Body, box: Box, per: tuple[int, ...], x: str, e: str, arguments: dict[str, str], key: str, memory: str | None
+    module: Module,
+    body: Body,
+    box: Box,
+    per: tuple[int, ...],
+    x: str,
+    e: str,
+    arguments: dict[str, str],
+    key: str,
+    memory: str | None,
 ) -> Callable[[Term], Value]:
     """A read `M(q)` runs the whole span; a second one runs it again from the same start."""
     code = module.code
@@ -225,7 +280,9 @@ def scan_read(
         function = "scan" if cut is None else "self.scan_cut"
         extra = "" if cut is None else f", every={cut}, s=s"
         last = f"s[{memory}]" if memory else "_"
-        code.add(f"{y}, s[{key}], {last} = {function}({started[0]}, {q}, {x}, {e}, {arguments['rate']}{named(arguments)}{extra})")
+        code.add(
+            f"{y}, s[{key}], {last} = {function}({started[0]}, {q}, {x}, {e}, {arguments['rate']}{named(arguments)}{extra})"
+        )
         out = f"{y}.transpose({body.lead - 1}, {body.lead})" if per else y
         return Value(out, ATOM, True, len(term.shape))
 
@@ -233,15 +290,24 @@ def scan_read(
 
 
 def written(body: Body, code: str, constant: bool = False) -> str:
-    """What goes into a write: a constant to the gradients that do not enter this level; what is asked is not."""
-    if code.replace(".", "").replace("e-", "").replace("-", "").isdigit() or not constant and body.open and not body.held_inside:
+    """What goes into a write: a constant to the gradients that do not enter this level; what is
+    asked is not.
+    """
+    if (
+        code.replace(".", "").replace("e-", "").replace("-", "").isdigit()
+        or not constant
+        and body.open
+        and not body.held_inside
+    ):
         return code
     return f"({code}).detach()" if constant else body.gate(f"({code})")
 
 
 def total_erase(rule: ArrayRule) -> Term | None:
     """What the error says of the prediction, and what the optimizer erases besides."""
-    parts = [p for p in (rule.error.factor if rule.error else None, rule.rule.erase) if p is not None]
+    parts = [
+        p for p in (rule.error.factor if rule.error else None, rule.rule.erase) if p is not None
+    ]
     if not parts:
         return None
     return parts[0] if len(parts) == 1 else summed(parts[0], parts[1])
@@ -259,7 +325,8 @@ def equation(rule: ArrayRule, name: str) -> str:
     return f"r = -rate (e{says}), {momentum}{name} = keep {name} + {write}"
 
 
-# ---- gradients frozen at the start of a stretch ---------------------------------------------------------------
+# ---- gradients frozen at the start of a stretch
+# ---------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -275,7 +342,9 @@ class Amount:
 
 
 class Frozen:
-    """Writes a box that linearises: lines that read no state, then what each stretch writes, then what it reads."""
+    """Writes a box that linearises: lines that read no state, then what each stretch writes, then
+    what it reads.
+    """
 
     def __init__(self, module: Module, box: Box) -> None:
         self.module = module
@@ -287,9 +356,13 @@ class Frozen:
         self.write_roots = self.roots_of_writes()
         self.used = self.reach(self.write_roots)
         assert box.read is not None
-        self.read_roots = [box.read, *(v for n, v in self.values.items() if n in self.touching and n not in self.used)]
+        self.read_roots = [
+            box.read,
+            *(v for n, v in self.values.items() if n in self.touching and n not in self.used),
+        ]
 
-    # ---- which lines go where -----------------------------------------------------------------------
+    # ---- which lines go where
+    # -----------------------------------------------------------------------
 
     def roots_of_writes(self) -> list[Term]:
         """What a write, a retention, an objective or a setting is made of (2.9.7)."""
@@ -315,12 +388,20 @@ class Frozen:
         """Lines that depend on the box's own states."""
         touching: set[str] = set()
         for name, value in self.values.items():
-            if any(t.op in ("apply", "state") and t.info.box is self.box or t.op == "local" and t.info in touching for t in value.walk()):
+            if any(
+                t.op in ("apply", "state")
+                and t.info.box is self.box
+                or t.op == "local"
+                and t.info in touching
+                for t in value.walk()
+            ):
                 touching.add(name)
         return touching
 
     def given(self, roots: list[Term]) -> list[str]:
-        """Inputs and lines made outside that these terms use, through lines that touch the states too."""
+        """Inputs and lines made outside that these terms use, through lines that touch the states
+        too.
+        """
         found: dict[str, None] = {}
         inner = [self.values[n] for n in self.reach(roots) & self.touching]
         for root in [*roots, *inner]:
@@ -333,14 +414,25 @@ class Frozen:
 
     def runs_read(self) -> list[ArrayRule]:
         """The arrays that reads see as they run on."""
-        names = {t.info.name for root in self.read_roots for t in root.walk() if t.op == "apply" and t.info.box is self.box}
+        names = {
+            t.info.name
+            for root in self.read_roots
+            for t in root.walk()
+            if t.op == "apply" and t.info.box is self.box
+        }
         return [r for r in self.rules if r.state in names]
 
-    # ---- the method of the box ------------------------------------------------------------------------
+    # ---- the method of the box
+    # ------------------------------------------------------------------------
 
     def write(self) -> None:
         box, code = self.box, self.code
-        keep_states(self.module, box, ".start", *([".m"] if any(r.rule.momentum is not None for r in self.rules) else []))
+        keep_states(
+            self.module,
+            box,
+            ".start",
+            *([".m"] if any(r.rule.momentum is not None for r in self.rules) else []),
+        )
         body = Body(self.module, box)
         first, names = head(self.module, box, body)
         with code.function(first, names):
@@ -374,16 +466,20 @@ class Frozen:
 
         w = ", w" if box.path in self.module.has_weights else ""
         code.add(f"{reads} = []")
-        with code.block(f"for {a}, {b}, {fresh}, {cuts} in s.stretches({box.linearise}{f', {cut}' if cut is not None else ''}):"):
+        with code.block(
+            f"for {a}, {b}, {fresh}, {cuts} in s.stretches({box.linearise}{f', {cut}' if cut is not None else ''}):"
+        ):
             if cut is not None:
                 with code.block(f"if {cuts}:"):
                     code.add("self.cut(s, at)")
             call = f"self.{method}_writes(s, at{w}, {fresh}{slices(self.given(self.write_roots), True)})"
             if body.held_inside:
-                code.add(f"{runs} = s.writes(f\"{{at}}{{{a}}}\", lambda: {call})")
+                code.add(f'{runs} = s.writes(f"{{at}}{{{a}}}", lambda: {call})')
             else:
                 code.add(f"{runs} = {call}")
-            code.add(f"{reads}.append(self.{method}_read(s, at{w}, {runs}{slices(self.given(self.read_roots), False)}))")
+            code.add(
+                f"{reads}.append(self.{method}_read(s, at{w}, {runs}{slices(self.given(self.read_roots), False)}))"
+            )
         code.add(f"return self.joined({reads}, {axis})")
 
     def parameters(self, body: Body, names: list[str], taken: list[str]) -> str:
@@ -394,16 +490,26 @@ class Frozen:
             given = unique(name.split(" ", 1)[1], taken)
             taken.append(given)
             out.append(f", {given}: Tensor")
-            shape = dict(self.box.inputs).get(name.split(" ", 1)[1], ()) if name.startswith("input ") else self.values[name.split(" ", 1)[1]].shape
+            shape = (
+                dict(self.box.inputs).get(name.split(" ", 1)[1], ())
+                if name.startswith("input ")
+                else self.values[name.split(" ", 1)[1]].shape
+            )
             lead = name.startswith("input ") or self.leads(outer, name)
             body.e.names[name] = Value(given, ATOM, lead, len(shape))
         return "".join(out)
 
     def leads(self, outer: Body, name: str) -> bool:
         """Whether a line made outside changes with the ticks."""
-        return any(t.op in ("input", "position", "call", "conv") or t.op == "local" and self.leads(outer, f"local {t.info}") for t in self.values[name.split(" ", 1)[1]].walk())
+        return any(
+            t.op in ("input", "position", "call", "conv")
+            or t.op == "local"
+            and self.leads(outer, f"local {t.info}")
+            for t in self.values[name.split(" ", 1)[1]].walk()
+        )
 
-    # ---- what a stretch writes ------------------------------------------------------------------------------
+    # ---- what a stretch writes
+    # ------------------------------------------------------------------------------
 
     def writes_method(self) -> None:
         box, module, code = self.box, self.module, self.code
@@ -411,15 +517,26 @@ class Frozen:
         taken = ["s", "at", "w", "fresh"]
         parameters = self.parameters(body, self.given(self.write_roots), taken)
         w = ", w: Part" if box.path in module.has_weights else ""
-        with code.function(f"def {module.method(box)}_writes(self, s: Stream, at: str{w}, fresh: bool{parameters}) -> tuple[Span, ...]:", taken):
-            code.docstring([f"What at most {box.linearise} ticks write: lines and gradients are taken at the state where the stretch started."])
+        with code.function(
+            f"def {module.method(box)}_writes(self, s: Stream, at: str{w}, fresh: bool{parameters}) -> tuple[Span, ...]:",
+            taken,
+        ):
+            code.docstring(
+                [
+                    f"What at most {box.linearise} ticks write: lines and gradients are taken at the state where the stretch started."
+                ]
+            )
             self.anchors(body, fresh=True)
             for name, value in self.values.items():
                 if name in self.touching and name in self.used:
                     body.assign(Assign(name, value))
             self.amounts(body)
             wanted = [body.runs[r.state, r.array] for r in self.runs_read()]
-            code.add(f"return {', '.join(wanted)}{',' if len(wanted) == 1 else ''}" if wanted else "return ()")
+            code.add(
+                f"return {', '.join(wanted)}{',' if len(wanted) == 1 else ''}"
+                if wanted
+                else "return ()"
+            )
         code.add("")
 
     def anchors(self, body: StretchBody, fresh: bool) -> None:
@@ -432,14 +549,20 @@ class Frozen:
         for state in box.states:
             for array in state.form.arrays:
                 name = code.name(f"{state.name}_{array.name}" if array.name else state.name)
-                code.add(f"{name} = s[{body.key(state_path(box, state.name, array.name) + '.start')}]")
+                code.add(
+                    f"{name} = s[{body.key(state_path(box, state.name, array.name) + '.start')}]"
+                )
                 body.anchors[state.name, array.name] = name
 
     def paths(self) -> list[str]:
-        return [state_path(self.box, s.name, a.name) for s in self.box.states for a in s.form.arrays]
+        return [
+            state_path(self.box, s.name, a.name) for s in self.box.states for a in s.form.arrays
+        ]
 
     def amounts(self, body: StretchBody) -> None:
-        """For each array the gradient as surprise and input; then the recurrences, those alike together."""
+        """For each array the gradient as surprise and input; then the recurrences, those alike
+        together.
+        """
         transparent(body)
         body.e.count([t for r in self.rules for t in (r.surprise, r.input)])
         found: list[Amount] = []
@@ -456,27 +579,50 @@ class Frozen:
         x, e = body.row(rule.input, state.per), body.row(rule.surprise, state.per)
         if level in self.module.plan.training.first_order:
             x, e = f"{x}.detach()", f"{e}.detach()"
-        arguments = {k: body.name_row(v) for k, v in rates(body, rule, state.rule.retain, state.per).items()}
+        arguments = {
+            k: body.name_row(v) for k, v in rates(body, rule, state.rule.retain, state.per).items()
+        }
         if rule.rule.erase is not None:
-            arguments["erase"] = rows(body, substitute(rule.rule.erase, rule.settings), state.per, 0)
+            arguments["erase"] = rows(
+                body, substitute(rule.rule.erase, rule.settings), state.per, 0
+            )
         shape = next(a.shape for a in state.form.arrays if a.name == rule.array)
-        return Amount(rule, state_path(self.box, state.name, rule.array), shape, x, e, tuple(arguments.items()))
+        return Amount(
+            rule,
+            state_path(self.box, state.name, rule.array),
+            shape,
+            x,
+            e,
+            tuple(arguments.items()),
+        )
 
     def run(self, body: StretchBody, group: list[Amount]) -> None:
-        """One call of `span` for arrays alike: rows of one matrix where the input is the same, else side by side."""
+        """One call of `span` for arrays alike: rows of one matrix where the input is the same, else
+        side by side.
+        """
         code = self.code
         first = group[0]
-        name = code.name("run" if len(group) > 1 else f"run_{body.anchors[first.rule.state, first.rule.array]}")
+        name = code.name(
+            "run" if len(group) > 1 else f"run_{body.anchors[first.rule.state, first.rule.array]}"
+        )
         keys = [body.key(a.path) for a in group]
         names = [body.anchors[a.rule.state, a.rule.array] for a in group]
         shared = all(a.x == first.x for a in group)
         arguments = dict(first.arguments)
-        code.comment(equation(first.rule, ", ".join(names) if len(names) < 4 else f"{names[0]} .. {names[-1]}"))
+        code.comment(
+            equation(
+                first.rule, ", ".join(names) if len(names) < 4 else f"{names[0]} .. {names[-1]}"
+            )
+        )
 
         def gathered(parts: list[str], axis: int) -> str:
             if len(parts) == 1:
                 return parts[0]
-            return f"torch.cat([{', '.join(parts)}], {axis})" if shared else f"torch.stack([{', '.join(parts)}])"
+            return (
+                f"torch.cat([{', '.join(parts)}], {axis})"
+                if shared
+                else f"torch.stack([{', '.join(parts)}])"
+            )
 
         state = gathered([f"s[{k}]" for k in keys], -2)
         x = first.x if shared else gathered([a.x for a in group], -1)
@@ -489,7 +635,14 @@ class Frozen:
         self.ends(name, group, keys, memories if momentum else None, shared)
         self.parts_of(body, name, group, shared)
 
-    def ends(self, name: str, group: list[Amount], keys: list[str], memories: list[str] | None, shared: bool) -> None:
+    def ends(
+        self,
+        name: str,
+        group: list[Amount],
+        keys: list[str],
+        memories: list[str] | None,
+        shared: bool,
+    ) -> None:
         code = self.code
         if len(group) == 1:
             code.add(f"s[{keys[0]}], {f's[{memories[0]}]' if memories else '_'} = {name}.end()")
@@ -514,16 +667,22 @@ class Frozen:
             if mine in wanted:
                 body.runs[mine] = name if len(group) == 1 else part
 
-    # ---- what a stretch reads ---------------------------------------------------------------------------------
+    # ---- what a stretch reads
+    # ---------------------------------------------------------------------------------
 
     def read_method(self) -> None:
-        """Lines that only reads use see the running state before the write; the read sees the new one (2.8)."""
+        """Lines that only reads use see the running state before the write; the read sees the new
+        one (2.8).
+        """
         box, module, code = self.box, self.module, self.code
         body = StretchBody(module, box)
         taken = ["s", "at", "w", "runs"]
         parameters = self.parameters(body, self.given(self.read_roots), taken)
         w = ", w: Part" if box.path in module.has_weights else ""
-        with code.function(f"def {module.method(box)}_read(self, s: Stream, at: str{w}, runs: tuple[Span, ...]{parameters}) -> Tensor:", taken):
+        with code.function(
+            f"def {module.method(box)}_read(self, s: Stream, at: str{w}, runs: tuple[Span, ...]{parameters}) -> Tensor:",
+            taken,
+        ):
             when = "before" if box.read_before else "after"
             code.docstring([f"What the stretch answers, each tick {when} its own write."])
             frozen_lines = self.reach(self.read_roots) & self.touching & self.used
@@ -532,10 +691,14 @@ class Frozen:
                 for name, value in self.values.items():
                     if name in frozen_lines:
                         body.assign(Assign(name, value))
-            names = [code.name(f"{r.state}_{r.array}" if r.array else r.state) for r in self.runs_read()]
+            names = [
+                code.name(f"{r.state}_{r.array}" if r.array else r.state) for r in self.runs_read()
+            ]
             if names:
                 code.add(f"{', '.join(names)}{',' if len(names) == 1 else ''} = runs")
-            body.runs = {(r.state, r.array): n for r, n in zip(self.runs_read(), names, strict=True)}
+            body.runs = {
+                (r.state, r.array): n for r, n in zip(self.runs_read(), names, strict=True)
+            }
             self.reads(body)
         code.add("")
 
@@ -554,7 +717,9 @@ class Frozen:
 
 
 def together(amounts: list[Amount]) -> list[list[Amount]]:
-    """Arrays that one `span` can run: the same gates and the same input, else the same gates and shape."""
+    """Arrays that one `span` can run: the same gates and the same input, else the same gates and
+    shape.
+    """
     groups: dict[tuple[object, ...], list[Amount]] = {}
     for a in amounts:
         groups.setdefault((a.x, a.arguments, a.shape[1]), []).append(a)
@@ -607,7 +772,9 @@ class StretchBody(Body):
 
 
 def transparent(body: Body) -> None:
-    """In an objective `stop` is a constant for that objective's own gradient only, which has been taken (2.12)."""
+    """In an objective `stop` is a constant for that objective's own gradient only, which has been
+    taken (2.12).
+    """
     body.e.hooks["stop"] = lambda term: body.e(term.args[0])
 
 

@@ -72,8 +72,15 @@ RESERVED = {
 
 
 def identifier(wish: str) -> str:
-    """A checked name: letters, digits and `_` of the spec, never a keyword or a name the file itself uses."""
-    name = "".join(c if c.isidentifier() or c.isdigit() else "_" for c in wish.replace(".", "_")).strip("_") or "value"
+    """A checked name: letters, digits and `_` of the spec, never a keyword or a name the file
+    itself uses.
+    """
+    name = (
+        "".join(
+            c if c.isidentifier() or c.isdigit() else "_" for c in wish.replace(".", "_")
+        ).strip("_")
+        or "value"
+    )
     if not name.isidentifier():
         name = f"v{name}"
     return f"{name}_" if keyword.iskeyword(name) or name in RESERVED else name
