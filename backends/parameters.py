@@ -157,6 +157,11 @@ def start_name(path: str, state: str, array: str) -> str:
     return ".".join(part for part in (path, state, array) if part)
 
 
+def rule_name(array: str, heads: tuple[int, ...], rule: str) -> str:
+    """The optimizer of one array, of one head. What it draws has names below this one."""
+    return f"{array}{''.join(f'[{i}]' for i in heads)}.{rule}"
+
+
 def array_kind(state: State) -> str:
     """matrices (they multiply), tables, or vectors (2.9.4)."""
     core = state.form.core.kind
@@ -187,4 +192,4 @@ def noise(name: str, shape: Shape, seed: int, kind: str = "normal") -> Tensor:
     return function(shape, generator=generator, dtype=torch.float64)
 
 
-__all__ = ["Parameter", "draw", "noise", "parameters", "paths", "start_name"]
+__all__ = ["Parameter", "draw", "noise", "parameters", "paths", "rule_name", "start_name"]

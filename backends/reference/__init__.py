@@ -102,7 +102,8 @@ class Reference:
         leaves = {n: x.clone().requires_grad_(train) for n, x in self.values.items()}
         return Pass(
             self.system, self.transfers, leaves, self.kept, self.seed, self.steps,
-            train or bool(self.online), train, self.examples, self.trace, self.online, self.rules, self.firings,
+            train or bool(self.online), train, self.examples, self.trace, self.online,
+            self.rules, self.firings,
         )  # fmt: skip
 
     def streams(self, tokens: Streams) -> tuple[dict[str, Tensor | None], int, int]:

@@ -122,11 +122,12 @@ class Run:
     passing: Pass
     sample: Sample
     index: int
-    ended: bool = False
+    since: int = 0  # the tick before this call's first
 
     def __post_init__(self) -> None:
         p = self.passing
         p.runs[self.index] = self
+        self.since = self.sample.tick
         self.system, self.transfers = p.system, p.transfers
         self.seed, self.step = p.seed, p.step
         self.recording, self.training = p.recording, p.training

@@ -319,10 +319,12 @@ def _unknown_start(term: Term, scope: Scope) -> Value:
 
 SPECIAL: dict[str, Callable[[Term, Scope], Value]] = {
     "const": lambda t, s: A.number(float(t.info)), "input": _input, "local": _local,
-    "weight": _weight, "state": _state, "loss": _loss, "position": lambda t, s: A.number(float(s.frame.position)),
+    "weight": _weight, "state": _state, "loss": _loss,
+    "position": lambda t, s: A.number(float(s.frame.position)),
     "count": lambda t, s: A.number(float(s.frame.count)), "argument": _argument, "apply": _apply,
     "call": _call, "linear": _linear, "past": _past, "conv": _conv, "fade": _fade,
     "rope": lambda t, s: A.rope(s.array(t.args[0]), s.frame.position), "next": _next,
-    "dropout": _dropout, "stop": _stop, "across": _across, "zeros": _unknown_start, "normal": _unknown_start,
+    "dropout": _dropout, "stop": _stop, "across": _across, "zeros": _unknown_start,
+    "normal": _unknown_start,
     "fresh": _unknown_start, "copy": _unknown_start,
 }  # fmt: skip

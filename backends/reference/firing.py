@@ -134,7 +134,7 @@ def put(run: Run, inst: Instance, state: State, kept: Arrays, frame: Frame) -> N
     inst.cells[state.name] = run.cell(inst.level, kept, value, old.start, old)
     for array in state.form.arrays:
         run.sample.products.pop((inst.key, state.name, array.name), None)
-    if inst.box is not None and inst.box.kind != "optimizer":
+    if inst.box is not None and inst.box.level is not None:
         where = f"{frame.where}.{state.name}"
         run.passing.trace.append(
             Record(frame.tick, run.index, where, "fire", size(old.kept), size(kept))
@@ -304,19 +304,19 @@ class Firing:
         if not first:
             weight = self.kept[state.name][array] + self.offsets[state.name][array]
         line = state.rule.learn[array]
-        learner = None if self.inst.box is None or self.inst.box.kind == "optimizer" else state
+        inner = self.inst.box is None or self.inst.box.level is None  # an optimizer's own memory
         made = []
         for head in heads_of(state.per):
             inputs, surprises = examples_of(found.examples.get(array, []), state.per, head)
             grad = found.grads[array][head]
-            if learner is not None:
+            if not inner:
                 allowed = self.run.transfers.handed(self.inst.level, state)
                 grad, inputs, surprises = (gate(x, allowed) for x in (grad, inputs, surprises))
             made.append(
                 optimizers.Job(
                     (state.name, array), line, self.inst, cell.rules, (array, head), state.per,
                     head,
-                    weight[head], grad, inputs, surprises,
+                    weight[head], grad, inputs, surprises, True,
                 )
             )  # fmt: skip
         return made

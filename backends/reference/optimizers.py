@@ -12,7 +12,7 @@ from torch import Tensor
 from nlc.diagnostics import InternalError
 from nlc.system import Assign, Box, Learn, Shape, State, Term
 
-from ..parameters import noise
+from ..parameters import noise, rule_name, start_name
 from . import firing
 from .evaluate import Scope, evaluate
 from .frames import Arrays, Cell, Frame, Instance
@@ -36,6 +36,14 @@ class Job:
     grad: Tensor
     input: Tensor
     surprise: Tensor
+    state: bool = False  # of the box itself
+
+    @property
+    def array(self) -> tuple[str, tuple[int, ...]]:
+        """The array by the name of its parameter, and its head."""
+        if self.inst.box is None or not self.state:
+            return self.name[0], self.head
+        return start_name(self.inst.key[0], *self.name), (*self.inst.key[1], *self.head)
 
     @property
     def streams(self) -> dict[str, Tensor]:
@@ -87,7 +95,7 @@ def serve(
     """Lines and states in text order; a state fires at its place and is new from there on."""
     box = box_for(job.line, tuple(job.weight.shape))
     inst = job.rules.setdefault(job.place, Instance(box, job.inst.level, (box.name, ())))
-    frame = frame_of(scope.frame, box, inst, given, f"{scope.frame.where}.{job.place}")
+    frame = frame_of(scope.frame, box, inst, given, rule_name(*job.array, box.name))
     inst.firings += 1
     frame.count = inst.firings
     due: list[Instance] = []
@@ -180,7 +188,7 @@ def drawn(run: Run, frame: Frame, state: State, weight: Tensor) -> Iterator[tupl
         )
         deviation = array.std if state.start is None else std
         zeros = torch.zeros(shape, dtype=torch.float64)
-        place = f"{frame.where}.{state.name}.{array.name}"
+        place = start_name(frame.where, state.name, array.name)
         yield array.name, noise(place, shape, run.seed) * deviation if deviation else zeros
 
 

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from nlc.diagnostics import InternalError
 from nlc.system import Box, Clock, Level, State
 
+from ..parameters import array_kind, start_name
 from . import firing, optimizers
 from .boxes import Record, Run, Sample, writes_at_call
 from .evaluate import Scope, evaluate, resolve_later
@@ -133,7 +136,7 @@ def instances(run: Run, level: Level) -> list[Instance]:
 # ---- starts that a level on tokens learns (2.11.4) ---------------------------------------------
 
 
-def start_gradients(run: Run, level: Level) -> dict[object, dict[str, Tensor]]:
+def start_gradients(run: Run, level: Level) -> dict[Any, dict[str, Tensor]]:
     """M@A: the gradient of A's losses since it fired, through M's start and M's writes since."""
     cells = {k: c for k, c in run.sample.starts.items() if k[3] == level.name}
     losses = losses_of(run, level)
@@ -144,7 +147,7 @@ def start_gradients(run: Run, level: Level) -> dict[object, dict[str, Tensor]]:
         ones = [(x, torch.ones_like(x)) for x in losses]
         raw = iter(firing.grads_of(ones, wanted, run.recording))
     allowed = run.transfers.enters(level)
-    found: dict[object, dict[str, Tensor]] = {}
+    found: dict[Any, dict[str, Tensor]] = {}
     for key, cell in cells.items():
         grads = {n: firing.zeros_if(next(raw), a) for n, a in cell.standing.items()}
         found[key] = {n: sealed(g, allowed, cell.standing) for n, g in grads.items()}
@@ -157,7 +160,7 @@ def losses_of(run: Run, level: Level) -> list[Tensor]:
     return [x for x in losses if x.requires_grad]
 
 
-def learn_starts(run: Run, level: Level, found: Mapping[object, dict[str, Tensor]]) -> None:
+def learn_starts(run: Run, level: Level, found: Mapping[Any, dict[str, Tensor]]) -> None:
     """By A's rule: that of A, or of the memory A calls that learns `loss`."""
     if not found:
         return
@@ -165,40 +168,45 @@ def learn_starts(run: Run, level: Level, found: Mapping[object, dict[str, Tensor
     if rule is None:
         return
     inst, state, frame = rule
-    lines = list({id(line): line for line in state.rule.learn.values()}.values())
     scope = Scope(run, frame, "write", frame.frozen)
-    handed = run.transfers.handed(level, None)
-    jobs, places = [], []
-    for key, grads in found.items():
-        cell = run.sample.starts[key]
-        for array, grad in grads.items():
-            line = state.rule.learn.get(array, lines[0])
-            none = torch.zeros(0, 0, dtype=torch.float64)
-            name = (str(key), array)
-            per = ()
-            place = (array, ())
-            job = optimizers.Job(
-                name,
-                line,
-                inst,
-                cell.rules,
-                place,
-                per,
-                (),
-                cell.kept[array],
-                gate(grad, handed),
-                none,
-                none,
-            )
-            jobs.append(job)
-            places.append((key, array))
+    jobs = [
+        job
+        for key, grads in found.items()
+        for array, grad in grads.items()
+        for job in start_jobs(run, level, inst, state, key, array, grad)
+    ]
     answers = optimizers.amounts(run, scope, jobs)
-    made: dict[object, dict[str, Tensor]] = {}
-    for (key, array), job, (amount, keep) in zip(places, jobs, answers, strict=True):
-        kept = job.weight if keep is None else job.weight * keep
-        made.setdefault(key, {})[array] = kept + amount
+    made = {k: {n: a.clone() for n, a in run.sample.starts[k].kept.items()} for k in found}
+    for job, (amount, keep) in zip(jobs, answers, strict=True):
+        key, array = job.place[:2]
+        made[key][array][job.head] = (job.weight if keep is None else job.weight * keep) + amount
     for key, arrays in made.items():
         run.sample.starts[key] = run.cell(level, arrays, arrays, arrays, run.sample.starts[key])
+
+
+def start_jobs(
+    run: Run, level: Level, inst: Instance, rule: State, key: Any, array: str, grad: Tensor
+) -> list[optimizers.Job]:
+    """One for each head, by the first line that serves its kind (2.9.4, 2.9.6)."""
+    (path, heads), name = key[0], key[1]
+    box = run.sample.instances[path, heads].box
+    if box is None:
+        raise InternalError("the start of no box")
+    state = box.state(name)
+    lines = list({id(line): line for line in rule.rule.learn.values()}.values())
+    kind, owner = array_kind(state), box.level.name if box.level else ""
+    line = next((v for v in lines if v.serves(kind, owner, name, f"{owner}.{name}")), lines[0])
+    cell = run.sample.starts[key]
+    handed, none = run.transfers.handed(level, None), torch.zeros(0, 0, dtype=torch.float64)
+    called = "".join(f"[{i}]" for i in heads)
+    full = f"{start_name(path, name, array)}{called}@{level.name}"
+    return [
+        optimizers.Job(
+            (full, array), line, inst, cell.rules, (key, array, head), (), head,
+            cell.kept[array][head], gate(grad[head], handed), none, none,
+        )
+        for head in firing.heads_of(state.per)
+    ]  # fmt: skip
 
 
 def rule_of(run: Run, level: Level) -> tuple[Instance, State, Frame] | None:
@@ -322,7 +330,6 @@ def finish(run: Run) -> None:
         for slot in [k for k, of in sample.slot_level.items() if of is None]:
             sample.slots.pop(slot, None)
         sample.position = 0
-        run.ended = True
 
 
 def ends_with_sequence(clock: Clock, sequences: int) -> bool:

@@ -121,7 +121,8 @@ def noted(passing: Pass, name: str) -> Iterable[tuple[str, Tensor, Tensor]]:
 
 
 def labelled(run: Run) -> list[Tensor]:
-    return list(run.sample.losses.values())
+    """The losses of this call's ticks."""
+    return [loss for t, loss in run.sample.losses.items() if t > run.since]
 
 
 def weighted_losses(ref: Reference, passing: Pass, level: Level) -> list[tuple[Tensor, Tensor]]:
