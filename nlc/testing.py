@@ -277,7 +277,7 @@ class Writer:
     def level_attention(self, name: str) -> Made:
         clock = self.pick("always", "every token")
         scale = self.pick(" / sqrt(n)", "", " * 0.5")
-        window = self.pick("", ", 3", ", 1", ", 4")
+        window = self.pick("", ", 3", ", 2", ", 4")
         score = self.pick(f"dot(past(k{window}), q){scale}", f"dot(q, past(k{window})){scale}")
         distance = self.pick(f"past(v{window}) - z", f"z - past(v{window})")
         self.outside += [
