@@ -2,7 +2,8 @@
 
     python bench/hope_block.py [--width 128] [--heads 4] [--length 512] [--rounds 5]
 
-Time is the median of alternating rounds; memory the highest number of live bytes of tensors that a step adds, counted
+Time is the median of alternating rounds; memory the highest number of live bytes of tensors that a
+step adds, counted
 by the CPU allocator itself through `torch.profiler`.
 """
 
@@ -52,7 +53,9 @@ def step_of(model: nlc.compile, tokens: Tensor) -> Callable[[], None]:  # type: 
 
 def peak(step: Callable[[], None]) -> float:
     """MiB of tensors alive at once above those before the step."""
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
+    with torch.profiler.profile(
+        activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True
+    ) as profile:
         step()
     live = most = 0
     for event in profile.profiler.kineto_results.events():  # type: ignore[union-attr]
@@ -63,13 +66,24 @@ def peak(step: Callable[[], None]) -> float:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    for name, default in (("width", 128), ("heads", 4), ("length", 512), ("batch", 1), ("rounds", 5), ("threads", 1)):
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    for name, default in (
+        ("width", 128),
+        ("heads", 4),
+        ("length", 512),
+        ("batch", 1),
+        ("rounds", 5),
+        ("threads", 1),
+    ):
         parser.add_argument(f"--{name}", type=int, default=default)
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
     torch.set_flush_denormal(True)
-    tokens = torch.randint(0, 256, (given.batch, given.length), generator=torch.Generator().manual_seed(0))
+    tokens = torch.randint(
+        0, 256, (given.batch, given.length), generator=torch.Generator().manual_seed(0)
+    )
     plain = nlc.compile(nlc.load(PLAIN, width=given.width, heads=given.heads))
     hope = nlc.compile(nlc.load("hope", width=given.width, heads=given.heads, depth=1))
     steps = {"plain transformer block": step_of(plain, tokens), "HOPE block": step_of(hope, tokens)}
@@ -83,7 +97,10 @@ def main() -> None:
     for name, step in steps.items():
         middle = statistics.median(times[name])
         spread = f"{min(times[name]) * 1e3:.0f}..{max(times[name]) * 1e3:.0f}"
-        print(f"{name:25} {middle * 1e3:8.1f} ms ({spread})  {given.batch * given.length / middle:9.0f} tokens/s  peak {peak(step):6.1f} MiB")
+        print(
+            f"{name:25} {middle * 1e3:8.1f} ms ({spread})  "
+            f"{given.batch * given.length / middle:9.0f} tokens/s  peak {peak(step):6.1f} MiB"
+        )
     a, b = (statistics.median(t) for t in times.values())
     print(f"ratio {b / a:.1f}")
 

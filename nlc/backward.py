@@ -1,6 +1,8 @@
-"""The rules of differentiation: for each operation, the cotangents of its arguments from the cotangent of its value.
+"""The rules of differentiation: for each operation, the cotangents of its arguments from the
+cotangent of its value.
 
-Terms in, terms out; simple products with 0 and 1 are folded so that what is shown is what a person would write.
+Terms in, terms out; simple products with 0 and 1 are folded so that what is shown is what a person
+would write.
 """
 
 from __future__ import annotations
@@ -13,7 +15,9 @@ from .system import Shape, Term
 
 
 class Underivable(Exception):
-    """No rule of ours derives this; its message says what. Never leaves the compiler: another lowering is sought."""
+    """No rule of ours derives this; its message says what. Never leaves the compiler: another
+    lowering is sought.
+    """
 
 
 def constant(value: float, at: Term) -> Term:
@@ -95,7 +99,9 @@ Rule = Callable[[Term, Term], tuple[Term | None, ...]]
 
 
 def chain(derivative: Callable[[Term], Term]) -> Rule:
-    """For a function of one argument, element by element: the cotangent times the derivative at the argument."""
+    """For a function of one argument, element by element: the cotangent times the derivative at the
+    argument.
+    """
     return lambda t, bar: (mul(bar, derivative(t)),)
 
 
@@ -124,7 +130,11 @@ def d_pow(t: Term, bar: Term) -> tuple[Term | None, ...]:
 def d_where(t: Term, bar: Term) -> tuple[Term | None, ...]:
     c = t.args[0]
     zero = constant(0.0, t)
-    return None, make("where", c, bar, zero, shape=t.shape), make("where", c, zero, bar, shape=t.shape)
+    return (
+        None,
+        make("where", c, bar, zero, shape=t.shape),
+        make("where", c, zero, bar, shape=t.shape),
+    )
 
 
 def d_choice(op: str) -> Rule:
@@ -143,7 +153,11 @@ def d_clip(t: Term, bar: Term) -> tuple[Term | None, ...]:
 
 
 def d_sum(t: Term, bar: Term) -> tuple[Term | None, ...]:
-    return (make("expand", column(bar) if t.info == 1 else bar, shape=t.args[0].shape),) if bar.op != "const" else (bar,)
+    return (
+        (make("expand", column(bar) if t.info == 1 else bar, shape=t.args[0].shape),)
+        if bar.op != "const"
+        else (bar,)
+    )
 
 
 def d_mean(t: Term, bar: Term) -> tuple[Term | None, ...]:
@@ -166,7 +180,14 @@ def d_length(t: Term, bar: Term) -> tuple[Term | None, ...]:
 def d_layer_norm(t: Term, bar: Term) -> tuple[Term | None, ...]:
     if len(t.args) > 1:
         raise Underivable("a layer norm with gain and bias inside an objective")
-    return (make("layer_norm_back", bar if bar.shape else make("expand", bar, shape=t.shape), t.args[0], shape=t.shape),)
+    return (
+        make(
+            "layer_norm_back",
+            bar if bar.shape else make("expand", bar, shape=t.shape),
+            t.args[0],
+            shape=t.shape,
+        ),
+    )
 
 
 def d_softmax(t: Term, bar: Term) -> tuple[Term | None, ...]:
@@ -176,7 +197,9 @@ def d_softmax(t: Term, bar: Term) -> tuple[Term | None, ...]:
 
 def d_unit(t: Term, bar: Term) -> tuple[Term | None, ...]:
     along = mul(t, column(make("dot", bar, t, shape=t.shape[:-1])))
-    norm = make("sqrt", add(make("dot", t.args[0], t.args[0], shape=t.shape[:-1]), constant(1e-30, t)))
+    norm = make(
+        "sqrt", add(make("dot", t.args[0], t.args[0], shape=t.shape[:-1]), constant(1e-30, t))
+    )
     return (div(sub(bar, along), column(norm)),)
 
 
@@ -184,24 +207,40 @@ VJP: dict[str, Rule] = {
     "add": lambda t, bar: (bar, bar),
     "sub": lambda t, bar: (bar, neg(bar)),
     "neg": lambda t, bar: (neg(bar),),
-    "mul": d_mul, "div": d_div, "pow": d_pow, "where": d_where, "clip": d_clip,
-    "max": d_choice("ge"), "min": d_choice("le"),
-    "sum": d_sum, "mean": d_mean, "dot": d_dot, "length": d_length,
-    "layer_norm": d_layer_norm, "softmax": d_softmax, "unit": d_unit,
-    "exp": chain(lambda t: t), "log": lambda t, bar: (div(bar, t.args[0]),),
+    "mul": d_mul,
+    "div": d_div,
+    "pow": d_pow,
+    "where": d_where,
+    "clip": d_clip,
+    "max": d_choice("ge"),
+    "min": d_choice("le"),
+    "sum": d_sum,
+    "mean": d_mean,
+    "dot": d_dot,
+    "length": d_length,
+    "layer_norm": d_layer_norm,
+    "softmax": d_softmax,
+    "unit": d_unit,
+    "exp": chain(lambda t: t),
+    "log": lambda t, bar: (div(bar, t.args[0]),),
     "sqrt": lambda t, bar: (div(bar, mul(constant(2.0, t), t)),),
     "abs": chain(lambda t: make("sign", t.args[0])),
-    "sin": chain(lambda t: make("cos", t.args[0])), "cos": chain(lambda t: neg(make("sin", t.args[0]))),
+    "sin": chain(lambda t: make("cos", t.args[0])),
+    "cos": chain(lambda t: neg(make("sin", t.args[0]))),
     "sigmoid": chain(lambda t: mul(t, sub(constant(1.0, t), t))),
     "tanh": chain(lambda t: sub(constant(1.0, t), mul(t, t))),
     "softplus": chain(lambda t: make("sigmoid", t.args[0])),
     "relu": chain(lambda t: make("gt", t.args[0], constant(0.0, t))),
-    "gelu": chain(function("gelu_slope")), "silu": chain(function("silu_slope")),
+    "gelu": chain(function("gelu_slope")),
+    "silu": chain(function("silu_slope")),
     "smooth_abs": chain(lambda t: make("smooth_sign", t.args[0])),
     "column": lambda t, bar: (make("squeeze", bar, shape=t.args[0].shape) if bar.shape else bar,),
     "join": lambda t, bar: (make("reshape", bar, shape=t.args[0].shape) if bar.shape else bar,),
     "split": lambda t, bar: (make("reshape", bar, shape=t.args[0].shape) if bar.shape else bar,),
     "reshape": lambda t, bar: (make("reshape", bar, shape=t.args[0].shape) if bar.shape else bar,),
     # the gradient of these is zero everywhere (NL403)
-    **{op: (lambda t, bar: tuple(None for _ in t.args)) for op in ("sign", "floor", "top", "lt", "le", "gt", "ge", "eq")},
-}  # fmt: skip
+    **{
+        op: (lambda t, bar: tuple(None for _ in t.args))
+        for op in ("sign", "floor", "top", "lt", "le", "gt", "ge", "eq")
+    },
+}

@@ -1,6 +1,8 @@
-"""STAGE: system -> rules. Gradients by our own reverse mode over terms, and optimizers in linear form.
+"""STAGE: system -> rules. Gradients by our own reverse mode over terms, and optimizers in linear
+form.
 
-The rules of differentiation are in `backward.py`'s table; every one is tested against `torch.func.grad`.
+The rules of differentiation are in `backward.py`'s table; every one is tested against
+`torch.func.grad`.
 """
 
 from __future__ import annotations
@@ -13,7 +15,9 @@ from .system import Box, Form, Handle, State, Term
 
 
 def gradient(box: Box, state: State) -> Gradient:
-    """The gradient of the state's objective with respect to the state as the objective names it (2.8.3)."""
+    """The gradient of the state's objective with respect to the state as the objective names it
+    (2.8.3).
+    """
     assert state.rule.objective is not None
     value = written_out(state.rule.objective, box, state)
     examples = reverse(value)
@@ -60,7 +64,9 @@ def apply_form(handle: Handle, form: Form, x: Term, at: Term) -> Term:
 
     def product(name: str, v: Term) -> Term:
         array = arrays[name]
-        return Term("product", (v,), (*v.shape[:-1], array.shape[0]), Product(handle, array), None, at.span)
+        return Term(
+            "product", (v,), (*v.shape[:-1], array.shape[0]), Product(handle, array), None, at.span
+        )
 
     match form.kind:
         case "matrix":
@@ -85,7 +91,8 @@ def apply_form(handle: Handle, form: Form, x: Term, at: Term) -> Term:
     raise Underivable(f"a {form.kind} has no products")
 
 
-# ---- reverse mode -----------------------------------------------------------------------------------
+# ---- reverse mode
+# -----------------------------------------------------------------------------------
 
 
 def reverse(root: Term) -> list[Example]:
@@ -149,7 +156,8 @@ def depends(order: list[Term]) -> set[int]:
     return live
 
 
-# ---- affine in one term -----------------------------------------------------------------------------
+# ---- affine in one term
+# -----------------------------------------------------------------------------
 
 
 def affine(term: Term, y: Term) -> Affine | None:
@@ -177,7 +185,9 @@ def affine(term: Term, y: Term) -> Affine | None:
 
 
 def scaled(part: Affine, f: Callable[[Term], Term]) -> Affine:
-    return Affine(None if part.factor is None else f(part.factor), None if part.rest is None else f(part.rest))
+    return Affine(
+        None if part.factor is None else f(part.factor), None if part.rest is None else f(part.rest)
+    )
 
 
 def combined(term: Term, parts: list[Affine]) -> Affine:
@@ -199,11 +209,14 @@ def times(term: Term, parts: list[Affine]) -> Affine | None:
     return scaled(parts[which], lambda t: mul(t, other))
 
 
-# ---- optimizers in linear form ------------------------------------------------------------------------
+# ---- optimizers in linear form
+# ------------------------------------------------------------------------
 
 
 def linear_rule(rule: Box) -> LinearRule | None:
-    """The optimizer as `S = momentum S - rate (grad + erase W x x')`, or None where it is not of that form."""
+    """The optimizer as `S = momentum S - rate (grad + erase W x x')`, or None where it is not of
+    that form.
+    """
     if rule.levels or rule.lines or rule.write is None or len(rule.states) > 1:
         return None
     if not rule.states:
@@ -212,7 +225,13 @@ def linear_rule(rule: Box) -> LinearRule | None:
     inner = memory_rule(rule, memory)
     if inner is None or not is_state(rule.write, memory.name):
         return None
-    return LinearRule(inner.rate, memory.rule.retain or constant(1.0, rule.write), inner.erase, rule.retain, memory.name)
+    return LinearRule(
+        inner.rate,
+        memory.rule.retain or constant(1.0, rule.write),
+        inner.erase,
+        rule.retain,
+        memory.name,
+    )
 
 
 def is_state(term: Term, name: str) -> bool:
@@ -220,10 +239,19 @@ def is_state(term: Term, name: str) -> bool:
 
 
 def memory_rule(rule: Box, memory: State) -> LinearRule | None:
-    """What a memory of gradients adds at each firing: one gradient step on an objective linear in it."""
+    """What a memory of gradients adds at each firing: one gradient step on an objective linear in
+    it.
+    """
     objective = memory.rule.objective
     learn = memory.rule.learn.get("")
-    if objective is None or learn is None or learn.streams or memory.rule.through or memory.rule.onto or memory.form.kind != "like":
+    if (
+        objective is None
+        or learn is None
+        or learn.streams
+        or memory.rule.through
+        or memory.rule.onto
+        or memory.form.kind != "like"
+    ):
         return None
     step = linear_rule(next(iter(learn.optimizers.values()))) if learn.optimizers else None
     if step is None or step.momentum is not None or step.erase is not None or step.keep is not None:
@@ -231,7 +259,9 @@ def memory_rule(rule: Box, memory: State) -> LinearRule | None:
     slope = linear_slope(objective, memory.name)
     if slope is None:
         return None
-    grad = affine(slope, next((t for t in slope.walk() if t.op == "input" and t.info == "grad"), slope))
+    grad = affine(
+        slope, next((t for t in slope.walk() if t.op == "input" and t.info == "grad"), slope)
+    )
     if grad is None or grad.factor is None or grad.rest is not None:
         return None
     rate = substitute(step.rate, learn.settings)
@@ -272,7 +302,7 @@ def substitute(term: Term, settings: Mapping[str, Term]) -> Term:
 
 
 def from_write(rule: Box, write: Term) -> LinearRule | None:
-    """`-rate * grad`, or `-rate * (weight @ (input' @ input) + grad)` as DGD has it ((57), (88))."""
+    """`-rate * grad`, or with `weight @ (input' @ input)` beside it, as DGD has it ((57), (88))."""
     grad = next((t for t in write.walk() if t.op == "input" and t.info == "grad"), None)
     gram = next((t for t in write.walk() if is_erasure(t)), None)
     if grad is None:
@@ -294,10 +324,21 @@ def from_write(rule: Box, write: Term) -> LinearRule | None:
 def is_erasure(term: Term) -> bool:
     """`weight @ (transpose(input) @ input)`."""
     match term:
-        case Term(op="matmul", args=(Term(op="input", info="weight"), Term(op="matmul", args=(Term(op="transpose", args=(a,)), b)))):
+        case Term(
+            op="matmul",
+            args=(
+                Term(op="input", info="weight"),
+                Term(op="matmul", args=(Term(op="transpose", args=(a,)), b)),
+            ),
+        ):
             return a.op == b.op == "input" and a.info == b.info == "input"
     return False
 
 
 def same_term(a: Term, b: Term) -> bool:
-    return a.op == b.op and a.info == b.info and len(a.args) == len(b.args) and all(map(same_term, a.args, b.args))
+    return (
+        a.op == b.op
+        and a.info == b.info
+        and len(a.args) == len(b.args)
+        and all(map(same_term, a.args, b.args))
+    )

@@ -1,6 +1,6 @@
 """The order of the stages, and the only place that knows it.
 
-    text -> syntax -> system -> level graph -> plan -> Python source -> nn.Module
+text -> syntax -> system -> level graph -> plan -> Python source -> nn.Module
 """
 
 from __future__ import annotations
@@ -61,12 +61,19 @@ class Checked:
         return order(self.system) if self.system is not None and not self.errors else None
 
 
-def check_text(text: str, name: str = "<text>", folder: Path | None = None, settings: Mapping[str, Any] | None = None) -> Checked:
+def check_text(
+    text: str,
+    name: str = "<text>",
+    folder: Path | None = None,
+    settings: Mapping[str, Any] | None = None,
+) -> Checked:
     """Parse, resolve and check; all mistakes of the file in one run."""
     return check_source(Source(name, text), folder, settings)
 
 
-def check_source(source: Source, folder: Path | None = None, settings: Mapping[str, Any] | None = None) -> Checked:
+def check_source(
+    source: Source, folder: Path | None = None, settings: Mapping[str, Any] | None = None
+) -> Checked:
     # text -> syntax
     file, told = parse(source)
     if file is None:
@@ -143,7 +150,8 @@ class Spec:
 
 
 def load(spec: str | Path, **settings: Any) -> Spec:
-    """A spec by path, by shipped name, or as text that begins with `nl 1`; settings by name (2.2.4).
+    """A spec by path, by shipped name, or as text that begins with `nl 1`; settings by name
+    (2.2.4).
 
     Raises SpecError with every mistake, or OSError if there is no such file.
     """
@@ -155,5 +163,14 @@ def load(spec: str | Path, **settings: Any) -> Spec:
         from .text import Span
 
         where = Span(checked.source, 0, 0)
-        raise SpecError((Diagnostic("NL308", "this file declares no system", where, help="add `system name() { .. }`"),))
+        raise SpecError(
+            (
+                Diagnostic(
+                    "NL308",
+                    "this file declares no system",
+                    where,
+                    help="add `system name() { .. }`",
+                ),
+            )
+        )
     return Spec(checked)

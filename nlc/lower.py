@@ -69,9 +69,11 @@ def boxes_of(system: System, level: Level) -> Iterator[Box]:
 def trained_levels(system: System) -> tuple[Level, ...]:
     """Levels on steps or tasks that learn."""
     return tuple(
-        l for l in system.levels
-        if l.clock.unit in ("step", "task") and (l.learn or any(s.rule.changes for b in l.boxes for s in b.states))
-    )  # fmt: skip
+        l
+        for l in system.levels
+        if l.clock.unit in ("step", "task")
+        and (l.learn or any(s.rule.changes for b in l.boxes for s in b.states))
+    )
 
 
 # ---- which gradients pass ----------------------------------------------------------------------
@@ -93,7 +95,8 @@ def openness(system: System, learners: tuple[Level, ...]) -> Openness:
     }
     if len(answers) > 1:
         raise NotLowered(
-            "a gradient that enters the states of one level for one learner and not (or not so far) for another",
+            "a gradient that enters the states of one level for one learner and not "
+            "(or not so far) for another",
             system.span,
         )
     found = [t for t in next(iter(edges.values()), []) if t.source.name not in edges]
@@ -118,7 +121,8 @@ def check_edges(
         token_learner = t.source in learners if t.kind == "backprop" else t.target in learners
         if token_learner and t.kind in ("backprop", "init") and not t.first_order:
             raise NotLowered(
-                f"`{t.source.name} -> {t.target.name}` without `first order`: a second derivative of the model's own loss",
+                f"`{t.source.name} -> {t.target.name}` without `first order`: "
+                "a second derivative of the model's own loss",
                 t.span,
             )
         if t.kind == "init" and t.source.clock.unit not in ("step", "task"):
@@ -136,7 +140,8 @@ def check_edges(
         )
         if lowering.kind == "attention" and closed:
             raise NotLowered(
-                f"attention over a past that is a constant to a learner (no `backprop {level.name if level else ''} ->`)",
+                "attention over a past that is a constant to a learner "
+                f"(no `backprop {level.name if level else ''} ->`)",
                 lowering.box.span,
             )
         if lowering.kind == "attention" and level is not None and level.name in training.truncate:
@@ -155,10 +160,11 @@ def check_edges(
                     f"`first order` into `{level.name}` for one learner and not for another",
                     lowering.box.span,
                 )
-    for level, length in training.truncate.items():
+    for name, length in training.truncate.items():
         if learners:
             raise NotLowered(
-                f"`through {length} tokens` beside a level that learns the model's loss on tokens (`{level}`)",
+                f"`through {length} tokens` beside a level that learns the model's loss on tokens "
+                f"(`{name}`)",
                 system.span,
             )
 
@@ -170,13 +176,16 @@ def check_orders(system: System, lowering: Lowering, training: Openness) -> None
     box = lowering.box
     if lowering.kind not in ("recurrence", "frozen") or box.level is None:
         return
+    for t in system.transfers:
+        if t.kind == "init" and t.target is box.level and t.truncate != training.truncate.get(box.level.name):
+            raise NotLowered(f"`init` and `backprop` of `{box.level.name}`, `through` different lengths", t.span)
     error = lowering.arrays[0].error
     if error is not None and error.factor is None and lowering.arrays[0].rule.erase is None:
         return  # the write does not read the state
     constant = box.level.name in training.first_order
     if constant and lowering.kind == "recurrence":
         raise NotLowered(
-            f"`backprop {box.level.name} -> .. first order` through a write that reads the state, exactly",
+            f"`backprop {box.level.name} -> .. first order` through a write that reads its state",
             box.span,
         )
     for t in system.transfers:
@@ -267,7 +276,7 @@ def static(box: Box) -> Lowering:
             or (s.rule.objective is not None and s.rule.objective.op != "loss")
         ):
             raise NotLowered(
-                f"state `{s.name}` on {box.level.clock.unit if box.level else ''}s with a rule of its own",
+                f"state `{s.name}` of a level on steps with a rule of its own",
                 s.span,
             )
         if s.start is not None and s.start.op not in ("zeros", "normal"):
@@ -353,7 +362,8 @@ def check_recurrence(box: Box) -> None:
     changing = [s for s in box.states if s.rule.changes]
     if len(box.states) != 1 or len(changing) != 1 or box.states[0].form.kind != "matrix":
         raise NotLowered(
-            f"`{box.name}` exactly, with several or deep memories; `linearise every 16 tokens` is lowered (it is another model)",
+            f"`{box.name}` exactly, with several or deep memories; "
+            "`linearise every 16 tokens` is lowered (it is another model)",
             box.span,
         )
     for t in (t for root in body_roots(box)[:-1] for t in root.walk()):

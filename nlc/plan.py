@@ -1,4 +1,4 @@
-"""PAGE: what to emit: one lowering for each box, with its reason, and which gradients pass where."""
+"""PAGE: what to emit: a lowering for each box, with its reason, and where gradients pass."""
 
 from __future__ import annotations
 
@@ -13,8 +13,10 @@ from .system import Box, Level, System, Term
 class Lowering:
     """How one box is run. `kind`:
 
-    stateless   lines only                     static     states that stand still in a stream (clocks on steps, never)
-    attention   softmax over the past          recurrence a matrix written by rank-one amounts, exactly, in chunks
+    stateless   lines only                     static     states that stand still in a stream
+    (clocks on steps, never)
+    attention   softmax over the past          recurrence a matrix written by rank-one amounts,
+    exactly, in chunks
     frozen      gradients at the start of N tokens, in dual form
     loss        the model's own loss at a token clock: what it writes comes from the runtime
     """
@@ -29,7 +31,9 @@ class Lowering:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Attention:
-    """`read z` with z the softmax-weighted mean: scores `scale * dot(past(k), q)`, values `past(v)`."""
+    """`read z` with z the softmax-weighted mean: scores `scale * dot(past(k), q)`, values
+    `past(v)`.
+    """
 
     query: Term
     key: Term
@@ -55,7 +59,9 @@ class ArrayRule:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Openness:
-    """Into the states and pasts of which levels a gradient enters (2.11.1). `truncate`: after how many tokens."""
+    """Into the states and pasts of which levels a gradient enters (2.11.1). `truncate`: after how
+    many tokens.
+    """
 
     levels: frozenset[str]
     truncate: Mapping[str, int] = field(default_factory=dict)
@@ -64,7 +70,9 @@ class Openness:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Plan:
-    """`learners`: levels at token clocks that learn the model's own loss. `trained`: openness to levels on steps."""
+    """`learners`: levels at token clocks that learn the model's own loss. `trained`: openness to
+    levels on steps.
+    """
 
     system: System
     lowerings: Mapping[int, Lowering]  # by id of the box

@@ -1,6 +1,8 @@
-"""PAGE: update rules: the gradient of an objective, and the rule that writes it, in the form that lowerings read.
+"""PAGE: update rules: the gradient of an objective, and the rule that writes it, in the form that
+lowerings read.
 
-With a memory that multiplies (`W @ x`), every gradient is a sum of outer products: one example (2.9.6) for each time
+With a memory that multiplies (`W @ x`), every gradient is a sum of outer products: one example
+(2.9.6) for each time
 the gradient passes through a product.
 """
 
@@ -13,7 +15,9 @@ from .system import Array, Handle, Term
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Product:
-    """`info` of a term `product`: the array of a state that multiplies the argument (`product_back`: its transpose)."""
+    """`info` of a term `product`: the array of a state that multiplies the argument
+    (`product_back`: its transpose).
+    """
 
     handle: Handle
     array: Array
@@ -21,7 +25,9 @@ class Product:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Example:
-    """`surprise input'` is one outer product of the gradient of `array`; `output` is the product itself."""
+    """`surprise input'` is one outer product of the gradient of `array`; `output` is the product
+    itself.
+    """
 
     array: str
     input: Term
@@ -31,7 +37,9 @@ class Example:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Gradient:
-    """The gradient of one state's objective, and `value`, the objective with its products written out."""
+    """The gradient of one state's objective, and `value`, the objective with its products written
+    out.
+    """
 
     state: str
     examples: tuple[Example, ...]
@@ -48,9 +56,11 @@ class Affine:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class LinearRule:
-    """An optimizer that is linear in the gradient, as a recurrence over firings (memory-family.md B5):
+    """An optimizer that is linear in the gradient, as a recurrence over firings (memory-family.md
+    B5):
 
-    S = momentum S - rate (grad + erase W x x'),   W = keep W + S       (without momentum S is the amount itself)
+    S = momentum S - rate (grad + erase W x x'),   W = keep W + S       (without momentum S is the
+    amount itself)
     Each part is a term over the optimizer's own settings, or None (momentum, erase: absent).
     """
 

@@ -1,14 +1,20 @@
-"""PAGE: the nested system, typed and resolved: what `resolve` makes of a syntax tree and every later stage reads.
+"""PAGE: the nested system, typed and resolved: what `resolve` makes of a syntax tree and every
+later stage reads.
 
-Sizes, periods and counts are numbers here, `def`s are expanded, and a box stands where it is called.
-A `repeat n` whose round changes no shape stays one `Loop`: what is made in it is made once a round, and its path
-holds `{}` where the number of the round goes (the outermost loop first). Any other `repeat` is written out.
+Sizes, periods and counts are numbers here, `def`s are expanded, and a box stands where it is
+called.
+A `repeat n` whose round changes no shape stays one `Loop`: what is made in it is made once a round,
+and its path
+holds `{}` where the number of the round goes (the outermost loop first). Any other `repeat` is
+written out.
 Shapes are those of the language: without batch, time and the axes a memory is mapped over.
-A negative size -w is the length of `past(x, w)`: at most w (ALL, if no window is given), and shorter after a reset.
+A negative size -w is the length of `past(x, w)`: at most w (ALL, if no window is given), and
+shorter after a reset.
 """
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -35,7 +41,8 @@ class Array:
 class Form:
     """`kind`: vector, matrix, table, mlp, gated_mlp, residual, layernorm, like.
 
-    `sizes`: as written (an mlp's with its output size); for `like`, the shape. `act` is the activation of an mlp
+    `sizes`: as written (an mlp's with its output size); for `like`, the shape. `act` is the
+    activation of an mlp
     (an element-by-element function of the language). residual and layernorm wrap `inner`.
     """
 
@@ -55,7 +62,7 @@ class Form:
             case "table":
                 return (Array("", s, 1.0),)
             case "mlp":
-                pairs = zip(s, s[1:], strict=False)
+                pairs = itertools.pairwise(s)
                 return tuple(Array(f"W{i}", (b, a), a**-0.5) for i, (a, b) in enumerate(pairs, 1))
             case "gated_mlp":
                 n, h = s
@@ -75,16 +82,21 @@ class Form:
     @property
     def ins(self) -> int | None:
         """The size of the vectors it may be called on; None for those that cannot be called."""
-        return {"matrix": self.core.sizes[:1], "mlp": self.core.sizes[:1], "gated_mlp": self.core.sizes[:1]}.get(
-            self.core.kind, (None,)
-        )[0]
+        return {
+            "matrix": self.core.sizes[:1],
+            "mlp": self.core.sizes[:1],
+            "gated_mlp": self.core.sizes[:1],
+        }.get(self.core.kind, (None,))[0]
 
     @property
     def outs(self) -> int | None:
         core = self.core
-        return {"matrix": core.sizes[-1:], "mlp": core.sizes[-1:], "gated_mlp": core.sizes[:1], "table": core.sizes[-1:]}.get(
-            core.kind, (None,)
-        )[0]
+        return {
+            "matrix": core.sizes[-1:],
+            "mlp": core.sizes[-1:],
+            "gated_mlp": core.sizes[:1],
+            "table": core.sizes[-1:],
+        }.get(core.kind, (None,))[0]
 
     @property
     def single(self) -> bool:
@@ -97,10 +109,12 @@ class Form:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Term:
-    """One operation. `info` is what the operation needs besides terms (the table OPS below says what).
+    """One operation. `info` is what the operation needs besides terms (the table OPS below says
+    what).
 
     `form` is set, and `shape` is (), where the value is a network and not one array.
-    Terms make a graph, not a tree: what a `def` binds and uses twice is one term. Evaluate by identity.
+    Terms make a graph, not a tree: what a `def` binds and uses twice is one term. Evaluate by
+    identity.
     """
 
     op: str
@@ -140,37 +154,84 @@ OPS: Mapping[str, tuple[int | None, str]] = {
     "apply": (1, "Handle of the state that is called on the argument"),
     "call": (None, "the Box that is called; arguments in the order of its inputs"),
     # element by element, numpy broadcasting from the last axis
-    "add": (2, ""), "sub": (2, ""), "mul": (2, ""), "div": (2, ""), "pow": (2, ""), "neg": (1, ""),
-    "lt": (2, "1 or 0"), "le": (2, ""), "gt": (2, ""), "ge": (2, ""), "eq": (2, ""),
-    "exp": (1, ""), "log": (1, ""), "sqrt": (1, ""), "abs": (1, ""), "sign": (1, ""), "sin": (1, ""), "cos": (1, ""),
-    "floor": (1, ""), "mod": (2, ""), "sigmoid": (1, ""), "softplus": (1, ""), "silu": (1, ""), "gelu": (1, "by erf"),
-    "tanh": (1, ""), "relu": (1, ""), "clip": (3, ""), "min": (2, ""), "max": (2, ""), "where": (3, ""),
-    "smooth_abs": (1, "sqrt(x^2 + 1e-6)"), "smooth_sign": (1, "x / sqrt(x^2 + 1e-6)"),
+    "add": (2, ""),
+    "sub": (2, ""),
+    "mul": (2, ""),
+    "div": (2, ""),
+    "pow": (2, ""),
+    "neg": (1, ""),
+    "lt": (2, "1 or 0"),
+    "le": (2, ""),
+    "gt": (2, ""),
+    "ge": (2, ""),
+    "eq": (2, ""),
+    "exp": (1, ""),
+    "log": (1, ""),
+    "sqrt": (1, ""),
+    "abs": (1, ""),
+    "sign": (1, ""),
+    "sin": (1, ""),
+    "cos": (1, ""),
+    "floor": (1, ""),
+    "mod": (2, ""),
+    "sigmoid": (1, ""),
+    "softplus": (1, ""),
+    "silu": (1, ""),
+    "gelu": (1, "by erf"),
+    "tanh": (1, ""),
+    "relu": (1, ""),
+    "clip": (3, ""),
+    "min": (2, ""),
+    "max": (2, ""),
+    "where": (3, ""),
+    "smooth_abs": (1, "sqrt(x^2 + 1e-6)"),
+    "smooth_sign": (1, "x / sqrt(x^2 + 1e-6)"),
     # vectors
     "matmul": (2, "the language's @: a vector is a row on the left, a column on the right"),
-    "dot": (2, "over the last axis"), "outer": (2, "[a], [b] -> [a, b]"), "length": (1, "p; over the last axis"),
-    "unit": (1, "x / sqrt(sum x^2 + 1e-30), last axis"), "frobenius": (1, "of the whole array"),
-    "sum": (1, "None: all axes; 1: the last"), "mean": (1, "None: all axes; 1: the last"),
-    "solve": (2, "x with x @ b = a"), "qr": (1, "orthogonal factor, R's diagonal positive"),
-    "top": (1, "k: 1 for the k largest of the last axis, else 0; no gradient"), "softmax": (1, "last axis"),
+    "dot": (2, "over the last axis"),
+    "outer": (2, "[a], [b] -> [a, b]"),
+    "length": (1, "p; over the last axis"),
+    "unit": (1, "x / sqrt(sum x^2 + 1e-30), last axis"),
+    "frobenius": (1, "of the whole array"),
+    "sum": (1, "None: all axes; 1: the last"),
+    "mean": (1, "None: all axes; 1: the last"),
+    "solve": (2, "x with x @ b = a"),
+    "qr": (1, "orthogonal factor, R's diagonal positive"),
+    "top": (1, "k: 1 for the k largest of the last axis, else 0; no gradient"),
+    "softmax": (1, "last axis"),
     # shape
-    "split": (1, "h: [.., n] -> [.., h, n/h]"), "join": (1, "[.., h, n] -> [.., h*n]"), "column": (1, "adds a last axis of 1"),
-    "squeeze": (1, "drops a last axis of 1"), "stack": (None, "adds a last axis"), "concat": (None, "joins the last axis"),
-    "reshape": (1, "the shape is that of the term"), "transpose": (1, "last two axes"),
-    "item": (1, "int: entry of the first axis"), "index": (2, "entries of the first axis, by an array"),
+    "split": (1, "h: [.., n] -> [.., h, n/h]"),
+    "join": (1, "[.., h, n] -> [.., h*n]"),
+    "column": (1, "adds a last axis of 1"),
+    "squeeze": (1, "drops a last axis of 1"),
+    "stack": (None, "adds a last axis"),
+    "concat": (None, "joins the last axis"),
+    "reshape": (1, "the shape is that of the term"),
+    "transpose": (1, "last two axes"),
+    "item": (1, "int: entry of the first axis"),
+    "index": (2, "entries of the first axis, by an array"),
     # weights (the last arguments are weights)
-    "linear": (2, "x, W [m, n]"), "rms_norm": (2, "x, gain [n]; 1e-6 under the root"),
-    "layer_norm": (None, "x, or x, gain, bias; 1e-6 under the root"), "embed": (2, "id, table [rows, n]"),
+    "linear": (2, "x, W [m, n]"),
+    "rms_norm": (2, "x, gain [n]; 1e-6 under the root"),
+    "layer_norm": (None, "x, or x, gain, bias; 1e-6 under the root"),
+    "embed": (2, "id, table [rows, n]"),
     # time; each with a Slot, which holds what it remembers
-    "past": (1, "Slot; [w, *shape], oldest first, this tick's last"), "conv": (2, "Slot; x, W [n, taps], taps[-1] is this tick's"),
-    "fade": (1, "Slot; [w]: product of a over the ticks after each past one"), "rope": (1, "halves, base 10000, by position"),
-    "next": (1, "None: the stream one tick on"), "dropout": (1, "Slot, with the chance in slot.chance"),
+    "past": (1, "Slot; [w, *shape], oldest first, this tick's last"),
+    "conv": (2, "Slot; x, W [n, taps], taps[-1] is this tick's"),
+    "fade": (1, "Slot; [w]: product of a over the ticks after each past one"),
+    "rope": (1, "halves, base 10000, by position"),
+    "next": (1, "None: the stream one tick on"),
+    "dropout": (1, "Slot, with the chance in slot.chance"),
     # training
-    "stop": (1, ""), "across": (1, "sum over the arrays that the learn line serves"),
+    "stop": (1, ""),
+    "across": (1, "sum over the arrays that the learn line serves"),
     "cross_entropy": (2, "logits, id; a number"),
     # starts
-    "zeros": (0, ""), "normal": (0, "the deviation"), "fresh": (1, "drawn anew at each reset"), "copy": (0, "Handle of another state"),
-}  # fmt: skip
+    "zeros": (0, ""),
+    "normal": (0, "the deviation"),
+    "fresh": (1, "drawn anew at each reset"),
+    "copy": (0, "Handle of another state"),
+}
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -199,7 +260,8 @@ class Slot:
 class Weight:
     """An array of the level written without inputs, made where a weight-making function is called.
 
-    `draw`: "normal" (with `std`), "constant" (with `value`). `kind`: matrices, vectors or tables (2.9.4).
+    `draw`: "normal" (with `std`), "constant" (with `value`). `kind`: matrices, vectors or tables
+    (2.9.4).
     """
 
     path: str
@@ -216,7 +278,9 @@ class Weight:
 
 @dataclass(frozen=True, slots=True)
 class Handle:
-    """A state of a box: `box.states[name]`. `foreign` if the body that names it is another's (2.4.4)."""
+    """A state of a box: `box.states[name]`. `foreign` if the body that names it is another's
+    (2.4.4).
+    """
 
     box: Box
     name: str
@@ -277,9 +341,12 @@ class Clock:
 class Learn:
     """One `learn` line, for the arrays it serves.
 
-    `rule`: the optimizer's name, or "exact", "implicit". `settings`: the settings the line gives, by name, as terms
-    of the owner's body. `streams`: the streams that the line replaces (`grad = clipped(grad, 1)`): terms over
-    `input` terms named weight, grad, input, surprise. `optimizers`: the rule as a box, for each shape of array served.
+    `rule`: the optimizer's name, or "exact", "implicit". `settings`: the settings the line gives,
+    by name, as terms
+    of the owner's body. `streams`: the streams that the line replaces (`grad = clipped(grad, 1)`):
+    terms over
+    `input` terms named weight, grad, input, surprise. `optimizers`: the rule as a box, for each
+    shape of array served.
     `targets`: as written (matrices, tables, vectors, names of levels or states); () serves all.
     """
 
@@ -291,13 +358,14 @@ class Learn:
     steps: int = 1
     span: Span = field(default=NOWHERE, repr=False)
 
-
     def serves(self, kind: str, *names: str) -> bool:
         return serves(self.targets, kind, *names)
 
 
 def serves(targets: tuple[str, ...], kind: str, *names: str) -> bool:
-    """Whether a learn line with these targets serves an array of this kind, of a level or state so named (2.9.4)."""
+    """Whether a learn line with these targets serves an array of this kind, of a level or state so
+    named (2.9.4).
+    """
     return not targets or any(
         t == kind or any(n == t or n.startswith((f"{t}.", f"{t}[")) for n in names) for t in targets
     )
@@ -341,15 +409,18 @@ class State:
         return (*self.per, *array.shape)
 
 
-# ---- boxes and levels ------------------------------------------------------------------------------
+# ---- boxes and levels
+# ------------------------------------------------------------------------------
 
 
 @dataclass(slots=True, eq=False)
 class Box:
     """A level, a memory or an optimizer, made where it is called (2.4.1).
 
-    `path`: unique, with a `{}` for each loop around the call. `mapped`: leading axes it is mapped over (2.4.2), one
-    state for each. `inputs`: names and shapes (without the mapped axes; whether each input has them is in `stretch`).
+    `path`: unique, with a `{}` for each loop around the call. `mapped`: leading axes it is mapped
+    over (2.4.2), one
+    state for each. `inputs`: names and shapes (without the mapped axes; whether each input has them
+    is in `stretch`).
     """
 
     path: str
@@ -357,7 +428,9 @@ class Box:
     kind: str  # "level", "memory", "optimizer"
     level: Level | None  # whose clock it has; None inside an optimizer
     inputs: tuple[tuple[str, Shape], ...] = ()
-    input_mapped: tuple[Shape, ...] = ()  # of each input: its own leading axes (() : the same for all of the map)
+    input_mapped: tuple[
+        Shape, ...
+    ] = ()  # of each input: its own leading axes (() : the same for all of the map)
     mapped: Shape = ()
     loops: Shape = ()
     lines: tuple[Line, ...] = ()
@@ -369,7 +442,9 @@ class Box:
     write: Term | None = None  # an optimizer's amount
     retain: Term | None = None  # an optimizer's own
     levels: tuple[Box, ...] = ()  # inside an optimizer
-    order: tuple[str, ...] = ()  # an optimizer's lines, states and levels as they stand in the text (2.9.6)
+    order: tuple[
+        str, ...
+    ] = ()  # an optimizer's lines, states and levels as they stand in the text (2.9.6)
     parent: Box | None = None  # the box in whose body it is called
     cites: tuple[str, ...] = ()
     doc: str = ""
@@ -389,7 +464,11 @@ class Box:
         roots += [t for t in (self.read, self.write, self.retain) if t is not None]
         for state in self.states:
             rule = state.rule
-            roots += [t for t in (state.start, rule.objective, rule.retain, rule.write, rule.set) if t is not None]
+            roots += [
+                t
+                for t in (state.start, rule.objective, rule.retain, rule.write, rule.set)
+                if t is not None
+            ]
             for learn in rule.learn.values():
                 roots += [*learn.settings.values(), *learn.streams.values()]
         for root in roots:
@@ -409,8 +488,10 @@ def line_terms(lines: tuple[Line, ...]) -> Iterator[Term]:
 class Level:
     """A level, or one member of a family (`name` is then `cms[16]`, `family` is `cms`).
 
-    `owner`: written without inputs, so every unnamed weight is its own. `boxes`: one for each call in the text (one,
-    if it is never called). `learn`: the lines that serve the weights of an owner; `objective`: an owner's.
+    `owner`: written without inputs, so every unnamed weight is its own. `boxes`: one for each call
+    in the text (one,
+    if it is never called). `learn`: the lines that serve the weights of an owner; `objective`: an
+    owner's.
     """
 
     name: str
@@ -429,12 +510,16 @@ class Level:
 
     def line_for(self, weight: Weight) -> Learn | None:
         """The `learn` line that serves a weight of this owner: the first that fits (2.9.4)."""
-        used_in = weight.box.level.name if weight.box is not None and weight.box.level is not None else ""
+        used_in = (
+            weight.box.level.name if weight.box is not None and weight.box.level is not None else ""
+        )
         return next((l for l in self.learn if l.serves(weight.kind, used_in)), None)
 
     @property
     def resets(self) -> Clock:
-        """When the state is put back to its start: by default every sequence for tokens and always, else never."""
+        """When the state is put back to its start: by default every sequence for tokens and always,
+        else never.
+        """
         if self.reset is not None:
             return self.reset
         return Clock("sequence") if self.clock.unit in ("token", "always") else Clock("never", 0)
@@ -444,8 +529,10 @@ class Level:
 class Transfer:
     """One declared edge between two levels.
 
-    `source` is the level before the arrow, `target` the one after; for backprop B -> A, source is B (whose states and
-    pasts the gradient enters) and target A (whose gradient it is). `state`: one state of the target, or None for all.
+    `source` is the level before the arrow, `target` the one after; for backprop B -> A, source is B
+    (whose states and
+    pasts the gradient enters) and target A (whose gradient it is). `state`: one state of the
+    target, or None for all.
     `through`: init chains name the level before (`init Z -> A -> B`: for A -> B it is A).
     """
 
@@ -472,7 +559,9 @@ class Flow:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class System:
-    """A checked nested system. `settings`: every setting with its value. `assume`: tokens in a sequence, or None."""
+    """A checked nested system. `settings`: every setting with its value. `assume`: tokens in a
+    sequence, or None.
+    """
 
     name: str
     settings: Mapping[str, Any]
@@ -480,7 +569,9 @@ class System:
     flow: Flow
     transfers: tuple[Transfer, ...]
     weights: tuple[Weight, ...]
-    boxes: tuple[Box, ...]  # every box that is called in the flow or in a body, callers first; optimizers not
+    boxes: tuple[
+        Box, ...
+    ]  # every box that is called in the flow or in a body, callers first; optimizers not
     assume: int | None = None
     cites: tuple[str, ...] = ()
     doc: str = ""

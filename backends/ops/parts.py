@@ -74,7 +74,8 @@ def causal_conv(
     """y_t = sum_i weight[:, i] x_{t - (taps - 1) + i}, each channel for itself.
 
     x [B, T, ..., n], weight [n, taps], past [B, taps - 1, ..., n] (the inputs before x, oldest
-    first) -> y [B, T, ..., n]. Every input but the token's own passes through `hold`, in the span as
+    first) -> y [B, T, ..., n]. Every input but the token's own passes through `hold`, in the span
+    as
     well as before it.
     """
     ticks, taps = x.shape[1], weight.shape[-1]
@@ -112,7 +113,9 @@ def silu_slope(x: Tensor) -> Tensor:
 
 
 def layer_norm_back(bar: Tensor, x: Tensor) -> Tensor:
-    """The cotangent of x from that of layer_norm(x), without gain: (bar - mean bar - z mean(bar z)) / deviation."""
+    """The cotangent of x from that of layer_norm(x), without gain: (bar - mean bar - z mean(bar z))
+    / deviation.
+    """
     wide = _wide(x)
     centred = wide - wide.mean(-1, keepdim=True)
     deviation = torch.sqrt(centred.square().mean(-1, keepdim=True) + 1e-6)

@@ -78,14 +78,18 @@ class Span:
 
     def rows(self, first: int, last: int) -> Span:
         """The same span for some of the rows of W only."""
-        return replace(self, state=self.state[..., first:last, :], wrote=self.wrote[..., first:last])
+        return replace(
+            self, state=self.state[..., first:last, :], wrote=self.wrote[..., first:last]
+        )
 
     def pick(self, i: int) -> Span:
         """One of several matrices stacked on the first axis, whose gates do not have it."""
         return replace(self, state=self.state[i], x=self.x[i], wrote=self.wrote[i])
 
     def held(self, hold: Callable[..., tuple[Tensor, ...]]) -> Span:
-        """The same span, all that it keeps passed through `hold` at once: what is asked of it is not."""
+        """The same span, all that it keeps passed through `hold` at once: what is asked of it is
+        not.
+        """
         kept = {f.name: getattr(self.retention, f.name) for f in fields(self.retention)}  # type: ignore[arg-type]
         names = [n for n, v in kept.items() if isinstance(v, Tensor)]
         *tables, state, x, wrote = hold(*(kept[n] for n in names), self.state, self.x, self.wrote)

@@ -176,16 +176,23 @@ def start(run: Run, frame: Frame, inst: Instance, state: State, weight: Tensor) 
     inst.cells[state.name] = Cell(kept, value, value, kept)
 
 
+def served(box: Box | None) -> Shape | None:
+    """The shape of the arrays that the rule was made for."""
+    while box is not None:
+        shapes = dict(box.inputs)
+        if "weight" in shapes or "grad" in shapes:
+            return shapes.get("weight", shapes.get("grad"))
+        box = box.parent
+    return None
+
+
 def drawn(run: Run, frame: Frame, state: State, weight: Tensor) -> Iterator[tuple[str, Tensor]]:
     std = (
         float(state.start.info) if state.start is not None and state.start.op == "normal" else None
     )
     for array in state.form.arrays:
-        shape = (
-            tuple(weight.shape)
-            if state.form.kind == "like" and len(array.shape) == weight.ndim
-            else array.shape
-        )
+        same = state.form.kind == "like" and array.shape == served(frame.box)
+        shape = tuple(weight.shape) if same else array.shape
         deviation = array.std if state.start is None else std
         zeros = torch.zeros(shape, dtype=torch.float64)
         place = start_name(frame.where, state.name, array.name)

@@ -1,4 +1,6 @@
-"""What generated modules stand on: the stream they run in, the state they hand on, the optimizers they are trained by."""
+"""What generated modules stand on: the stream they run in, the state they hand on, the optimizers
+they are trained by.
+"""
 
 from .model import Model, Part
 from .optimizer import Optimizer

@@ -33,6 +33,15 @@ class Part(nn.Module):
         return self._modules[str(i)]  # type: ignore[return-value]
 
 
+def wide(values: Sequence[Tensor]) -> torch.Size:
+    """The shape that all broadcast to."""
+    return torch.broadcast_shapes(*(v.shape for v in values))  # type: ignore[no-untyped-call, no-any-return]
+
+
+def shape_of(x: Any) -> Any:
+    return list(x.shape) if isinstance(x, Tensor) else type(x).__name__
+
+
 @dataclass
 class Pass:
     """One call: its inputs whole, and what has been made of them so far."""
@@ -203,7 +212,7 @@ class Model(nn.Module):
         own: bool,
         want_losses: bool,
     ) -> tuple[Pass, State]:
-        """The arguments checked: a wrong one is named, with the shape given and the shape wanted."""
+        """The arguments checked: a wrong one is named, with the shapes given and wanted."""
         given = list(inputs)
         if len(given) == len(self.INPUTS) - len(named) + 1 and (
             given[-1] is None or isinstance(given[-1], State)
@@ -212,19 +221,19 @@ class Model(nn.Module):
         names = [n for n, _ in self.INPUTS]
         if len(given) + len(named) != len(names) or any(n not in names for n in named):
             raise TypeError(
-                f"this model takes {', '.join(names)} (and a state), and was given {len(inputs) + len(named)} inputs"
+                f"this model takes {', '.join(names)} (and a state), "
+                f"and was given {len(inputs) + len(named)} inputs"
             )
         left = iter(given)
         tensors = tuple(named[n] if n in named else next(left) for n in names)
         for (name, shape), x in zip(self.INPUTS, tensors, strict=True):
             if not isinstance(x, Tensor) or x.ndim != 2 + len(shape) or tuple(x.shape[2:]) != shape:
                 wanted = "[" + ", ".join(["batch", "time", *map(str, shape)]) + "]"
-                raise ValueError(
-                    f"`{name}` is {wanted} and was given {list(x.shape) if isinstance(x, Tensor) else type(x).__name__}"
-                )
+                raise ValueError(f"`{name}` is {wanted} and was given {shape_of(x)}")
             if x.shape[:2] != tensors[0].shape[:2]:
                 raise ValueError(
-                    f"`{name}` is {list(x.shape[:2])} in batch and time, and `{names[0]}` {list(tensors[0].shape[:2])}"
+                    f"`{name}` is {list(x.shape[:2])} in batch and time, "
+                    f"and `{names[0]}` {list(tensors[0].shape[:2])}"
                 )
         batch = tensors[0].shape[0]
         state = self.reset(batch) if state is None else self.checked(state, batch)
@@ -270,7 +279,8 @@ class Model(nn.Module):
             self.run(call, state, 0, call.time)
             self.rebase(state)
             return state
-        return self.advance_learning(call, state)
+        learned: State = self.advance_learning(call, state)
+        return learned
 
     def run(self, call: Pass, state: State, a: int, b: int) -> Stream:
         """One span: its outputs and losses join the call's, and its arrays the state."""
@@ -287,7 +297,7 @@ class Model(nn.Module):
         return Stream(state.arrays, state.position, time, state.batch, self.device, self.dtype)
 
     def labelled(self, kept: tuple[Tensor, ...], call: Pass, a: int, b: int) -> Tensor:
-        """Losses of ticks a to b of the call; the last of the call has no label, so its loss is 0."""
+        """Losses of ticks a to b of the call; the call's last has no label, so its loss is 0."""
         following = tuple(x[:, a + 1 : b + 1] for x in call.inputs)
         missing = self.NEEDS_NEXT and b == call.time
         if missing:
@@ -303,7 +313,7 @@ class Model(nn.Module):
     # ---- levels on tokens that learn the model's own loss
     # -----------------------------------------------
 
-    @torch.compiler.disable
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
     def advance_learning(self, call: Pass, state: State) -> State:
         """Spans end where some level fires. Gradients inside the run are eager: a compiled graph
         has none.
@@ -318,7 +328,8 @@ class Model(nn.Module):
         return state
 
     def until_firing(self, position: int) -> int:
-        return min(period - position % period for _, period, _ in self.LEARNERS)
+        periods = [int(period) for _, period, _ in self.LEARNERS]
+        return min(period - position % period for period in periods)
 
     def span(self, call: Pass, state: State, a: int, b: int, training: bool) -> None:
         """One span as training sees it, then in a graph of its own what the levels on tokens learn
@@ -364,7 +375,7 @@ class Model(nn.Module):
     def learn_from(
         self, kept: tuple[Tensor, ...], call: Pass, state: State, a: int, b: int
     ) -> None:
-        """Losses of this span whose labels are here; the last tick of the call waits for its label."""
+        """Losses of this span whose labels are here; the call's last tick waits for its label."""
         last = self.NEEDS_NEXT and b == call.time
         end = b - 1 if last else b
         if not call.own and end > a:
@@ -374,7 +385,7 @@ class Model(nn.Module):
         state.waiting = Waiting(tuple(k[:, -1:] for k in kept)) if last else None
 
     def label_waiting(self, call: Pass, state: State) -> None:
-        """The label of the last call's last tick has arrived: before anything else is read (2.7.3)."""
+        """The label of the tick before has arrived: before anything else is read (2.7.3)."""
         if state.waiting is None:
             return
         kept, state.waiting = state.waiting.kept, None
@@ -490,15 +501,12 @@ class Model(nn.Module):
 
     def stack(self, *values: Any) -> Tensor:
         like = next(v for v in values if isinstance(v, Tensor))
-        return torch.stack(
-            torch.broadcast_tensors(
-                *(torch.as_tensor(v, dtype=like.dtype, device=like.device) for v in values)
-            ),
-            -1,
-        )
+        tensors = [torch.as_tensor(v, dtype=like.dtype, device=like.device) for v in values]
+        shape = wide(tensors)
+        return torch.stack([t.expand(shape) for t in tensors], -1)
 
     def concat(self, *values: Tensor) -> Tensor:
-        shape = torch.broadcast_shapes(*(v.shape[:-1] for v in values))
+        shape = wide([v[..., 0] for v in values])
         return torch.cat([v.expand(*shape, v.shape[-1]) for v in values], -1)
 
     def cross_entropy(self, logits: Tensor, ids: Tensor) -> Tensor:

@@ -1,4 +1,6 @@
-"""The optimizers that a spec's levels on steps train by: `torch.optim.Optimizer`s whose rules are generated."""
+"""The optimizers that a spec's levels on steps train by: `torch.optim.Optimizer`s whose rules are
+generated.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +18,8 @@ Row = tuple[Any, ...]
 
 
 class Optimizer(torch.optim.Optimizer):
-    """One level on steps. A step is the mean over the batch; `every 8 steps` sums eight of them, and fires once.
+    """One level on steps. A step is the mean over the batch; `every 8 steps` sums eight of them,
+    and fires once.
 
     State of an array: `pending` (gradients since the last firing), and what its rule keeps.
     """
@@ -33,7 +36,10 @@ class Optimizer(torch.optim.Optimizer):
             for rounds in product(*(range(n) for n in loops))
         ]
         groups = [
-            {"params": [weights[r[0]] for r in rows if r[4] == line], "names": [r[0] for r in rows if r[4] == line]}
+            {
+                "params": [weights[r[0]] for r in rows if r[4] == line],
+                "names": [r[0] for r in rows if r[4] == line],
+            }
             for line in range(self.LINES)
         ]
         self.rows = {r[0]: r for r in rows}
@@ -86,10 +92,10 @@ class Optimizer(torch.optim.Optimizer):
         grad = torch.zeros_like(p) if p.grad is None else p.grad.to(p.dtype)
         if self.PERIOD == 1:
             return grad
-        pending = self.state[p]["pending"].add_(grad)
+        pending: Tensor = self.state[p]["pending"].add_(grad)
         if not fires:
             return pending
-        total = pending.clone()
+        total: Tensor = pending.clone()
         pending.zero_()
         return total
 

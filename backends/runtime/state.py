@@ -99,9 +99,13 @@ class State:
         for i, (inputs, _) in enumerate(self.replay):
             tensors |= {f"input {i} {j}": x for j, x in enumerate(inputs)}
         header = {
-            "format": FORMAT, "spec": self.spec, "position": self.base_position, "batch": self.batch,
-            "own": [own for _, own in self.replay], "inputs": [len(x) for x, _ in self.replay],
-        }  # fmt: skip
+            "format": FORMAT,
+            "spec": self.spec,
+            "position": self.base_position,
+            "batch": self.batch,
+            "own": [own for _, own in self.replay],
+            "inputs": [len(x) for x, _ in self.replay],
+        }
         write_tensors(Path(path), tensors, header)
 
 
@@ -116,9 +120,9 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], header: Mapping[str
     os.close(handle)
     try:
         save_file(plain, name, metadata={"nlc": json.dumps(header)})
-        with open(name, "rb") as file:
+        with Path(name).open("rb") as file:
             os.fsync(file.fileno())
-        os.replace(name, path)
+        Path(name).replace(path)
     except BaseException:
         Path(name).unlink(missing_ok=True)
         raise

@@ -14,15 +14,23 @@ from ..ops.recurrence import Span
 class Stream(dict[str, Tensor]):
     """The arrays a stream keeps, by path, each [batch, ..].
 
-    `position`: ticks before this span. `time`: ticks in it. `inner`: this run is for the gradients of levels on
-    tokens, so what does not open to them is a constant (language.md 2.10.1). `remembered`: what boxes wrote in the run
+    `position`: ticks before this span. `time`: ticks in it. `inner`: this run is for the gradients
+    of levels on
+    tokens, so what does not open to them is a constant (language.md 2.10.1). `remembered`: what
+    boxes wrote in the run
     for training, which a run for the levels on tokens need not do again.
     """
 
     def __init__(
-        self, arrays: dict[str, Tensor], position: int, time: int, batch: int, device: torch.device, dtype: torch.dtype,
+        self,
+        arrays: dict[str, Tensor],
+        position: int,
+        time: int,
+        batch: int,
+        device: torch.device,
+        dtype: torch.dtype,
         inner: bool = False,
-    ) -> None:  # fmt: skip
+    ) -> None:
         super().__init__(arrays)
         self.position, self.time, self.batch = position, time, batch
         self.device, self.dtype = device, dtype
@@ -34,7 +42,9 @@ class Stream(dict[str, Tensor]):
         return x.detach() if self.inner else x
 
     def writes(self, at: str, write: Callable[[], tuple[Span, ...]]) -> tuple[Span, ...]:
-        """What a box writes in one stretch, made once for both runs; to levels on tokens it is a constant."""
+        """What a box writes in one stretch, made once for both runs; to levels on tokens it is a
+        constant.
+        """
         if self.inner and at in self.remembered:
             return self.remembered[at]  # type: ignore[no-any-return]
         made = write()
@@ -52,7 +62,8 @@ class Stream(dict[str, Tensor]):
         return self.ticks.to(self.dtype).view(*[1] * (lead - 1), -1)
 
     def stretches(self, period: int, cut: int = 0) -> Iterator[tuple[int, int, bool, bool]]:
-        """Parts of this span that end at multiples of `period` (and `cut`) ticks: start, end, whether a period
+        """Parts of this span that end at multiples of `period` (and `cut`) ticks: start, end,
+        whether a period
         begins there, and whether a gradient is cut there. Nothing for a span of no ticks."""
         a = 0
         while a < self.time:

@@ -59,10 +59,15 @@ def compile_text(text: str, filename: str) -> Any:
     return builtins.compile(text, filename, "exec", dont_inherit=True)
 
 
-def compile(  # noqa: A001 - the public word
-    spec: Spec | str, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32, seed: int = 0, **settings: Any
+def compile(
+    spec: Spec | str,
+    device: str | torch.device = "cpu",
+    dtype: torch.dtype = torch.float32,
+    seed: int = 0,
+    **settings: Any,
 ) -> Model:
-    """A checked spec (or a path, or a shipped name) as an `nn.Module`: `outputs, state = model(tokens, state)`.
+    """A checked spec (or a path, or a shipped name) as an `nn.Module`: `outputs, state =
+    model(tokens, state)`.
 
     Raises SpecError with every mistake, or with what is not lowered yet (NL701).
     """

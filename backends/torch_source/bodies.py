@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 from nlc.derive import application
@@ -86,10 +86,16 @@ class Body:
         self.e = self.expressions()
 
     def expressions(self) -> Expressions:
-        hooks = {
-            "weight": self.weight, "call": self.call, "conv": self.conv, "apply": self.apply, "state": self.state,
-            "next": self.next, "product": self.product, "product_back": self.product_back,
-        }  # fmt: skip
+        hooks: dict[str, Callable[[Term], Value]] = {
+            "weight": self.weight,
+            "call": self.call,
+            "conv": self.conv,
+            "apply": self.apply,
+            "state": self.state,
+            "next": self.next,
+            "product": self.product,
+            "product_back": self.product_back,
+        }
         return Expressions(self.code, self.lead, hooks=hooks)
 
     # ---- which gradients pass --------------------------------------------------------------------
@@ -184,11 +190,7 @@ class Body:
         k = len(box.mapped)
         code = value.code
         if not value.lead:
-            code = (
-                f"self.stream({value.code}, s, {self.lead})"
-                if not k or not lead
-                else f"self.stream({value.code}, s, {self.lead})"
-            )
+            code = f"self.stream({value.code}, s, {self.lead})"
         if not k:
             return code
         missing = k - len(lead)
@@ -309,7 +311,6 @@ class Body:
         return Value(f"next_{identifier(term.args[0].info)}", ATOM, True, len(term.shape))
 
     # ---- lines
-    # -----------------------------------------------------------------------------------------------
 
     def lines(self, lines: Iterable[Line]) -> None:
         for line in lines:

@@ -19,8 +19,13 @@ from .expressions import ATOM, Value
 def write_box(module: Module, box: Box) -> None:
     """The method of a box that is called."""
     {
-        "stateless": plain, "static": plain, "loss": plain, "attention": attention, "recurrence": recurrence, "frozen": frozen,
-    }[module.plan.of(box).kind](module, box)  # fmt: skip
+        "stateless": plain,
+        "static": plain,
+        "loss": plain,
+        "attention": attention,
+        "recurrence": recurrence,
+        "frozen": frozen,
+    }[module.plan.of(box).kind](module, box)
 
 
 # ---- heads and openings
@@ -130,11 +135,13 @@ def attention(module: Module, box: Box) -> None:
             code.add(f"{name} = torch.cat([s[{body.key(path)}], {given.code}], -2)")
         window = "" if plan.window is None else f", window={plan.window}"
         code.add(
-            f"{y} = attend({query.code}, {keys}, {values}, scale={plan.scale!r}{window}, past={keys}.shape[-2] - s.time)"
+            f"{y} = attend({query.code}, {keys}, {values}, scale={plan.scale!r}{window}, "
+            f"past={keys}.shape[-2] - s.time)"
         )
         keep = "None" if plan.window is None else str(plan.window - 1)
         code.add(
-            f"s[{body.key(plan.key_path)}], s[{body.key(plan.value_path)}] = self.newest({keys}, {keep}), self.newest({values}, {keep})"
+            f"s[{body.key(plan.key_path)}] = self.newest({keys}, {keep})",
+            f"s[{body.key(plan.value_path)}] = self.newest({values}, {keep})",
         )
         code.add(f"return {y}")
     code.add("")
@@ -281,7 +288,8 @@ def scan_read(
         extra = "" if cut is None else f", every={cut}, s=s"
         last = f"s[{memory}]" if memory else "_"
         code.add(
-            f"{y}, s[{key}], {last} = {function}({started[0]}, {q}, {x}, {e}, {arguments['rate']}{named(arguments)}{extra})"
+            f"{y}, s[{key}], {last} = {function}({started[0]}, {q}, {x}, {e}, "
+            f"{arguments['rate']}{named(arguments)}{extra})"
         )
         out = f"{y}.transpose({body.lead - 1}, {body.lead})" if per else y
         return Value(out, ATOM, True, len(term.shape))
@@ -466,20 +474,19 @@ class Frozen:
 
         w = ", w" if box.path in self.module.has_weights else ""
         code.add(f"{reads} = []")
-        with code.block(
-            f"for {a}, {b}, {fresh}, {cuts} in s.stretches({box.linearise}{f', {cut}' if cut is not None else ''}):"
-        ):
+        periods = f"{box.linearise}, {cut}" if cut is not None else f"{box.linearise}"
+        asked = slices(self.given(self.read_roots), False)
+        with code.block(f"for {a}, {b}, {fresh}, {cuts} in s.stretches({periods}):"):
             if cut is not None:
                 with code.block(f"if {cuts}:"):
                     code.add("self.cut(s, at)")
-            call = f"self.{method}_writes(s, at{w}, {fresh}{slices(self.given(self.write_roots), True)})"
+            written = slices(self.given(self.write_roots), True)
+            call = f"self.{method}_writes(s, at{w}, {fresh}{written})"
             if body.held_inside:
                 code.add(f'{runs} = s.writes(f"{{at}}{{{a}}}", lambda: {call})')
             else:
                 code.add(f"{runs} = {call}")
-            code.add(
-                f"{reads}.append(self.{method}_read(s, at{w}, {runs}{slices(self.given(self.read_roots), False)}))"
-            )
+            code.add(f"{reads}.append(self.{method}_read(s, at{w}, {runs}{asked}))")
         code.add(f"return self.joined({reads}, {axis})")
 
     def parameters(self, body: Body, names: list[str], taken: list[str]) -> str:
@@ -518,12 +525,14 @@ class Frozen:
         parameters = self.parameters(body, self.given(self.write_roots), taken)
         w = ", w: Part" if box.path in module.has_weights else ""
         with code.function(
-            f"def {module.method(box)}_writes(self, s: Stream, at: str{w}, fresh: bool{parameters}) -> tuple[Span, ...]:",
+            f"def {module.method(box)}_writes"
+            f"(self, s: Stream, at: str{w}, fresh: bool{parameters}) -> tuple[Span, ...]:",
             taken,
         ):
             code.docstring(
                 [
-                    f"What at most {box.linearise} ticks write: lines and gradients are taken at the state where the stretch started."
+                    f"What at most {box.linearise} ticks write: lines and gradients are taken",
+                    "at the state where the stretch started.",
                 ]
             )
             self.anchors(body, fresh=True)
@@ -680,7 +689,8 @@ class Frozen:
         parameters = self.parameters(body, self.given(self.read_roots), taken)
         w = ", w: Part" if box.path in module.has_weights else ""
         with code.function(
-            f"def {module.method(box)}_read(self, s: Stream, at: str{w}, runs: tuple[Span, ...]{parameters}) -> Tensor:",
+            f"def {module.method(box)}_read"
+            f"(self, s: Stream, at: str{w}, runs: tuple[Span, ...]{parameters}) -> Tensor:",
             taken,
         ):
             when = "before" if box.read_before else "after"

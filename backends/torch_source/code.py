@@ -66,9 +66,32 @@ class Code:
 
 
 RESERVED = {
-    "self", "s", "at", "w", "F", "torch", "nn", "Tensor", "fresh", "time", "parts", "attend", "scan", "span", "Any",
-    "Model", "Optimizer", "Part", "Stream", "float", "range", "kept", "super", "MODULE", "annotations",
-}  # fmt: skip
+    "self",
+    "s",
+    "at",
+    "w",
+    "F",
+    "torch",
+    "nn",
+    "Tensor",
+    "fresh",
+    "time",
+    "parts",
+    "attend",
+    "scan",
+    "span",
+    "Any",
+    "Model",
+    "Optimizer",
+    "Part",
+    "Stream",
+    "float",
+    "range",
+    "kept",
+    "super",
+    "MODULE",
+    "annotations",
+}
 
 
 def identifier(wish: str) -> str:

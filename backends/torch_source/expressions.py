@@ -1,7 +1,9 @@
 """Terms to Python expressions over a whole span of ticks.
 
-A value that changes with the ticks has leading axes [batch, *mapped, time]; a weight or a constant has none. The
-language broadcasts from the last axis of a value's own shape, so where ranks differ axes are put in after the leading.
+A value that changes with the ticks has leading axes [batch, *mapped, time]; a weight or a constant
+has none. The
+language broadcasts from the last axis of a value's own shape, so where ranks differ axes are put in
+after the leading.
 """
 
 from __future__ import annotations
@@ -18,12 +20,26 @@ from .code import Code
 ATOM, POWER, UNARY, TIMES, PLUS, COMPARE = 9, 8, 7, 6, 5, 4
 
 CALLS = {
-    "exp": "torch.exp", "log": "torch.log", "sqrt": "torch.sqrt", "abs": "torch.abs", "sign": "torch.sign",
-    "sin": "torch.sin", "cos": "torch.cos", "floor": "torch.floor", "sigmoid": "torch.sigmoid",
-    "softplus": "F.softplus", "silu": "F.silu", "gelu": "F.gelu", "tanh": "torch.tanh", "relu": "torch.relu",
-    "smooth_abs": "parts.smooth_abs", "smooth_sign": "parts.smooth_sign", "unit": "parts.unit",
-    "gelu_slope": "parts.gelu_slope", "silu_slope": "parts.silu_slope",
-}  # fmt: skip
+    "exp": "torch.exp",
+    "log": "torch.log",
+    "sqrt": "torch.sqrt",
+    "abs": "torch.abs",
+    "sign": "torch.sign",
+    "sin": "torch.sin",
+    "cos": "torch.cos",
+    "floor": "torch.floor",
+    "sigmoid": "torch.sigmoid",
+    "softplus": "F.softplus",
+    "silu": "F.silu",
+    "gelu": "F.gelu",
+    "tanh": "torch.tanh",
+    "relu": "torch.relu",
+    "smooth_abs": "parts.smooth_abs",
+    "smooth_sign": "parts.smooth_sign",
+    "unit": "parts.unit",
+    "gelu_slope": "parts.gelu_slope",
+    "silu_slope": "parts.silu_slope",
+}
 SIGNS = {"add": ("+", PLUS), "sub": ("-", PLUS), "mul": ("*", TIMES), "div": ("/", TIMES)}
 COMPARISONS = {"lt": "<", "le": "<=", "gt": ">", "ge": ">=", "eq": "=="}
 
@@ -47,7 +63,9 @@ class Value:
 
 @dataclass
 class Expressions:
-    """Writes terms of one body. `names`: Python names of its inputs and lines. `hooks`: operations the body decides."""
+    """Writes terms of one body. `names`: Python names of its inputs and lines. `hooks`: operations
+    the body decides.
+    """
 
     code: Code
     lead: int
@@ -55,7 +73,9 @@ class Expressions:
     hooks: dict[str, Callable[[Term], Value]] = field(default_factory=dict)
     uses: Counter[int] = field(default_factory=Counter)
     done: dict[int, Value] = field(default_factory=dict)
-    alive: list[Term] = field(default_factory=list)  # terms in `done`: an identity is one only while it lives
+    alive: list[Term] = field(
+        default_factory=list
+    )  # terms in `done`: an identity is one only while it lives
 
     def count(self, roots: Iterable[Term]) -> None:
         """Terms used twice get a name of their own; so they must be known before writing."""
@@ -76,7 +96,12 @@ class Expressions:
         if id(term) in self.done:
             return self.done[id(term)]
         value = self.write(term)
-        if self.uses[id(term)] > 1 and value.level != ATOM or self.uses[id(term)] > 1 and "(" in value.code:
+        if (
+            self.uses[id(term)] > 1
+            and value.level != ATOM
+            or self.uses[id(term)] > 1
+            and "(" in value.code
+        ):
             name = self.code.name(f"{term.op}_{len(self.done)}" if term.op != "product" else "y")
             self.code.add(f"{name} = {value.code}")
             value = Value(name, ATOM, value.lead, value.own)
@@ -125,9 +150,15 @@ class Expressions:
 
     def own_axes(self, term: Term) -> str:
         """The axes of a whole array, from the end."""
-        return "(" + ", ".join(str(-i) for i in range(len(term.shape), 0, -1)) + ("," if len(term.shape) == 1 else "") + ")"
+        return (
+            "("
+            + ", ".join(str(-i) for i in range(len(term.shape), 0, -1))
+            + ("," if len(term.shape) == 1 else "")
+            + ")"
+        )
 
-    # ---- leaves ------------------------------------------------------------------------------------
+    # ---- leaves
+    # ------------------------------------------------------------------------------------
 
     def op_const(self, term: Term) -> Value:
         text = repr(term.info)
@@ -169,15 +200,32 @@ class Expressions:
     def condition(self, term: Term, number: bool) -> Value:
         (a, b), lead, own = self.together(term)
         test = f"{self.fit(a, own)} {COMPARISONS[term.op]} {self.fit(b, own)}"
-        return Value(f"self.number({test})", ATOM, lead, own) if number else Value(test, COMPARE, lead, own)
+        return (
+            Value(f"self.number({test})", ATOM, lead, own)
+            if number
+            else Value(test, COMPARE, lead, own)
+        )
 
     def op_where(self, term: Term) -> Value:
         c, a, b = term.args
-        test = self.condition(c, number=False) if c.op in COMPARISONS and self.uses[id(c)] < 2 else self(c)
+        test = (
+            self.condition(c, number=False)
+            if c.op in COMPARISONS and self.uses[id(c)] < 2
+            else self(c)
+        )
         values = [test, self(a), self(b)]
         own, lead = max(v.own for v in values), any(v.lead for v in values)
-        asked = self.fit(values[0], own) if c.op in COMPARISONS and test.level == COMPARE else f"{self.fit(values[0], own)} != 0"
-        return Value(f"torch.where({asked}, {self.fit(values[1], own)}, {self.fit(values[2], own)})", ATOM, lead, own)
+        asked = (
+            self.fit(values[0], own)
+            if c.op in COMPARISONS and test.level == COMPARE
+            else f"{self.fit(values[0], own)} != 0"
+        )
+        return Value(
+            f"torch.where({asked}, {self.fit(values[1], own)}, {self.fit(values[2], own)})",
+            ATOM,
+            lead,
+            own,
+        )
 
     def choice(self, term: Term, function: str) -> Value:
         (a, b), lead, own = self.together(term)
@@ -198,7 +246,8 @@ class Expressions:
         x, low, high = (self.fit(v, own) for v in values)
         return Value(f"self.minimum(self.maximum({x}, {low}), {high})", ATOM, lead, own)
 
-    # ---- vectors ------------------------------------------------------------------------------------
+    # ---- vectors
+    # ------------------------------------------------------------------------------------
 
     def op_sum(self, term: Term) -> Value:
         v = self(term.args[0])
@@ -206,13 +255,17 @@ class Expressions:
             return Value(f"{v.atom}.sum(-1)", ATOM, v.lead, v.own - 1)
         if v.own == 0:
             return v
-        return Value(f"{v.atom}.sum({self.own_axes(term.args[0]) if v.own > 1 else -1})", ATOM, v.lead, 0)
+        return Value(
+            f"{v.atom}.sum({self.own_axes(term.args[0]) if v.own > 1 else -1})", ATOM, v.lead, 0
+        )
 
     def op_mean(self, term: Term) -> Value:
         v = self(term.args[0])
         if term.info == 1:
             return Value(f"{v.atom}.mean(-1)", ATOM, v.lead, v.own - 1)
-        return Value(f"{v.atom}.mean({self.own_axes(term.args[0])})", ATOM, v.lead, 0) if v.own else v
+        return (
+            Value(f"{v.atom}.mean({self.own_axes(term.args[0])})", ATOM, v.lead, 0) if v.own else v
+        )
 
     def op_dot(self, term: Term) -> Value:
         (a, b), lead, own = self.together(term)
@@ -220,7 +273,12 @@ class Expressions:
 
     def op_outer(self, term: Term) -> Value:
         (a, b), lead, own = self.together(term)
-        return Value(f"{self.fit(a, own)}.unsqueeze(-1) * {self.fit(b, own)}.unsqueeze(-2)", TIMES, lead, own + 1)
+        return Value(
+            f"{self.fit(a, own)}.unsqueeze(-1) * {self.fit(b, own)}.unsqueeze(-2)",
+            TIMES,
+            lead,
+            own + 1,
+        )
 
     def op_length(self, term: Term) -> Value:
         v = self(term.args[0])
@@ -232,7 +290,12 @@ class Expressions:
 
     def op_frobenius(self, term: Term) -> Value:
         v = self(term.args[0])
-        return Value(f"torch.linalg.vector_norm({v.code}, dim={self.own_axes(term.args[0])})", ATOM, v.lead, 0)
+        return Value(
+            f"torch.linalg.vector_norm({v.code}, dim={self.own_axes(term.args[0])})",
+            ATOM,
+            v.lead,
+            0,
+        )
 
     def op_softmax(self, term: Term) -> Value:
         v = self(term.args[0])
@@ -245,20 +308,32 @@ class Expressions:
         if ranks == (1, 1):
             return Value(f"({a.atom} * {b.atom}).sum(-1)", ATOM, lead, 0)
         if ranks[0] == 1:
-            rows = f"{a.atom}.unsqueeze(-2)" + (f".unsqueeze({self.lead})" * (ranks[1] - 2) if a.lead else "")
+            rows = f"{a.atom}.unsqueeze(-2)" + (
+                f".unsqueeze({self.lead})" * (ranks[1] - 2) if a.lead else ""
+            )
             return Value(f"({rows} @ {b.atom}).squeeze(-2)", ATOM, lead, len(term.shape))
         if ranks[1] == 1:
-            return Value(f"({a.atom} @ {b.atom}.unsqueeze(-1)).squeeze(-1)", ATOM, lead, len(term.shape))
+            return Value(
+                f"({a.atom} @ {b.atom}.unsqueeze(-1)).squeeze(-1)", ATOM, lead, len(term.shape)
+            )
         own = max(ranks)
         return Value(f"{self.fit(a, own)} @ {self.fit(b, own)}", TIMES, lead, own)
 
     def op_solve(self, term: Term) -> Value:
         a, b = (self(x) for x in term.args)
         if len(term.args[0].shape) == 1:
-            return Value(f"torch.linalg.solve({b.code}, {a.atom}.unsqueeze(-2), left=False).squeeze(-2)", ATOM, a.lead or b.lead, a.own)
-        return Value(f"torch.linalg.solve({b.code}, {a.code}, left=False)", ATOM, a.lead or b.lead, a.own)
+            return Value(
+                f"torch.linalg.solve({b.code}, {a.atom}.unsqueeze(-2), left=False).squeeze(-2)",
+                ATOM,
+                a.lead or b.lead,
+                a.own,
+            )
+        return Value(
+            f"torch.linalg.solve({b.code}, {a.code}, left=False)", ATOM, a.lead or b.lead, a.own
+        )
 
-    # ---- shape --------------------------------------------------------------------------------------
+    # ---- shape
+    # --------------------------------------------------------------------------------------
 
     def suffix(self, term: Term, text: str) -> Value:
         v = self(term.args[0])
@@ -284,17 +359,23 @@ class Expressions:
         shape = ", ".join(map(str, term.shape)) or "()"
         if not v.lead:
             return Value(f"{v.atom}.reshape({shape})", ATOM, False, len(term.shape))
-        return Value(f"{v.atom}.reshape(*{v.atom}.shape[:{self.lead}], {shape})", ATOM, True, len(term.shape))
+        return Value(
+            f"{v.atom}.reshape(*{v.atom}.shape[:{self.lead}], {shape})", ATOM, True, len(term.shape)
+        )
 
     def op_item(self, term: Term) -> Value:
         v = self(term.args[0])
-        return Value(f"{v.atom}.select({self.lead if v.lead else 0}, {term.info})", ATOM, v.lead, v.own - 1)
+        return Value(
+            f"{v.atom}.select({self.lead if v.lead else 0}, {term.info})", ATOM, v.lead, v.own - 1
+        )
 
     def op_stack(self, term: Term) -> Value:
         values, lead, own = self.together(term)
         if not lead and all(v.own == 0 for v in values):
             return Value(f"self.listed({', '.join(v.code for v in values)})", ATOM, False, 1)
-        return Value(f"self.stack({', '.join(self.fit(v, own) for v in values)})", ATOM, lead, own + 1)
+        return Value(
+            f"self.stack({', '.join(self.fit(v, own) for v in values)})", ATOM, lead, own + 1
+        )
 
     def op_concat(self, term: Term) -> Value:
         values, lead, own = self.together(term)
@@ -302,20 +383,32 @@ class Expressions:
 
     def op_expand(self, term: Term) -> Value:
         v = self(term.args[0])
+        sizes = ", ".join(map(str, term.shape))
         if v.lead:
-            return Value(f"{self.fit(v, len(term.shape))}.expand(*{v.atom}.shape[:{self.lead}], {', '.join(map(str, term.shape))})", ATOM, True, len(term.shape))
+            return Value(
+                f"{self.fit(v, len(term.shape))}.expand(*{v.atom}.shape[:{self.lead}], {sizes})",
+                ATOM,
+                True,
+                len(term.shape),
+            )
         return Value(f"self.full({v.code}, {term.shape})", ATOM, False, len(term.shape))
 
     def op_sum_to(self, term: Term) -> Value:
         v = self(term.args[0])
-        wide, narrow = term.args[0].shape, (1,) * (len(term.args[0].shape) - len(term.shape)) + term.shape
-        axes = tuple(i - len(wide) for i, (a, b) in enumerate(zip(wide, narrow, strict=True)) if a != b)
+        wide, narrow = (
+            term.args[0].shape,
+            (1,) * (len(term.args[0].shape) - len(term.shape)) + term.shape,
+        )
+        axes = tuple(
+            i - len(wide) for i, (a, b) in enumerate(zip(wide, narrow, strict=True)) if a != b
+        )
         summed = f"{v.atom}.sum({axes}, keepdim=True)" if axes else v.code
         extra = len(wide) - len(term.shape)
         squeezed = f".squeeze({self.lead if v.lead else 0})" * extra
         return Value(f"{summed}{squeezed}", ATOM, v.lead, len(term.shape))
 
-    # ---- weights, losses ------------------------------------------------------------------------------
+    # ---- weights, losses
+    # ------------------------------------------------------------------------------
 
     def op_linear(self, term: Term) -> Value:
         x, w = (self(a) for a in term.args)
@@ -327,7 +420,12 @@ class Expressions:
 
     def op_layer_norm(self, term: Term) -> Value:
         values = [self(a) for a in term.args]
-        return Value(f"parts.layer_norm({', '.join(v.code for v in values)})", ATOM, values[0].lead, values[0].own)
+        return Value(
+            f"parts.layer_norm({', '.join(v.code for v in values)})",
+            ATOM,
+            values[0].lead,
+            values[0].own,
+        )
 
     def op_layer_norm_back(self, term: Term) -> Value:
         bar, x = (self(a) for a in term.args)

@@ -5,7 +5,7 @@ of the run.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from nlc.lower import NotLowered
 from nlc.plan import Plan
@@ -36,7 +36,7 @@ from nlc.backends.runtime import Model, Optimizer, Part, Stream
 
 
 def source(plan: Plan, text: str) -> str:
-    """The whole file. `text` is the spec's, of which the file keeps the hash and the head comment."""
+    """The whole file. `text` is the spec's, of which the file keeps the hash."""
     return Writer(plan, text).file()
 
 
@@ -185,11 +185,8 @@ class Writer:
 
     def tables(self, name: str) -> None:
         code = self.code
-        code.docstring(
-            [
-                f"system {self.system.name}: outputs, state = model({', '.join(n for n, _ in self.system.flow.inputs)}, state)."
-            ]
-        )
+        inputs = ", ".join(n for n, _ in self.system.flow.inputs)
+        code.docstring([f"system {self.system.name}: outputs, state = model({inputs}, state)."])
         code.add("")
         code.add(f'SPEC_HASH = "{spec_hash(self.plan, self.text)}"')
         code.add(f"INPUTS = {self.system.flow.inputs!r}")
@@ -212,7 +209,7 @@ class Writer:
         )
         code.add("")
 
-    def table(self, name: str, about: str, rows: list[tuple[object, ...]]) -> None:
+    def table(self, name: str, about: str, rows: Sequence[tuple[object, ...]]) -> None:
         if not rows:
             self.code.add(f"{name} = ()  # {about}")
             return
@@ -267,15 +264,14 @@ class Writer:
         names = [identifier(n) for n, _ in flow.inputs]
         for (name, shape), given in zip(flow.inputs, names, strict=True):
             body.e.names[f"input {name}"] = Value(given, ATOM, True, len(shape))
-        head = f"def flow(self, s: Stream, {', '.join(f'{n}: Tensor' for n in names)}) -> tuple[Tensor, tuple[Tensor, ...]]:"
+        given = ", ".join(f"{n}: Tensor" for n in names)
+        head = f"def flow(self, s: Stream, {given}) -> tuple[Tensor, tuple[Tensor, ...]]:"
         with code.function(head, ["s", "w", *names]):
             inputs = ", ".join(
                 f"{n} [{', '.join(['batch', 'time', *map(str, s)])}]" for n, s in flow.inputs
             )
             code.docstring(
-                [
-                    f"One span of ticks: what the model answers, and what its loss is made of. {inputs}."
-                ]
+                ["One span of ticks: what the model answers, and what its loss is made of.", inputs]
             )
             code.add("w = self.weights")
             early: list[Line] = [line for line in flow.lines if all(line is not x for x in late)]
@@ -307,8 +303,9 @@ class Writer:
             return
         body = Body(self.module, None)
         following = [f"next_{identifier(n)}" for n, _ in flow.inputs]
+        given = ", ".join(f"{n}: Tensor" for n in following)
         with code.function(
-            f"def loss(self, kept: tuple[Tensor, ...], {', '.join(f'{n}: Tensor' for n in following)}) -> Tensor:",
+            f"def loss(self, kept: tuple[Tensor, ...], {given}) -> Tensor:",
             ["kept", *following],
         ):
             code.docstring(
@@ -328,7 +325,7 @@ class Writer:
             code.add(
                 f"return {value.code}"
                 if value.lead
-                else f"return torch.full({like}.shape[:2], {value.code}, device=self.device, dtype=self.dtype)"
+                else f"return self.full({value.code}, {like}.shape[:2])"
             )
         code.add("")
 
@@ -352,7 +349,8 @@ class Writer:
         ):
             code.docstring(
                 [
-                    "One firing of a level that learns the model's loss: state = keep state + amount, sample by sample."
+                    "One firing of a level that learns the model's loss, sample by sample:",
+                    "state = keep state + amount.",
                 ]
             )
             for name, lines in branches:
@@ -405,10 +403,9 @@ class Writer:
         if method.states:
             lines.append(f'{pad}m = {{k: s[f"{{at}}.{{k}}"] for k in {method.states!r}}}')
         kept = "_" if method.keeps_all else "kept"
+        memory = "m" if method.states else "{}"
         left = f"{keep}s[at]" if method.keeps_all else f"{keep}kept * s[at]"
-        lines.append(
-            f"{pad}{kept}, amount = self.{method.name}(s[at], grads[at], {'m' if method.states else '{}'}, count)"
-        )
+        lines.append(f"{pad}{kept}, amount = self.{method.name}(s[at], grads[at], {memory}, count)")
         lines.append(f"{pad}s[at] = {left} + amount")
         if method.states:
             lines.append(
@@ -478,7 +475,7 @@ class Writer:
             code.add(f"PERIOD = {level.clock.period}", f"LINES = {lines!r}")
             self.table(
                 "ARRAYS",
-                "path, rounds, rule, its states, number of leading axes that are memories of their own, line",
+                "path, rounds, rule, its states, leading axes, line, measure",
                 rows,
             )
             code.add("")
@@ -531,9 +528,10 @@ class Writer:
         if text not in writer.known:
             name = f"measure_{len(writer.known)}"
             writer.known[text] = Written(name, ())
-            self.code.lines += text.replace("def NAME(", f"def {name}(").rstrip("\n").split(
-                "\n"
-            ) + [""]
+            self.code.lines += [
+                *text.replace("def NAME(", f"def {name}(").rstrip("\n").split("\n"),
+                "",
+            ]
         return writer.known[text].name
 
 

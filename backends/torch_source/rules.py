@@ -1,17 +1,19 @@
 """Optimizers as methods on whole arrays: what a level does at a firing, on tokens and on steps.
 
-One method serves every array of the same kind: `lead` axes come before the array's own ([batch, heads], or none).
+One method serves every array of the same kind: `lead` axes come before the array's own ([batch,
+heads], or none).
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from nlc.diagnostics import InternalError
 from nlc.lower import NotLowered
 from nlc.system import Assign, Box, Learn, State, Term
 
-from .code import Code, identifier
+from .code import Code
 from .expressions import ATOM, Expressions, Value
 
 
@@ -31,8 +33,12 @@ class RuleWriter:
         self.code = code
         self.known: dict[str, Written] = {}
 
-    def method(self, wish: str, rule: Box, lead: int, settings: dict[str, Term], streams: dict[str, Term]) -> Written:
-        """`(weight, grad, m, count) -> (what is kept of the weight, the amount)`; `m` holds the rule's states."""
+    def method(
+        self, wish: str, rule: Box, lead: int, settings: dict[str, Term], streams: dict[str, Term]
+    ) -> Written:
+        """`(weight, grad, m, count) -> (what is kept of the weight, the amount)`; `m` holds the
+        rule's states.
+        """
         inner = Code(depth=self.code.depth)
         states = RuleBody(inner, rule, lead, settings, streams).write("NAME")
         text = inner.text()
@@ -42,14 +48,19 @@ class RuleWriter:
                 n += 1
                 name = f"{wish}_{n}"
             self.known[text] = Written(name, states, rule.retain is None)
-            self.code.lines += text.replace("def NAME(", f"def {name}(").rstrip("\n").split("\n") + [""]
+            self.code.lines += [
+                *text.replace("def NAME(", f"def {name}(").rstrip("\n").split("\n"),
+                "",
+            ]
         return self.known[text]
 
 
 class RuleBody:
     """One optimizer on one kind of array."""
 
-    def __init__(self, code: Code, rule: Box, lead: int, settings: dict[str, Term], streams: dict[str, Term]) -> None:
+    def __init__(
+        self, code: Code, rule: Box, lead: int, settings: dict[str, Term], streams: dict[str, Term]
+    ) -> None:
         self.code, self.rule, self.lead = code, rule, lead
         self.settings, self.streams = settings, streams
         self.suffixes: list[str] = []
@@ -57,7 +68,9 @@ class RuleBody:
 
     def expressions(self, box: Box) -> Expressions:
         def state(term: Term) -> Value:
-            return Value(self.values[id(term.info.box), term.info.name], ATOM, True, len(term.shape))
+            return Value(
+                self.values[id(term.info.box), term.info.name], ATOM, True, len(term.shape)
+            )
 
         def count(term: Term) -> Value:
             return Value("count", ATOM, False, 0)
@@ -68,7 +81,12 @@ class RuleBody:
         def given(term: Term) -> Value:
             return self.input(box, term)
 
-        hooks = {"state": state, "count": count, "across": across, "input": given}
+        hooks: dict[str, Callable[[Term], Value]] = {
+            "state": state,
+            "count": count,
+            "across": across,
+            "input": given,
+        }
         return Expressions(self.code, self.lead, hooks=hooks)
 
     def input(self, box: Box, term: Term) -> Value:
@@ -87,13 +105,18 @@ class RuleBody:
 
     def write(self, name: str) -> tuple[str, ...]:
         rule, code = self.rule, self.code
-        shape = dict(rule.inputs)["weight"] if "weight" in dict(rule.inputs) else None
         uses_across = any(t.op == "across" for s in self.streams.values() for t in s.walk())
         extra = ", across: Tensor" if uses_across else ""
-        head = f"def {name}(self, weight: Tensor, grad: Tensor, m: dict[str, Tensor], count: int{extra}) -> tuple[Any, Tensor]:"
+        given = f"weight: Tensor, grad: Tensor, m: dict[str, Tensor], count: int{extra}"
+        head = f"def {name}(self, {given}) -> tuple[Any, Tensor]:"
         with code.function(head, ["weight", "grad", "m", "count", "across"]):
             where = f"{rule.span.source.name.rsplit('/', 1)[-1]}:{rule.span.line}"
-            code.docstring([f"optimizer {rule.name} ({where}): what is kept of the weight, and the amount added.", *(f"Source: {c}" for c in rule.cites)])
+            code.docstring(
+                [
+                    f"optimizer {rule.name} ({where}): what is kept of the weight, and what is added.",
+                    *(f"Source: {c}" for c in rule.cites),
+                ]
+            )
             for key, term in self.streams.items():
                 e = self.expressions(rule)
                 e.count([term])
@@ -109,7 +132,6 @@ class RuleBody:
             keep = e(rule.retain).code if rule.retain is not None else "1.0"
             assert rule.write is not None
             code.add(f"return {keep}, {e(rule.write).code}")
-        del shape
         return tuple(self.suffixes)
 
     names: dict[str, Value]
@@ -117,7 +139,7 @@ class RuleBody:
     def body(self, box: Box, prefix: str) -> None:
         """Lines and states in text order; a state is new from its place on (2.9.6)."""
         self.names = {}
-        lines = [line for line in box.lines]
+        lines = list(box.lines)
         e = self.expressions(box)
         e.names = self.names
         for step in box.order:
@@ -152,8 +174,19 @@ class RuleBody:
         if rule.objective is not None:
             slope = linear_slope(rule.objective, state.name)
             learn = rule.learn.get("")
-            step = linear_rule(next(iter(learn.optimizers.values()))) if learn is not None and learn.optimizers else None
-            if slope is None or step is None or learn is None or step.momentum or step.erase or step.keep:
+            step = (
+                linear_rule(next(iter(learn.optimizers.values())))
+                if learn is not None and learn.optimizers
+                else None
+            )
+            if (
+                slope is None
+                or step is None
+                or learn is None
+                or step.momentum
+                or step.erase
+                or step.keep
+            ):
                 raise NotLowered(f"the memory `{state.name}` of `{self.rule.name}`", state.span)
             rate = substitute(step.rate, learn.settings)
             slope_value, rate_value = e(slope), e(rate)
@@ -164,7 +197,13 @@ class RuleBody:
             self.code.add(f"{name} = {e(rule.set).code}")
         elif amount is not None or rule.retain is not None:
             kept = f"{e(rule.retain).atom} * {name}" if rule.retain is not None else name
-            sign = " - " + amount[1:] if amount and amount.startswith("-") else f" + {amount}" if amount else ""
+            sign = (
+                " - " + amount[1:]
+                if amount and amount.startswith("-")
+                else f" + {amount}"
+                if amount
+                else ""
+            )
             self.code.add(f"{name} = {kept}{sign}")
         self.code.add(f'm["{key}"] = {name}')
         e.done.clear()
