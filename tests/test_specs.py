@@ -55,7 +55,7 @@ def assert_close(a: Grads, b: Grads, times: float = 1.0) -> None:
         assert wrong <= EXACT * max(float(times * b[n].abs().max()), floor), n
 
 
-# ---- exactness -----------------------------------------------------------------------------
+# ---- exactness ----------------------------------------------------------------------------------
 
 
 @every_system
@@ -123,7 +123,7 @@ def test_gradients_pass_from_call_to_call(name: str) -> None:
     assert_close(dict(zip(names, parts, strict=True)), dict(zip(names, whole, strict=True)))
 
 
-# ---- no sample changes another, no tick an earlier one --------------------------------------
+# ---- no sample changes another, no tick an earlier one ------------------------------------------
 
 
 @every_system
@@ -167,7 +167,7 @@ def test_no_answer_has_a_gradient_to_a_later_token(name: str) -> None:
         assert not bool(reached[t + 1 :].any())
 
 
-# ---- what learns ---------------------------------------------------------------------------
+# ---- what learns --------------------------------------------------------------------------------
 
 
 @every_system
@@ -224,7 +224,7 @@ def long_run(name: str) -> tuple[Tensor, State, dict[str, float]]:
         return *model(tokens(1, 4096, vocab=256)), start
 
 
-# ---- clocks --------------------------------------------------------------------------------
+# ---- clocks -------------------------------------------------------------------------------------
 
 
 def clocked(name: str) -> dict[str, int]:

@@ -31,7 +31,7 @@ def same(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
     return set(a) == set(b) and all(torch.equal(v, b[k]) for k, v in a.items())
 
 
-# ---- saved and loaded ----------------------------------------------------------------------
+# ---- saved and loaded ---------------------------------------------------------------------------
 
 
 @every_system
@@ -95,7 +95,7 @@ def test_saving_replaces_the_whole_file_or_nothing(
     assert [p.name for p in tmp_path.iterdir()] == ["memory"]
 
 
-# ---- refused ------------------------------------------------------------------------------
+# ---- refused ------------------------------------------------------------------------------------
 
 
 def rewritten(path: Path, change: Callable[[dict[str, Any], dict[str, Tensor]], None]) -> None:
@@ -220,7 +220,7 @@ def test_a_wrong_input_is_named(inputs: tuple[Any, ...], message: str) -> None:
         compiled("deltanet")(*inputs)
 
 
-# ---- forked, detached, reset ----------------------------------------------------------------
+# ---- forked, detached, reset --------------------------------------------------------------------
 
 
 @every_system
@@ -290,7 +290,7 @@ def test_a_sample_that_is_not_a_number_stays_alone(name: str) -> None:
     assert all(bool(v[[0, 2]].isfinite().all()) for v in after.arrays.values())
 
 
-# ---- losses and labels ------------------------------------------------------------------------
+# ---- losses and labels --------------------------------------------------------------------------
 
 
 @every_system
