@@ -1114,18 +1114,72 @@ DIFFERENTIATED = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("name", DIFFERENTIATED)
-def test_training_gradients_are_finite_differences(name: str) -> None:
-    """Where every transfer is open and of second order: the derivative of the loss."""
-    path = next(p for p in specs() if p.stem == name)
-    made = small(path, depth=1, width=4, hidden=4)
+CHAINED = """
+    system chained() {
+      level training every step {
+        objective loss
+        learn muon(rate = 0.01) for matrices
+        learn gradient(rate = 0.1)
+        state E : table(5, 4)
+      }
+      level mid(x) every 4 tokens {
+        state S : matrix(2, 2) per 2
+        objective loss
+        learn gradient(rate = 0.5)
+        read join(S(split(x, 2)))
+      }
+      level fast(x) every 2 tokens {
+        reset every 4 tokens
+        state F : mlp(2, 3) per 2
+        objective loss
+        learn dgd(rate = 0.3)
+        read join(F(split(x, 2)))
+      }
+      transfer init training -> mid -> fast
+      transfer backprop mid, fast -> training
+      flow(tokens) {
+        x = E(tokens)
+        x += mid(norm(x)) + fast(norm(x))
+        logits = unembed(x, 5)
+        loss = cross_entropy(logits, next(tokens))
+        return logits
+      }
+    }"""
+
+SOLVED = """
+    system solved() {
+      level training every step {
+        objective loss
+        learn adam(rate = 0.01)
+        state W : matrix(3, 3) = normal(0.4)
+        state V : matrix(3, 3) = normal(0.4)
+      }
+      level att(x) always {
+        state z : vector(3)
+        objective sum(exp(dot(past(x, 3), linear(x, 3))) * length(past(x, 3) - z)^2) + sum(z^4)
+        learn exact
+        read z
+      }
+      level cells(x) every token { state c : vector(3) { set tanh(W(c) + x) }; read c }
+      transfer backprop att, cells -> training
+      transfer generate att -> cells
+      flow(x[3], y[3]) {
+        out = cells(att(V(x))) + learned(3)
+        loss = sum((out - y)^2)
+        return out
+      }
+    }"""
+
+
+def check_derivative(made: System, seed: int, tolerance: float = 1e-6) -> None:
+    """Along two random ways: all weights, and all starts and states."""
     data = data_for(made, 1, 9, seed=3)
-    start = Reference(made, seed=1).values
+    start = Reference(made, seed=seed).values
     weights = {p.name for p in parameters(made) if p.box is None}
     values = {n: x + 0.05 * random(*x.shape, seed=prod(x.shape)) for n, x in start.items()}
     grads = Reference(made, values).gradients(data)
 
-    def loss(values: Arrays, way: Arrays, size: float) -> float:
+    def loss(way: Arrays, size: float) -> float:
         at = {**values, **{n: values[n] + size * x for n, x in way.items()}}
         losses, known = Reference(made, at).losses(data)
         return float(losses.sum() / known.sum())
@@ -1133,10 +1187,22 @@ def test_training_gradients_are_finite_differences(name: str) -> None:
     groups = [[n for n in grads if (n in weights) == w] for w in (True, False)]
     for group in (g for g in groups if g):
         way = {n: random(*values[n].shape, seed=i) for i, n in enumerate(group)}
-        a, b, c, d = (loss(values, way, e * 1e-5) for e in (2, 1, -1, -2))
+        a, b, c, d = (loss(way, e * 1e-5) for e in (2, 1, -1, -2))
         expected = (8 * (b - c) - (a - d)) / 12e-5
         found = float(sum(float((grads[n] * x).sum()) for n, x in way.items()))
-        assert abs(expected - found) < 1e-6 * (1 + abs(expected)), group
+        assert abs(expected - found) < tolerance * (1 + abs(expected)), group
+
+
+@pytest.mark.parametrize("name", DIFFERENTIATED)
+def test_training_gradients_are_finite_differences(name: str) -> None:
+    """Where every transfer is open and of second order: the derivative of the loss."""
+    path = next(p for p in specs() if p.stem == name)
+    check_derivative(small(path, depth=1, width=4, hidden=4), seed=1)
+
+
+@pytest.mark.parametrize("text", [CHAINED, SOLVED], ids=["chained", "solved"])
+def test_gradients_through_chains_and_solutions(text: str) -> None:
+    check_derivative(system(text), seed=0)
 
 
 # ---- parameters --------------------------------------------------------------------------------
