@@ -30,7 +30,7 @@ from ..system import (
     Weight,
     line_terms,
 )
-from .bodies import Block, Body
+from .bodies import Block, Body, calls_in
 from .boxes import Boxes, Placed, cites
 from .functions import Stop
 from .resolver import Resolver, as_foreign
@@ -178,12 +178,14 @@ class SystemStage:
         self.doc = doc
         self.body = Body(r, ChainMap({}, dict(names)))
         self.settings: dict[str, Any] = {}
+        self.called_in_flow: set[str] = set()
         self.flow_node = next((s for s in node.body.statements if isinstance(s, S.Flow)), None)
 
     def system(self) -> System | None:
         self.read_settings()
         self.plain_lines()
         self.declare_levels()
+        self.callable_levels()
         self.uncalled_levels()
         flow = self.flow()
         self.weights_of_owner()
@@ -235,7 +237,7 @@ class SystemStage:
             return
         self.body.fixed.add(name)
         if name in overrides:
-            value = overrides[name]
+            value = listed(overrides[name])
         elif p.default is None:
             self.r.report(
                 "NL107",
@@ -246,7 +248,7 @@ class SystemStage:
             value = POISON
         else:
             value = self.body.value(p.default)
-        if not (is_known(value) or isinstance(value, (list, Poison))):
+        if not (is_setting(value) or isinstance(value, Poison)):
             self.r.report("NL202", f"setting `{name}` is a number or a list of numbers", p.span)
             value = POISON
         self.settings[name] = value
@@ -370,7 +372,7 @@ class SystemStage:
         """A level that is never called exists once; its states are seen by name (2.4.1)."""
         for level in self.r.levels:
             node, env = self.r.level_nodes.get(level.name, (None, self.body.env))
-            if node is None or node.params:
+            if node is None or node.params or level.family in self.called_in_flow:
                 continue
             box = Box(
                 level.family,
@@ -408,6 +410,20 @@ class SystemStage:
         self.body.env[name] = value
 
     # ---- the flow ----
+
+    def callable_levels(self) -> None:
+        """`level a()` has no inputs and is called; `level a` is not (2.4.1)."""
+        empty = {s.name.id for s in self.level_statements() if s.params == ()}
+        if self.flow_node is not None and empty:
+            self.called_in_flow = empty & set(self.names_called(self.flow_node.body.statements))
+
+    def names_called(self, statements: tuple[S.Statement, ...]) -> Iterator[str]:
+        for node in statements:
+            if isinstance(node, S.Repeat):
+                yield from self.names_called(node.body.statements)
+            for call in calls_in(getattr(node, "value", None)):
+                if isinstance(call.function, S.Name):
+                    yield call.function.id
 
     def flow(self) -> Flow | None:
         node = self.flow_node
@@ -670,6 +686,18 @@ class SystemStage:
                 if node.unit == "sequence" and node.of == "token":
                     tokens = amount
         return tokens
+
+
+def listed(value: Any) -> Any:
+    """A tuple given from outside is a list of the language."""
+    return [listed(v) for v in value] if isinstance(value, list | tuple) else value
+
+
+def is_setting(value: Any) -> bool:
+    """A number, or a list of settings."""
+    if isinstance(value, list | tuple):
+        return all(is_setting(v) for v in value)
+    return is_known(value) and value == value
 
 
 def state_names(node: S.State) -> list[str]:

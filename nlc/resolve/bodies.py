@@ -7,8 +7,9 @@ more.
 
 from __future__ import annotations
 
+import itertools
 from collections import ChainMap, Counter
-from collections.abc import Hashable
+from collections.abc import Hashable, Iterable
 from contextlib import suppress
 from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any, cast
@@ -17,7 +18,16 @@ from .. import syntax as S
 from ..diagnostics import Fix
 from ..system import ALL, Assign, Box, Form, Level, Line, Loop, Shape, Term
 from ..text import Span
-from .functions import TABLE, FunctionCall, Stop, apply_state, binary, matmul
+from .functions import (
+    LARGEST,
+    TABLE,
+    FunctionCall,
+    Stop,
+    apply_state,
+    binary,
+    is_number,
+    matmul,
+)
 from .making import MAKERS
 from .shapes import told
 from .values import (
@@ -202,6 +212,9 @@ class Body:
     def evaluate(self, expr: S.Expr) -> Value:
         match expr:
             case S.Number():
+                if abs(expr.value) > LARGEST:
+                    message = f"`{expr.span.text[:20]}` is too large for a number"
+                    return self.error("NL502", message, expr.span)
                 return expr.value
             case S.Name():
                 return self.name(expr)
@@ -246,6 +259,10 @@ class Body:
     def unknown(self, expr: S.Name) -> Poison:
         if self.resolver.lost(expr):
             return POISON
+        if any(level.family == expr.id for level in self.resolver.levels):
+            self.resolver.called.update(x.name for x in self.resolver.levels if x.family == expr.id)
+            message = f"`{expr.text or expr.id}` is a level, and only a flow calls levels"
+            return self.error("NL103", message, expr.span)
         near = get_close_matches(expr.id, [*self.env, *TABLE, *MAKERS, *BOUND], n=1, cutoff=0.6)
         fix = Fix(expr.span, near[0], f"write `{near[0]}`") if near else None
         self.resolver.unknown.add(expr.id)
@@ -267,11 +284,12 @@ class Body:
         while isinstance(left, S.Binary):
             chain.append(left)
             left = left.left
-        value = self.evaluate(left)
+        value = self.value(left)
         for node in reversed(chain):
-            right = self.evaluate(node.right)
+            right = self.value(node.right)
             if isinstance(value, Poison) or isinstance(right, Poison):
-                raise Stop()
+                value = POISON  # the mistakes of the other operands are told too
+                continue
             spans = [node.left.span, node.right.span]
             if node.op == "@":
                 value = matmul(self, value, right, node.span, spans)
@@ -316,6 +334,7 @@ class Body:
     def family_member(self, base: LevelValue, index: Value, expr: S.Item) -> Value:
         if is_known(index) and index in base.members:
             return LevelValue(f"{base.name}[{index}]", {None: base.members[index]})
+        self.resolver.called.update(level.name for level in base.members.values())
         members = ", ".join(str(m) for m in base.members if m is not None)
         if None in base.members:
             return self.error("NL101", f"`{base.name}` is one level, not a family", expr.span)
@@ -400,18 +419,22 @@ class Body:
             )
         if isinstance(target, LevelValue):
             some = next(iter(target.members))
+            self.resolver.called.update(level.name for level in target.members.values())
             return self.error(
                 "NL101",
                 f"`{target.name}` is a family of levels: say which, as in "
                 f"`{target.name}[{some}](..)`",
                 expr.function.span,
             )
+        if isinstance(target, Term):
+            message = (
+                f"`{expr.function.span.text}` is a value, and only a function or a state is called"
+            )
+            help = "a state is called by its own name"
+            return self.error("NL103", message, expr.function.span, help)
         what = "states, call one of them" if isinstance(target, StateFamily) else "is called"
-        return self.error(
-            "NL103",
-            f"`{expr.function.span.text}` is no function, memory or state that {what}",
-            expr.function.span,
-        )
+        message = f"`{expr.function.span.text}` is no function, memory or state that {what}"
+        return self.error("NL103", message, expr.function.span)
 
     def arguments(self, expr: S.Call) -> tuple[list[Value], dict[str, Value]]:
         args: list[Value] = []
@@ -506,6 +529,10 @@ class Body:
             x = self.whole(call.args[0], call.spans[0])
             return self.term("fresh", (x,), x.shape, form=x.form, span=call.span)
         info = call.args[0] if call.args else None
+        if call.args and not (is_number(info) and 0 <= info <= LARGEST):
+            raise call.fail(
+                "NL107", "the deviation of `normal` is a number known when compiled", at=0
+            )
         return self.term(call.name, (), (), info, span=call.span)
 
     # ---- lines ----
@@ -609,7 +636,7 @@ class Body:
             except Stop:
                 return
             if count and not self.rolled(node, count):
-                self.unrolled(node, [None] * count)
+                self.unrolled(node, itertools.repeat(None, count))
         elif isinstance(over, list):
             self.unrolled(node, over)
         else:
@@ -652,7 +679,7 @@ class Body:
                 self.env[n] = Term("local", (), value.shape, n, value.form, value.span)
         return heads
 
-    def unrolled(self, node: S.Repeat, items: list[Any]) -> None:
+    def unrolled(self, node: S.Repeat, items: Iterable[Any]) -> None:
         """Written out, round by round; a name first bound inside ends with it (2.2.6)."""
         prefix = self.prefix
         part = (
@@ -661,8 +688,7 @@ class Body:
             else ""
         )
         for i, item in enumerate(items):
-            if self.resolver.too_large:
-                return
+            self.resolver.count_term(node.over.span)  # a round without operations takes time too
             env = self.env.copy()
             if part:
                 self.prefix = f"{prefix}{part}.{i}."

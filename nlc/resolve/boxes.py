@@ -235,6 +235,11 @@ class Boxes:
             f"{body.where}.{name}" if body.where in body.used and body.where else name
         )
         level = body.box.level if body.box else None
+        if level is None and body.box is not None:
+            message = f"`{name}` is a memory, and an optimizer keeps states of its own"
+            return body.error(
+                "NL103", message, expr.function.span, "write `state m : like(weight)`"
+            )
         if level is None:
             return body.error(
                 "NL103",
@@ -529,7 +534,7 @@ class Boxes:
             "vector": (1, 1),
             "matrix": (2, 2),
             "table": (2, 2),
-            "mlp": (2, 64),
+            "mlp": (2, 256),
             "gated_mlp": (2, 2),
         }[kind]
         if not wanted[0] <= len(sizes) <= wanted[1]:

@@ -41,6 +41,15 @@ def shipped_file(name: str) -> S.File | None:
     return parse(source)[0]
 
 
+def existing(path: Path) -> Path | None:
+    """A file, links followed; None if there is none, or its name or links are beyond the system."""
+    try:
+        found = path.resolve()
+        return found if found.is_file() else None
+    except (OSError, RuntimeError, ValueError):
+        return None
+
+
 class Files:
     """The names each file sees: its own declarations and those of the files it uses."""
 
@@ -124,8 +133,8 @@ class Files:
             )
             return None
         if at is not None and self.folder is not None:
-            here = (at / f"{path}.nl").resolve()
-            if here.is_file():
+            here = existing(at / f"{path}.nl")
+            if here is not None:
                 if not here.is_relative_to(self.folder):
                     self.resolver.report(
                         "NL108",

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeGuard
 
 from ..system import Form, Shape, Term
 from ..text import Span
@@ -18,6 +18,8 @@ from .values import Inexact, StateValue, Value, is_known
 
 if TYPE_CHECKING:
     from .bodies import Body
+
+LARGEST = 1.7e308
 
 ELEMENTWISE = (
     "exp", "log", "sqrt", "abs", "sign", "sin", "cos", "floor", "sigmoid", "softplus", "silu",
@@ -28,7 +30,7 @@ ARITHMETIC: dict[str, Callable[[float, float], float]] = {
     "add": lambda a, b: a + b,
     "sub": lambda a, b: a - b,
     "mul": lambda a, b: a * b,
-    "pow": lambda a, b: a**b,
+    "pow": lambda a, b: power(a, b),
     "lt": lambda a, b: int(a < b),
     "le": lambda a, b: int(a <= b),
     "gt": lambda a, b: int(a > b),
@@ -112,9 +114,32 @@ def elementwise(call: FunctionCall) -> Value:
 
 def folded(call: FunctionCall, f: Callable[..., float]) -> Value:
     try:
-        return f(*call.args)
-    except (ValueError, OverflowError, ZeroDivisionError, TypeError):
+        value = f(*call.args)
+    except OverflowError:
+        raise call.fail("NL502", f"`{call.span.text}` is too large for a number") from None
+    except (ValueError, ZeroDivisionError, TypeError):
         raise call.fail("NL502", f"`{call.span.text}` is not a number") from None
+    if isinstance(value, complex) or value != value:
+        raise call.fail("NL502", f"`{call.span.text}` is not a number")
+    if abs(value) > LARGEST and all(abs(a) <= LARGEST for a in call.args if is_number(a)):
+        raise call.fail("NL502", f"`{call.span.text}` is too large for a number")
+    return value
+
+
+def is_number(value: object) -> TypeGuard[int | float]:
+    return is_known(value)
+
+
+def power(a: float, b: float) -> float:
+    """Whole where it can be, and never larger than a number may be."""
+    if isinstance(a, int) and isinstance(b, int) and b > 0 and abs(a) > 1:
+        if b * math.log2(abs(a)) > math.log2(LARGEST):
+            raise OverflowError
+        return int(a**b)
+    if isinstance(a, int) and b < 0:
+        a = float(a)
+    value: float = a**b
+    return value
 
 
 def joined(call: FunctionCall) -> Value:
@@ -261,9 +286,11 @@ def eye(call: FunctionCall) -> Value:
 
 
 def top(call: FunctionCall) -> Value:
-    x = call.array(0)
-    call.last(x)
-    return call.make([x], x.shape, call.size(1))
+    x, k = call.array(0), call.size(1)
+    n = call.last(x)
+    if 0 <= n < k:
+        raise call.fail("NL602", f"`top` is asked for {k} of {n} numbers", at=1)
+    return call.make([x], x.shape, k)
 
 
 def matrix_like(call: FunctionCall) -> Value:
