@@ -278,7 +278,8 @@ class Body:
         if per:
             batched = matrix if own else f"{matrix}.unsqueeze(0)"
             swap = f".transpose({self.lead - 1}, {self.lead})"
-            row = x.code.removesuffix(swap) if x.code.endswith(swap) else self.turn(x, swap)
+            turned = x.level == ATOM and x.code.endswith(swap)
+            row = x.code.removesuffix(swap) if turned else self.turn(x, swap)
             return f"({row} @ {batched}{turn}){swap}"
         if not own and not self.mapped and not back:
             return f"F.linear({x.code}, {matrix})"
@@ -336,6 +337,7 @@ class Body:
         """A name bound again: what was written with its old value is written anew."""
         if self.box is None:
             self.e.done.clear()
+            self.turned.clear()
 
     def loop(self, line: Loop) -> None:
         """A `repeat` that stays a loop: every round has its own part of the weights and of the
@@ -365,9 +367,11 @@ class Body:
             self.ats = [*ats, (prefix + ".", f'f"{text}."')]
             self.loops = (*loops, line.count)
             self.e.done.clear()
+            self.turned.clear()
             self.lines(line.lines)
         self.parts, self.ats, self.loops = parts, ats, loops
         self.e.done.clear()
+        self.turned.clear()
         del at
 
     def cite_line(self, term: Term) -> None:

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from nlc.backward import add, constant, mul
-from nlc.derive import substitute
+from nlc.derive import application, substitute
 from nlc.diagnostics import InternalError
 from nlc.plan import ArrayRule
 from nlc.system import Assign, Box, Handle, State, Term
 
 from .bodies import Body, Module, all_mapped, state_path
 from .code import identifier
-from .expressions import ATOM, Value
+from .expressions import ATOM, Expressions, Value
+from .folding import Folder, Unfoldable
 
 
 def write_box(module: Module, box: Box) -> None:
@@ -363,11 +364,63 @@ class Frozen:
         self.touching = self.lines_touching_state()
         self.write_roots = self.roots_of_writes()
         self.used = self.reach(self.write_roots)
+        self.heads = self.common_heads()
+        self.folder = self.folding()
         assert box.read is not None
         self.read_roots = [
             box.read,
             *(v for n, v in self.values.items() if n in self.touching and n not in self.used),
         ]
+
+    # ---- heads ---------------------------------------------------------------------------------
+
+    def common_heads(self) -> tuple[int, ...]:
+        """The axes that join the batch inside a stretch: those of the map, or the level's own heads."""
+        mapped = all_mapped(self.box)
+        per = {s.per for s in self.box.states}
+        return mapped or (next(iter(per)) if len(per) == 1 else ())
+
+    def folding(self) -> Callable[[Term], Term] | None:
+        """How terms are rewritten for one head; None where some term sees the heads as an axis."""
+        if not self.heads:
+            return None
+        if all_mapped(self.box):
+            return (lambda term: term) if not any(s.per for s in self.box.states) else None
+        folder = Folder(self.heads)
+        try:
+            for name in self.touching & self.used:
+                folder(self.values[name])
+            for root in self.write_roots:
+                folder(root)
+            for rule in self.rules:
+                folder(rule.input), folder(rule.surprise)
+        except Unfoldable:
+            return None
+        return folder
+
+    def fold(self, term: Term) -> Term:
+        return self.folder(term) if self.folder is not None else term
+
+    def join_heads(self, code: str) -> str:
+        """A stream with its heads in the batch."""
+        n = len(self.heads)
+        turned = code if all_mapped(self.box) else f"{code}.transpose(1, 2)"
+        return f"{turned}.flatten(0, {n})"
+
+    def part_heads(self, code: str) -> str:
+        sizes = ", ".join(map(str, self.heads))
+        parted = f"{code}.unflatten(0, (-1, {sizes}))"
+        return parted if all_mapped(self.box) else f"{parted}.transpose(1, 2)"
+
+    def into(self, code: str) -> str:
+        """An array of the stream, its heads in the batch."""
+        return f"{code}.flatten(0, {len(self.heads)})" if self.folder is not None else code
+
+    def back(self, code: str) -> str:
+        """An array for the stream."""
+        if self.folder is None:
+            return code
+        return f"{code}.unflatten(0, (-1, {', '.join(map(str, self.heads))}))"
 
     # ---- which lines go where
     # -----------------------------------------------------------------------
@@ -535,10 +588,12 @@ class Frozen:
                     "at the state where the stretch started.",
                 ]
             )
+            if self.folder is not None:
+                self.enter_batch(body)
             self.anchors(body, fresh=True)
             for name, value in self.values.items():
                 if name in self.touching and name in self.used:
-                    body.assign(Assign(name, value))
+                    body.assign(Assign(name, self.fold(value)))
             self.amounts(body)
             wanted = [body.runs[r.state, r.array] for r in self.runs_read()]
             code.add(
@@ -547,6 +602,15 @@ class Frozen:
                 else "return ()"
             )
         code.add("")
+
+    def enter_batch(self, body: StretchBody) -> None:
+        """Every stream that is given, with its heads in the batch."""
+        body.fold_lead()
+        for name, value in body.e.names.items():
+            if value.lead:
+                self.code.add(f"{value.code} = {self.join_heads(value.code)}")
+                own = value.own if all_mapped(self.box) else value.own - len(self.heads)
+                body.e.names[name] = Value(value.code, ATOM, True, own)
 
     def anchors(self, body: StretchBody, fresh: bool) -> None:
         """The arrays as they were at the stretch's start."""
@@ -558,9 +622,8 @@ class Frozen:
         for state in box.states:
             for array in state.form.arrays:
                 name = code.name(f"{state.name}_{array.name}" if array.name else state.name)
-                code.add(
-                    f"{name} = s[{body.key(state_path(box, state.name, array.name) + '.start')}]"
-                )
+                start = f"s[{body.key(state_path(box, state.name, array.name) + '.start')}]"
+                code.add(f"{name} = {self.into(start) if body.folded else start}")
                 body.anchors[state.name, array.name] = name
 
     def paths(self) -> list[str]:
@@ -573,7 +636,7 @@ class Frozen:
         together.
         """
         transparent(body)
-        body.e.count([t for r in self.rules for t in (r.surprise, r.input)])
+        body.e.count([self.fold(t) for r in self.rules for t in (r.surprise, r.input)])
         found: list[Amount] = []
         for state in self.box.states:
             for rule in (r for r in self.rules if r.state == state.name):
@@ -585,16 +648,16 @@ class Frozen:
 
     def amount(self, body: StretchBody, state: State, rule: ArrayRule) -> Amount:
         level = self.box.level.name if self.box.level is not None else ""
-        x, e = body.row(rule.input, state.per), body.row(rule.surprise, state.per)
+        per = () if body.folded else state.per
+        x, e = (body.row(self.fold(t), per) for t in (rule.input, rule.surprise))
         if level in self.module.plan.training.first_order:
             x, e = f"{x}.detach()", f"{e}.detach()"
-        arguments = {
-            k: body.name_row(v) for k, v in rates(body, rule, state.rule.retain, state.per).items()
-        }
+        settings = {k: self.fold(t) for k, t in rule.settings.items()}
+        retain = self.fold(state.rule.retain) if state.rule.retain is not None else None
+        given = rates(body, replace(rule, settings=settings), retain, per)
+        arguments = {k: body.name_row(v) for k, v in given.items()}
         if rule.rule.erase is not None:
-            arguments["erase"] = rows(
-                body, substitute(rule.rule.erase, rule.settings), state.per, 0
-            )
+            arguments["erase"] = rows(body, substitute(rule.rule.erase, settings), per, 0)
         shape = next(a.shape for a in state.form.arrays if a.name == rule.array)
         return Amount(
             rule,
@@ -633,13 +696,13 @@ class Frozen:
                 else f"torch.stack([{', '.join(parts)}])"
             )
 
-        state = gathered([f"s[{k}]" for k in keys], -2)
+        state = gathered([self.into(f"s[{k}]") for k in keys], -2)
         x = first.x if shared else gathered([a.x for a in group], -1)
         e = gathered([a.e for a in group], -1)
         momentum = first.rule.rule.momentum is not None
         memories = [body.key(a.path + ".m") for a in group]
         if momentum:
-            arguments["S0"] = gathered([f"s[{k}]" for k in memories], -2)
+            arguments["S0"] = gathered([self.into(f"s[{k}]") for k in memories], -2)
         code.add(f"{name} = span({state}, {x}, {e}, {arguments['rate']}{named(arguments)})")
         self.ends(name, group, keys, memories if momentum else None, shared)
         self.parts_of(body, name, group, shared)
@@ -653,7 +716,7 @@ class Frozen:
         shared: bool,
     ) -> None:
         code = self.code
-        if len(group) == 1:
+        if len(group) == 1 and self.folder is None:
             code.add(f"s[{keys[0]}], {f's[{memories[0]}]' if memories else '_'} = {name}.end()")
             return
         end = code.name("end")
@@ -661,9 +724,14 @@ class Frozen:
         code.add(f"{end}, {kept} = {name}.end()")
         cut = f".split({tuple(a.shape[0] for a in group)}, -2)" if shared else ".unbind(0)"
         for source, targets in ((end, keys), (kept, memories or [])):
-            if targets:
-                with_s = ", ".join(f"s[{k}]" for k in targets)
-                code.add(f"{with_s} = {source}{cut}")
+            if len(targets) == 1:
+                code.add(f"s[{targets[0]}] = {self.back(source)}")
+            elif targets:
+                whole = source if not shared else self.back(source)
+                if not shared and self.folder is not None:
+                    sizes = ", ".join(map(str, self.heads))
+                    whole = f"{source}.unflatten(1, (-1, {sizes}))"
+                code.add(f"{', '.join(f's[{k}]' for k in targets)} = {whole}{cut}")
 
     def parts_of(self, body: StretchBody, name: str, group: list[Amount], shared: bool) -> None:
         """The part of the run that belongs to each array which is read."""
@@ -709,6 +777,7 @@ class Frozen:
             body.runs = {
                 (r.state, r.array): n for r, n in zip(self.runs_read(), names, strict=True)
             }
+            body.frozen = self if self.folder is not None else None
             self.reads(body)
         code.add("")
 
@@ -750,6 +819,51 @@ class StretchBody(Body):
         self.runs: dict[tuple[str, str], str] = {}
         self.running = False
         self.before = False
+        self.folded = False
+        self.frozen: Frozen | None = None
+
+    def fold_lead(self) -> None:
+        """From here on the heads are part of the batch."""
+        self.folded = True
+        self.mapped, self.lead, self.e.lead = (), 2, 2
+
+    def times(self, matrix: str, own: bool, x: Value, handle: Handle, back: bool = False) -> str:
+        if not self.folded or handle.box is not self.box or x.own != 1:
+            return super().times(matrix, own, x, handle, back)
+        return f"torch.bmm({x.code}, {matrix}{'' if back else '.mT'})"
+
+    def apply(self, term: Term) -> Value:
+        handle: Handle = term.info
+        if not self.running or self.frozen is None or handle.box is not self.box:
+            return super().apply(term)
+        return self.asked(term, handle, self.frozen)
+
+    def asked(self, term: Term, handle: Handle, frozen: Frozen) -> Value:
+        """`M(x)` of the running state: heads join the batch for the length of the call."""
+        x = self.e(term.args[0])
+        name = self.code.name("asked")
+        self.code.add(f"{name} = {frozen.join_heads(x.atom)}")
+        own = x.own if all_mapped(self.box_) else x.own - len(frozen.heads)
+        shape = term.args[0].shape[len(term.args[0].shape) - own :]
+        given = Term("input", (), shape, name, None, term.span)
+        inner = Expressions(self.code, 2)
+        inner.names[f"input {name}"] = Value(name, ATOM, True, own)
+        before = ", before_write=True" if self.before else ""
+
+        def product(t: Term) -> Value:
+            run = self.runs[handle.name, t.info.array.name]
+            v = inner(t.args[0])
+            return Value(f"{run}.read({v.code}{before})", ATOM, True, v.own)
+
+        inner.hooks["product"] = product
+        applied = application(handle, given, term)
+        inner.count([applied])
+        return Value(frozen.part_heads(inner(applied).atom), ATOM, True, len(term.shape))
+
+    @property
+    def box_(self) -> Box:
+        assert self.box is not None
+        return self.box
 
     def row(self, term: Term, per: tuple[int, ...]) -> str:
         """A vector for the ops, time before its last axis; named, as several arrays use it."""
