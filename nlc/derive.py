@@ -30,6 +30,7 @@ def gradient(box: Box, state: State) -> Gradient:
 def written_out(root: Term, box: Box, state: State) -> Term:
     """The same term with each call of the state replaced by its products, outside `stop`."""
     done: dict[int, Term] = {}
+    known: dict[object, Term] = {}
 
     def visit(term: Term) -> Term:
         if id(term) in done:
@@ -37,17 +38,33 @@ def written_out(root: Term, box: Box, state: State) -> Term:
         if term.op == "stop":
             new = term
         elif term.op == "apply" and is_own(term.info, box, state):
-            new = application(term.info, visit(term.args[0]), term)
+            x = visit(term.args[0])
+            new = known.get(("own", id(x))) or application(term.info, x, term)
+            known["own", id(x)] = new
         elif term.op == "state" and is_own(term.info, box, state):
             raise Underivable(f"`{state.name}` is used as an array in its own objective")
         else:
             args = tuple(visit(a) for a in term.args)
             same = all(a is b for a, b in zip(args, term.args, strict=True))
             new = term if same else Term(term.op, args, term.shape, term.info, term.form, term.span)
+        new = alike(new, known)
         done[id(term)] = new
         return new
 
     return visit(root)
+
+
+def alike(term: Term, known: dict[object, Term]) -> Term:
+    """The first term that says the same: `M(k)` written twice is one call, with one gradient."""
+    match term.op:
+        case "const" | "input" | "local" | "sum" | "mean" | "length":
+            said: object = (type(term.info), term.info)
+        case _ if term.info is None:
+            said = None
+        case _:
+            return term
+    args = tuple(id(a) for a in term.args)
+    return known.setdefault((term.op, said, args, term.shape), term)
 
 
 def is_own(handle: Handle, box: Box, state: State) -> bool:

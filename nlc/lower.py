@@ -177,6 +177,11 @@ def check_orders(system: System, lowering: Lowering, training: Openness) -> None
     if lowering.kind not in ("recurrence", "frozen") or box.level is None:
         return
     for t in system.transfers:
+        other = t.truncate != training.truncate.get(box.level.name)
+        if t.kind == "init" and t.target is box.level and other:
+            why = f"`init` and `backprop` of `{box.level.name}`, `through` different lengths"
+            raise NotLowered(why, t.span)
+    for t in system.transfers:
         if t.kind == "init" and t.target is box.level and t.truncate != training.truncate.get(box.level.name):
             raise NotLowered(f"`init` and `backprop` of `{box.level.name}`, `through` different lengths", t.span)
     error = lowering.arrays[0].error

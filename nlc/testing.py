@@ -38,12 +38,13 @@ ELEMENTWISE = (
     "tanh({})", "sigmoid({})", "silu({})", "gelu({})", "relu({})", "sin({})", "cos({})",
     "softplus({})", "abs({})", "smooth_abs({})", "smooth_sign({})", "exp(-abs({}))",
     "log(1 + abs({}))", "sqrt(1 + abs({}))", "clip({}, -1, 0.5)", "-({})", "0.5 * ({})",
-    "({})^2 / (1 + ({})^2)", "1 / (1 + abs({}))", "({}) - floor({})",
+    "({})^2 / (1 + ({})^2)", "1 / (1 + abs({}))", "({}) * mod(floor(position / 2), 2)",
 )  # fmt: skip
-WHOLE = ("norm({})", "layernorm({})", "unit({})", "softmax({})", "tanh({}) + stop({})")
+WHOLE = ("norm({})", "layernorm({})", "unit({})", "softmax({})", "({}) * stop(tanh({x}))")
 PAIRS = (
-    "{} + {}", "{} - {}", "tanh({}) * ({})", "({}) / (2 + sin({}))", "min({}, {})", "max({}, {})",
-    "where({} < {}, 0.5, -1)", "dot({}, {}) * learned({n}, start = 0.1)",
+    "{a} + {b}", "{a} - 0.7 * {b}", "tanh({a}) * {b}", "{a} / (2 + sin({b}))", "min({a}, {b})",
+    "max({a}, {b})",
+    "where({a} < 0.2, {a}, {b})", "dot({a}, {b}) * learned({n}, start = 0.1)",
 )  # fmt: skip
 # Of what M says of a key; `g` stands for a weight, and `v` is what it should say.
 MATRIX_OBJECTIVES = (
@@ -133,6 +134,11 @@ class Made:
     periods: tuple[int, ...] = ()
 
 
+def stateless(made: Made) -> bool:
+    """Whether it keeps nothing, not even a past."""
+    return made.kind == "stateless" and not any("conv(" in line for line in made.text)
+
+
 @dataclass
 class Writer:
     """Writes one system. What it asks of `draw` is simplest first, so examples shrink to short ones."""
@@ -185,12 +191,13 @@ class Writer:
 
     def whole(self, names: Names, n: int, depth: int, weights: bool) -> str:
         text = self.pick(*(WHOLE if weights else WHOLE[2:]))
-        return str("(" + text.replace("{}", f"({self.vector(names, n, depth, weights)})") + ")")
+        inner = f"({self.vector(names, n, depth, weights)})"
+        return "(" + text.replace("{}", inner).replace("{x}", self.leaf(names, n, False)) + ")"
 
     def paired(self, names: Names, n: int, depth: int, weights: bool) -> str:
         a, b = (self.vector(names, n, depth, weights) for _ in range(2))
         text = self.pick(*(PAIRS if weights else PAIRS[:-1]))
-        return str("(" + text.format(f"({a})", f"({b})", n=n) + ")")
+        return str("(" + text.format(a=f"({a})", b=f"({b})", n=n) + ")")
 
     def scaled(self, names: Names, n: int, depth: int, weights: bool) -> str:
         return f"{self.number(names, depth, weights)} * ({self.vector(names, n, depth, weights)})"
@@ -501,16 +508,18 @@ class Writer:
             start = m.starts and self.chance(50)
             init = [f"transfer init training -> {m.name}{self.pick('', ' first order')}"] * start
             return [f"transfer condition training -> {m.name}", *init]
-        adapters = [a.name for a in self.made if a.kind == "adapter"]
+        adapters = [a.name for a in self.made if a.kind == "adapter" and not stateless(m)]
         to = ", ".join(["training", *adapters, *(l.name for l in learners)])
         cuts = [f" through {n} tokens" for n in (3, 4)] if not learners and not stands else []
         tail = self.pick("", "", *cuts) + (" first order" if m.first_order else "")
         targets = self.pick(to, to, to, "training") if m.kind == "matrix" else to
-        if m.kind == "stateless" and not any("conv(" in line for line in m.text):
-            targets = ", ".join(["training", *adapters])
+        if stateless(m):
+            if not m.weights:
+                return []
+            targets = "training"
         lines = [f"transfer backprop {m.name} -> {targets}{tail}"]
         if m.starts and self.chance(50):
-            lines.append(f"transfer init training -> {m.name}{self.pick('', ' first order')}")
+            lines.append(f"transfer init training -> {m.name}{self.pick(tail, tail, tail, ' first order')}")
         return lines
 
     def of_learner(self, m: Made) -> list[str]:

@@ -418,6 +418,9 @@ class Model(nn.Module):
             grads = self.gathered(state, period, paths)
             s = self.stream_of(state, 0)
             self.fire(level, s, grads, state.position // period)
+            if self.INNER_OPEN and state.inner is not None:
+                old = state.arrays
+                state.inner |= {k: x.detach() for k, x in s.items() if x is not old.get(k)}
             state.arrays = dict(s)
             for path in paths:
                 state.sums.pop(path, None)
