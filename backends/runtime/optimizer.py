@@ -31,8 +31,8 @@ class Optimizer(torch.optim.Optimizer):
     def __init__(self, model: Model) -> None:
         weights = dict(model.named_weights())
         rows = [
-            (path.format(*rounds), method, keeps, lead, line, measure)
-            for path, loops, method, keeps, lead, line, measure in self.ARRAYS
+            (path.format(*rounds), method, keeps, lead, line, measure, keep)
+            for path, loops, method, keeps, lead, line, measure, keep in self.ARRAYS
             for rounds in product(*(range(n) for n in loops))
         ]
         groups = [
@@ -77,11 +77,12 @@ class Optimizer(torch.optim.Optimizer):
             return
         across = self.across(group, grads)
         for name, p, grad in zip(group["names"], group["params"], grads, strict=True):
-            _, method, keeps, _, _, measure = self.rows[name]
+            _, method, keeps, _, _, measure, keep = self.rows[name]
             state = self.state[p]
             memory = {k: state[k] for k in keeps}
             extra = (across,) if measure else ()
             kept, amount = getattr(self, method)(p, grad, memory, group["count"], *extra)
+            kept = keep * kept
             if isinstance(kept, Tensor) or kept != 1.0:
                 p.mul_(kept)
             p.add_(amount)
@@ -108,3 +109,27 @@ class Optimizer(torch.optim.Optimizer):
                 one = getattr(self, measure)(p, grad)
                 total = one if total is None else total + one
         return total
+
+    # ---- small words of generated code
+
+    def counted(self, count: int) -> Tensor:
+        """Firings so far, for a schedule: exact, and of no effect on the precision of an array."""
+        return torch.tensor(float(count), dtype=torch.float64)
+
+    def number(self, condition: Tensor) -> Tensor:
+        """1 where it holds, else 0."""
+        return condition.float()
+
+    def maximum(self, a: Any, b: Any) -> Tensor:
+        return torch.maximum(*both(a, b))
+
+    def minimum(self, a: Any, b: Any) -> Tensor:
+        return torch.minimum(*both(a, b))
+
+
+def both(a: Any, b: Any) -> tuple[Tensor, Tensor]:
+    """Two tensors that may be compared; of two numbers, the tensor's type decides."""
+    like = a if isinstance(a, Tensor) else torch.as_tensor(b)
+    return torch.as_tensor(a, dtype=like.dtype, device=like.device), torch.as_tensor(
+        b, dtype=like.dtype, device=like.device
+    )

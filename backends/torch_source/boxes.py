@@ -375,7 +375,7 @@ class Frozen:
     # ---- heads ---------------------------------------------------------------------------------
 
     def common_heads(self) -> tuple[int, ...]:
-        """The axes that join the batch inside a stretch: those of the map, or the level's own heads."""
+        """The axes that join the batch in a stretch: those of the map, or the level's own heads."""
         mapped = all_mapped(self.box)
         per = {s.per for s in self.box.states}
         return mapped or (next(iter(per)) if len(per) == 1 else ())

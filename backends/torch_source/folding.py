@@ -1,7 +1,7 @@
 """Heads as part of the batch: terms of a level `per heads`, rewritten as one head sees them.
 
-Where every value has the heads as its first axis and every operation acts on what follows, the axis can join the batch:
-`M(k)` is then one batched product, with no axes to turn.
+Where every value has the heads as its first axis and every operation acts on what follows, the axis
+can join the batch: `M(k)` is then one batched product, with no axes to turn.
 """
 
 from __future__ import annotations
@@ -12,14 +12,18 @@ from nlc.system import Shape, Term
 from .expressions import CALLS, COMPARISONS, SIGNS
 
 SAME = {
-    *CALLS, *COMPARISONS, *SIGNS, "neg", "pow", "where", "max", "min", "mod", "clip", "softmax", "dot", "length",
-    "length_slope", "column", "squeeze", "concat", "stop", "layer_norm_back", "expand", "sum_to",
+    *CALLS, *COMPARISONS, *SIGNS, "neg", "pow", "where", "max", "min", "mod", "clip", "softmax",
+    "dot", "length", "length_slope", "column", "squeeze", "concat", "stop", "layer_norm_back",
+    "expand", "sum_to",
 }  # fmt: skip
 FIRST_ONLY = {"linear", "rms_norm", "layer_norm"}
 
 
 class Unfoldable(Exception):
-    """A term that sees the heads as an axis; the box is then written with them. Never leaves this folder."""
+    """A term that sees the heads as an axis; the box is then written with them.
+
+    Never leaves this folder.
+    """
 
 
 class Folder:

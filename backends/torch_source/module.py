@@ -18,7 +18,7 @@ from .bodies import Body, Module, all_mapped, state_path
 from .boxes import write_box
 from .code import Code, identifier
 from .expressions import ATOM, Value
-from .rules import RuleWriter, Written
+from .rules import RuleWriter, Written, fitted
 
 HEADER = """from __future__ import annotations
 
@@ -475,7 +475,7 @@ class Writer:
             code.add(f"PERIOD = {level.clock.period}", f"LINES = {lines!r}")
             self.table(
                 "ARRAYS",
-                "path, rounds, rule, its states, leading axes, line, measure",
+                "path, rounds, rule, its states, leading axes, line, measure, what the level keeps",
                 rows,
             )
             code.add("")
@@ -495,21 +495,35 @@ class Writer:
                 raise NotLowered(f"`{line.rule}` on steps", line.span)
             lead = len(shape) - len(own)
             rule = rule_for(line, own)
-            method = writer.method(
-                identifier(line.rule), rule, lead, dict(line.settings), dict(line.streams)
-            )
+            streams = {k: fitted(t, own) for k, t in line.streams.items()}
+            method = writer.method(identifier(line.rule), rule, lead, dict(line.settings), streams)
             if line not in lines:
                 lines.append(line)
-            measure = self.measure(writer, line, lead)
-            rows.append((path, loops, method.name, method.states, lead, lines.index(line), measure))
+            measure = self.measure(writer, line, streams, lead)
+            keep = self.kept_on_steps(level, path)
+            at = lines.index(line)
+            rows.append((path, loops, method.name, method.states, lead, at, measure, keep))
         return rows, len(lines)
 
-    def measure(self, writer: RuleWriter, line: object, lead: int) -> str:
+    def kept_on_steps(self, level: Level, path: str) -> float:
+        """What a state of a level on steps keeps at a firing (2.8)."""
+        for box in level.boxes:
+            for state in box.states:
+                retain = state.rule.retain
+                if retain is None or all(
+                    state_path(box, state.name, a.name) != path for a in state.form.arrays
+                ):
+                    continue
+                if retain.op != "const":
+                    raise NotLowered(f"a retention of `{state.name}` that is no number", state.span)
+                return float(retain.info)
+        return 1.0
+
+    def measure(self, writer: RuleWriter, line: Learn, streams: dict[str, Term], lead: int) -> str:
         """The method that gives `across`' own number for one array, or ''."""
         from .expressions import Expressions
 
-        assert isinstance(line, Learn)
-        found = [t for s in line.streams.values() for t in s.walk() if t.op == "across"]
+        found = [t for s in streams.values() for t in s.walk() if t.op == "across"]
         if not found:
             return ""
         if len(found) > 1 and any(f is not found[0] for f in found):

@@ -11,7 +11,8 @@ from dataclasses import dataclass
 
 from nlc.diagnostics import InternalError
 from nlc.lower import NotLowered
-from nlc.system import Assign, Box, Learn, State, Term
+from nlc.resolve.shapes import broadcast
+from nlc.system import Assign, Box, Learn, Shape, State, Term
 
 from .code import Code
 from .expressions import ATOM, Expressions, Value
@@ -99,7 +100,9 @@ class RuleBody:
 
     def setting(self, name: str) -> Value:
         """A setting that the line gives as a term: constants and the level's count only."""
-        e = Expressions(self.code, 0, hooks={"count": lambda t: Value("count", ATOM, False, 0)})
+        ticks = Value("self.counted(count)", ATOM, False, 0)
+        e = Expressions(self.code, 0, hooks={"count": lambda t: ticks})
+        e.count([self.settings[name]])
         value = e(self.settings[name])
         return Value(f"({value.code})", ATOM, False, value.own)
 
@@ -113,7 +116,7 @@ class RuleBody:
             where = f"{rule.span.source.name.rsplit('/', 1)[-1]}:{rule.span.line}"
             code.docstring(
                 [
-                    f"optimizer {rule.name} ({where}): what is kept of the weight, and what is added.",
+                    f"optimizer {rule.name} ({where}): what the weight keeps, and what is added.",
                     *(f"Source: {c}" for c in rule.cites),
                 ]
             )
@@ -207,6 +210,41 @@ class RuleBody:
             self.code.add(f"{name} = {kept}{sign}")
         self.code.add(f'm["{key}"] = {name}')
         e.done.clear()
+
+
+ELEMENTWISE = {
+    *("add", "sub", "mul", "div", "pow", "neg", "lt", "le", "gt", "ge", "eq", "exp", "log", "sqrt"),
+    *("abs", "sign", "sin", "cos", "floor", "mod", "sigmoid", "softplus", "silu", "gelu", "tanh"),
+    *("relu", "clip", "min", "max", "where", "smooth_abs", "smooth_sign"),
+}
+
+
+def fitted(root: Term, shape: Shape) -> Term:
+    """A stream of a line that serves arrays of many shapes, for an array of this one."""
+    done: dict[int, Term] = {}
+
+    def visit(term: Term) -> Term:
+        if id(term) not in done:
+            args = tuple(visit(a) for a in term.args)
+            done[id(term)] = Term(term.op, args, new_shape(term, args), term.info, None, term.span)
+        return done[id(term)]
+
+    def new_shape(term: Term, args: tuple[Term, ...]) -> Shape:
+        if term.op == "input":
+            return shape if term.info in ("weight", "grad") else term.shape
+        if term.op in ELEMENTWISE:
+            wide: Shape | None = ()
+            for a in args:
+                wide = None if wide is None else broadcast(wide, a.shape)
+            if wide is not None:
+                return wide
+        if not term.shape or all(a.shape == b.shape for a, b in zip(args, term.args, strict=True)):
+            return term.shape
+        if term.op in ("unit", "softmax"):
+            return args[0].shape
+        raise NotLowered(f"`{term.op}` in a stream for arrays of several shapes", term.span)
+
+    return visit(root)
 
 
 def settings_of(learn: Learn) -> dict[str, Term]:
