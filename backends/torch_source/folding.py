@@ -6,6 +6,8 @@ can join the batch: `M(k)` is then one batched product, with no axes to turn.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from nlc.rules import Product
 from nlc.system import Shape, Term
 
@@ -17,6 +19,35 @@ SAME = {
     "expand", "sum_to",
 }  # fmt: skip
 FIRST_ONLY = {"linear", "rms_norm", "layer_norm"}
+
+
+@dataclass(frozen=True)
+class Heads:
+    """The axes that join the batch, as Python text: those of a map, or a level's own heads."""
+
+    sizes: Shape
+    mapped: bool
+
+    @property
+    def told(self) -> str:
+        return ", ".join(map(str, self.sizes))
+
+    def join(self, stream: str) -> str:
+        """A stream with its heads in the batch."""
+        turned = stream if self.mapped else f"{stream}.transpose(1, 2)"
+        return self.into(turned)
+
+    def part(self, stream: str) -> str:
+        """A stream as it was."""
+        return self.back(stream) if self.mapped else f"{self.back(stream)}.transpose(1, 2)"
+
+    def into(self, array: str) -> str:
+        """An array of the stream with its heads in the batch."""
+        return f"{array}.flatten(0, {len(self.sizes)})"
+
+    def back(self, array: str, axis: int = 0) -> str:
+        """An array as the stream keeps it."""
+        return f"{array}.unflatten({axis}, (-1, {self.told}))"
 
 
 class Unfoldable(Exception):

@@ -1,0 +1,161 @@
+"""What the methods of boxes share: heads and docstrings, states, and the gates of a recurrence."""
+
+from __future__ import annotations
+
+from nlc.backward import add, constant, mul
+from nlc.derive import substitute
+from nlc.plan import ArrayRule
+from nlc.system import Box, Term
+
+from .bodies import Body, Module, all_mapped, state_path
+from .code import identifier
+from .expressions import ATOM, Value
+
+
+def head(module: Module, box: Box, body: Body) -> tuple[str, list[str]]:
+    """`def name(self, s, at, w, x):` and the names it takes."""
+    names = ["s", "at"] + (["w"] if box.path in module.has_weights else [])
+    for name, shape in box.inputs:
+        given = unique(name, names)
+        names.append(given)
+        body.e.names[f"input {name}"] = Value(given, ATOM, True, len(shape))
+    annotated = [
+        "self",
+        "s: Stream",
+        "at: str",
+        *(["w: Part"] if "w" in names else []),
+        *(f"{n}: Tensor" for n in names if n not in ("s", "at", "w")),
+    ]
+    return f"def {module.method(box)}({', '.join(annotated)}) -> Tensor:", names
+
+
+def unique(name: str, names: list[str]) -> str:
+    """A Python name for an input: the spec's `x` and `x_` stay two."""
+    given = identifier(name)
+    while given in names:
+        given += "_"
+    return given
+
+
+def opening(module: Module, box: Box, *more: str) -> None:
+    """The docstring: what the box is, its source, its inputs and how it is run."""
+    level = box.level
+    clock = f" {level.clock}" if level is not None and box.kind == "level" else ""
+    where = f"{box.span.source.name.rsplit('/', 1)[-1]}:{box.span.line}"
+    lines = [f"{box.kind} {box.name}{clock} ({where})."]
+    if box.cites:
+        lines.append("Source: " + "; ".join(box.cites))
+    mapped = [str(n) for n in all_mapped(box)]
+    shapes = [f"{n} [{', '.join(['batch', *mapped, 'time', *map(str, s)])}]" for n, s in box.inputs]
+    if shapes:
+        lines.append("Inputs: " + ", ".join(shapes))
+    lines.append("Run as: " + module.plan.of(box).reason + ".")
+    module.code.docstring([*lines, *more])
+
+
+def keep_states(module: Module, box: Box, *extra: str) -> None:
+    """The rows of the table of states for a box's arrays."""
+    if module.plan.of(box).kind == "static":
+        return
+    for state in box.states:
+        for array in state.form.arrays:
+            path = state_path(box, state.name, array.name)
+            shape = (*all_mapped(box), *state.per, *array.shape)
+            drawn = (
+                state.start is not None
+                and state.start.op == "normal"
+                or state.start is None
+                and array.std > 0
+            )
+            learned = module.plan.system is not None and path in module.has_weights
+            module.hold(path, box.loops, shape, "weights" if drawn or learned else "zeros")
+            for suffix in extra:
+                module.hold(f"{path}{suffix}", box.loops, shape, "zeros")
+
+
+def rows(body: Body, term: Term, per: tuple[int, ...], trailing: int) -> str:
+    """A term for the ops: [batch, *mapped, *per, time, ..]; `trailing` axes of its own are kept (0:
+    one number).
+    """
+    value = body.e(term)
+    if not value.lead and value.own == 0:
+        return value.code
+    code = value.atom
+    own = value.own
+    if not value.lead:
+        code = f"self.stream({value.code}, s, {body.lead})"
+    has_per = bool(per) and own > trailing
+    if own == len(per) + 1 and trailing == 0 and term.shape[-1:] == (1,):
+        code = f"{code}.squeeze(-1)"
+        own -= 1
+    if per:
+        code = (
+            f"{code}.transpose({body.lead - 1}, {body.lead})"
+            if has_per
+            else f"{code}.unsqueeze({body.lead - 1})"
+        )
+    elif own == 1 and trailing == 0 and term.shape == (1,):
+        code = f"{code}.squeeze(-1)"
+    return code
+
+
+def rates(body: Body, rule: ArrayRule, retain: Term | None, per: tuple[int, ...]) -> dict[str, str]:
+    """rate, keep, momentum and erase as arguments of an op."""
+    given = {"rate": rows(body, substitute(rule.rule.rate, rule.settings), per, 0)}
+    keep = retain
+    if rule.rule.keep is not None:
+        own = substitute(rule.rule.keep, rule.settings)
+        keep = own if keep is None else mul(keep, own)
+    if keep is not None:
+        channel = len(keep.shape) > len(per) and keep.shape[-1] != 1
+        given["keep"] = rows(body, keep, per, 1 if channel else 0)
+    if rule.rule.momentum is not None:
+        given["momentum"] = rows(body, substitute(rule.rule.momentum, rule.settings), per, 0)
+    return given
+
+
+def named(arguments: dict[str, str], skip: str = "rate") -> str:
+    return "".join(f", {k}={v}" for k, v in arguments.items() if k != skip)
+
+
+def written(body: Body, code: str, constant: bool = False) -> str:
+    """What goes into a write: a constant to the gradients that do not enter this level; what is
+    asked is not.
+    """
+    if (
+        code.replace(".", "").replace("e-", "").replace("-", "").isdigit()
+        or not constant
+        and body.open
+        and not body.held_inside
+    ):
+        return code
+    return f"({code}).detach()" if constant else body.gate(f"({code})")
+
+
+def total_erase(rule: ArrayRule) -> Term | None:
+    """What the error says of the prediction, and what the optimizer erases besides."""
+    parts = [
+        p for p in (rule.error.factor if rule.error else None, rule.rule.erase) if p is not None
+    ]
+    if not parts:
+        return None
+    return parts[0] if len(parts) == 1 else summed(parts[0], parts[1])
+
+
+def summed(a: Term, b: Term) -> Term:
+    return constant(a.info + b.info, a) if a.op == b.op == "const" else add(a, b)
+
+
+def equation(rule: ArrayRule, name: str) -> str:
+    """The update, for the reader."""
+    momentum = "S = momentum S + r x', " if rule.rule.momentum is not None else ""
+    write = "S" if momentum else "r x'"
+    says = " + erase M x" if total_erase(rule) is not None else ""
+    return f"r = -rate (e{says}), {momentum}{name} = keep {name} + {write}"
+
+
+def transparent(body: Body) -> None:
+    """In an objective `stop` is a constant for that objective's own gradient only, which has been
+    taken (2.12).
+    """
+    body.e.hooks["stop"] = lambda term: body.e(term.args[0])

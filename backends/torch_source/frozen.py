@@ -1,0 +1,492 @@
+"""Boxes whose gradients are frozen at the start of N tokens.
+
+Lines that read no state are written for the whole span; then what a stretch writes, and what it reads.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+from nlc.derive import substitute
+from nlc.diagnostics import InternalError
+from nlc.plan import ArrayRule
+from nlc.system import Assign, Box, State, Term
+
+from .bodies import Body, Module, all_mapped, state_path
+from .common import (
+    equation,
+    head,
+    keep_states,
+    named,
+    opening,
+    rates,
+    rows,
+    transparent,
+    unique,
+)
+from .expressions import ATOM, Value
+from .folding import Folder, Heads, Unfoldable
+from .stretch import StretchBody
+
+
+@dataclass(frozen=True)
+class Amount:
+    """What is written into one array: the arguments of `span` as Python."""
+
+    rule: ArrayRule
+    path: str
+    shape: tuple[int, ...]
+    x: str
+    e: str
+    arguments: tuple[tuple[str, str], ...]
+
+
+class Frozen:
+    """Writes a box that linearises: lines that read no state, then what each stretch writes, then
+    what it reads.
+    """
+
+    def __init__(self, module: Module, box: Box) -> None:
+        self.module = module
+        self.box = box
+        self.code = module.code
+        self.rules = module.plan.of(box).arrays
+        self.values = {line.name: line.value for line in box.lines if isinstance(line, Assign)}
+        self.touching = self.lines_touching_state()
+        self.write_roots = self.roots_of_writes()
+        self.used = self.reach(self.write_roots)
+        self.heads = Heads(self.common_heads(), bool(all_mapped(box)))
+        self.folder = self.folding()
+        assert box.read is not None
+        self.read_roots = [
+            box.read,
+            *(v for n, v in self.values.items() if n in self.touching and n not in self.used),
+        ]
+
+    # ---- heads ---------------------------------------------------------------------------------
+
+    def common_heads(self) -> tuple[int, ...]:
+        """The axes that join the batch in a stretch: those of the map, or the level's own heads."""
+        mapped = all_mapped(self.box)
+        per = {s.per for s in self.box.states}
+        return mapped or (next(iter(per)) if len(per) == 1 else ())
+
+    def folding(self) -> Callable[[Term], Term] | None:
+        """How terms are rewritten for one head; None where some term sees the heads as an axis."""
+        if not self.heads.sizes:
+            return None
+        if self.heads.mapped:
+            return (lambda term: term) if not any(s.per for s in self.box.states) else None
+        folder = Folder(self.heads.sizes)
+        try:
+            for name in self.touching & self.used:
+                folder(self.values[name])
+            for root in self.write_roots:
+                folder(root)
+            for rule in self.rules:
+                folder(rule.input), folder(rule.surprise)
+        except Unfoldable:
+            return None
+        return folder
+
+    def fold(self, term: Term) -> Term:
+        return self.folder(term) if self.folder is not None else term
+
+    def into(self, code: str) -> str:
+        """An array of the stream, as the stretch uses it."""
+        return self.heads.into(code) if self.folder is not None else code
+
+    def back(self, code: str, axis: int = 0) -> str:
+        """An array for the stream."""
+        return self.heads.back(code, axis) if self.folder is not None else code
+
+    # ---- which lines go where
+    # -----------------------------------------------------------------------
+
+    def roots_of_writes(self) -> list[Term]:
+        """What a write, a retention, an objective or a setting is made of (2.9.7)."""
+        roots: list[Term] = []
+        for state in self.box.states:
+            rule = state.rule
+            roots += [t for t in (rule.objective, rule.retain) if t is not None]
+            roots += [t for learn in rule.learn.values() for t in learn.settings.values()]
+        return roots
+
+    def reach(self, roots: list[Term]) -> set[str]:
+        """The lines that these terms use, directly or not."""
+        found: set[str] = set()
+        stack = list(roots)
+        while stack:
+            for t in stack.pop().walk():
+                if t.op == "local" and t.info not in found:
+                    found.add(t.info)
+                    stack.append(self.values[t.info])
+        return found
+
+    def lines_touching_state(self) -> set[str]:
+        """Lines that depend on the box's own states."""
+        touching: set[str] = set()
+        for name, value in self.values.items():
+            if any(
+                t.op in ("apply", "state")
+                and t.info.box is self.box
+                or t.op == "local"
+                and t.info in touching
+                for t in value.walk()
+            ):
+                touching.add(name)
+        return touching
+
+    def given(self, roots: list[Term]) -> list[str]:
+        """Inputs and lines made outside that these terms use, through lines that touch the states
+        too.
+        """
+        found: dict[str, None] = {}
+        inner = [self.values[n] for n in self.reach(roots) & self.touching]
+        for root in [*roots, *inner]:
+            for t in root.walk():
+                if t.op == "input":
+                    found[f"input {t.info}"] = None
+                elif t.op == "local" and t.info not in self.touching:
+                    found[f"local {t.info}"] = None
+        return list(found)
+
+    def runs_read(self) -> list[ArrayRule]:
+        """The arrays that reads see as they run on."""
+        names = {
+            t.info.name
+            for root in self.read_roots
+            for t in root.walk()
+            if t.op == "apply" and t.info.box is self.box
+        }
+        return [r for r in self.rules if r.state in names]
+
+    # ---- the method of the box
+    # ------------------------------------------------------------------------
+
+    def write(self) -> None:
+        box, code = self.box, self.code
+        keep_states(
+            self.module,
+            box,
+            ".start",
+            *([".m"] if any(r.rule.momentum is not None for r in self.rules) else []),
+        )
+        body = Body(self.module, box)
+        first, names = head(self.module, box, body)
+        with code.function(first, names):
+            opening(self.module, box)
+            for line in box.lines:
+                if isinstance(line, Assign) and line.name not in self.touching:
+                    body.assign(line)
+            self.stretches(body)
+        code.add("")
+        self.writes_method()
+        self.read_method()
+
+    def stretches(self, body: Body) -> None:
+        """At most `linearise` ticks at a time; training's gradient may be cut at longer ones."""
+        box, code = self.box, self.code
+        method = self.module.method(box)
+        level = box.level.name if box.level is not None else ""
+        cut = self.module.plan.training.truncate.get(level)
+        axis = body.lead - 1
+        colon = ", ".join([":"] * axis)
+
+        a, b, fresh, cuts, runs, reads = code.names(["a", "b", "new", "cut", "runs", "reads"])
+
+        def slices(names: list[str], gate: bool) -> str:
+            parts = []
+            for n in names:
+                v = body.e.names[n]
+                text = f"{v.code}[{colon}, {a}:{b}]" if v.lead else v.code
+                parts.append(f"{text}.detach()" if gate and not body.open else text)
+            return "".join(f", {p}" for p in parts)
+
+        w = ", w" if box.path in self.module.has_weights else ""
+        code.add(f"{reads} = []")
+        periods = f"{box.linearise}, {cut}" if cut is not None else f"{box.linearise}"
+        asked = slices(self.given(self.read_roots), False)
+        with code.block(f"for {a}, {b}, {fresh}, {cuts} in s.stretches({periods}):"):
+            if cut is not None:
+                with code.block(f"if {cuts}:"):
+                    code.add("self.cut(s, at)")
+            written = slices(self.given(self.write_roots), True)
+            call = f"self.{method}_writes(s, at{w}, {fresh}{written})"
+            if body.held_inside:
+                code.add(f'{runs} = s.writes(f"{{at}}{{{a}}}", lambda: {call})')
+            else:
+                code.add(f"{runs} = {call}")
+            code.add(f"{reads}.append(self.{method}_read(s, at{w}, {runs}{asked}))")
+        code.add(f"return self.joined({reads}, {axis})")
+
+    def parameters(self, body: Body, names: list[str], taken: list[str]) -> str:
+        """The names a method of one stretch is given, as its parameters."""
+        out = []
+        outer = Body(self.module, self.box)
+        for name in names:
+            given = unique(name.split(" ", 1)[1], taken)
+            taken.append(given)
+            out.append(f", {given}: Tensor")
+            shape = (
+                dict(self.box.inputs).get(name.split(" ", 1)[1], ())
+                if name.startswith("input ")
+                else self.values[name.split(" ", 1)[1]].shape
+            )
+            lead = name.startswith("input ") or self.leads(outer, name)
+            body.e.names[name] = Value(given, ATOM, lead, len(shape))
+        return "".join(out)
+
+    def leads(self, outer: Body, name: str) -> bool:
+        """Whether a line made outside changes with the ticks."""
+        return any(
+            t.op in ("input", "position", "call", "conv")
+            or t.op == "local"
+            and self.leads(outer, f"local {t.info}")
+            for t in self.values[name.split(" ", 1)[1]].walk()
+        )
+
+    # ---- what a stretch writes
+    # ------------------------------------------------------------------------------
+
+    def writes_method(self) -> None:
+        box, module, code = self.box, self.module, self.code
+        body = StretchBody(module, box)
+        taken = ["s", "at", "w", "fresh"]
+        parameters = self.parameters(body, self.given(self.write_roots), taken)
+        w = ", w: Part" if box.path in module.has_weights else ""
+        with code.function(
+            f"def {module.method(box)}_writes"
+            f"(self, s: Stream, at: str{w}, fresh: bool{parameters}) -> tuple[Span, ...]:",
+            taken,
+        ):
+            code.docstring(
+                [
+                    f"What at most {box.linearise} ticks write: lines and gradients are taken",
+                    "at the state where the stretch started.",
+                ]
+            )
+            if self.folder is not None:
+                self.enter_batch(body)
+            self.anchors(body, fresh=True)
+            for name, value in self.values.items():
+                if name in self.touching and name in self.used:
+                    body.assign(Assign(name, self.fold(value)))
+            self.amounts(body)
+            wanted = [body.runs[r.state, r.array] for r in self.runs_read()]
+            code.add(
+                f"return {', '.join(wanted)}{',' if len(wanted) == 1 else ''}"
+                if wanted
+                else "return ()"
+            )
+        code.add("")
+
+    def enter_batch(self, body: StretchBody) -> None:
+        """Every stream that is given, with its heads in the batch."""
+        body.fold_lead()
+        for name, value in body.e.names.items():
+            if value.lead:
+                self.code.add(f"{value.code} = {self.heads.join(value.code)}")
+                own = value.own if self.heads.mapped else value.own - len(self.heads.sizes)
+                body.e.names[name] = Value(value.code, ATOM, True, own)
+
+    def anchors(self, body: StretchBody, fresh: bool) -> None:
+        """The arrays as they were at the stretch's start."""
+        code, box = self.code, self.box
+        if fresh:
+            with code.block("if fresh:"):
+                for path in self.paths():
+                    code.add(f"s[{body.key(path + '.start')}] = s[{body.key(path)}]")
+        for state in box.states:
+            for array in state.form.arrays:
+                name = code.name(f"{state.name}_{array.name}" if array.name else state.name)
+                start = f"s[{body.key(state_path(box, state.name, array.name) + '.start')}]"
+                code.add(f"{name} = {self.into(start) if body.folded else start}")
+                body.anchors[state.name, array.name] = name
+
+    def paths(self) -> list[str]:
+        return [
+            state_path(self.box, s.name, a.name) for s in self.box.states for a in s.form.arrays
+        ]
+
+    def amounts(self, body: StretchBody) -> None:
+        """For each array the gradient as surprise and input; then the recurrences, those alike
+        together.
+        """
+        transparent(body)
+        body.e.count([self.fold(t) for r in self.rules for t in (r.surprise, r.input)])
+        found: list[Amount] = []
+        for state in self.box.states:
+            for rule in (r for r in self.rules if r.state == state.name):
+                assert state.rule.objective is not None
+                body.cite_line(state.rule.objective)
+                found.append(self.amount(body, state, rule))
+        for group in together(found):
+            self.run(body, group)
+
+    def amount(self, body: StretchBody, state: State, rule: ArrayRule) -> Amount:
+        level = self.box.level.name if self.box.level is not None else ""
+        per = () if body.folded else state.per
+        x, e = (body.row(self.fold(t), per) for t in (rule.input, rule.surprise))
+        if level in self.module.plan.training.first_order:
+            x, e = f"{x}.detach()", f"{e}.detach()"
+        settings = {k: self.fold(t) for k, t in rule.settings.items()}
+        retain = self.fold(state.rule.retain) if state.rule.retain is not None else None
+        given = rates(body, replace(rule, settings=settings), retain, per)
+        arguments = {k: body.name_row(v) for k, v in given.items()}
+        if rule.rule.erase is not None:
+            arguments["erase"] = rows(body, substitute(rule.rule.erase, settings), per, 0)
+        shape = next(a.shape for a in state.form.arrays if a.name == rule.array)
+        return Amount(
+            rule,
+            state_path(self.box, state.name, rule.array),
+            shape,
+            x,
+            e,
+            tuple(arguments.items()),
+        )
+
+    def run(self, body: StretchBody, group: list[Amount]) -> None:
+        """One call of `span` for arrays alike: rows of one matrix where the input is the same, else
+        side by side.
+        """
+        code = self.code
+        first = group[0]
+        name = code.name(
+            "run" if len(group) > 1 else f"run_{body.anchors[first.rule.state, first.rule.array]}"
+        )
+        keys = [body.key(a.path) for a in group]
+        names = [body.anchors[a.rule.state, a.rule.array] for a in group]
+        shared = all(a.x == first.x for a in group)
+        arguments = dict(first.arguments)
+        code.comment(
+            equation(
+                first.rule, ", ".join(names) if len(names) < 4 else f"{names[0]} .. {names[-1]}"
+            )
+        )
+
+        def gathered(parts: list[str], axis: int) -> str:
+            if len(parts) == 1:
+                return parts[0]
+            return (
+                f"torch.cat([{', '.join(parts)}], {axis})"
+                if shared
+                else f"torch.stack([{', '.join(parts)}])"
+            )
+
+        state = gathered([self.into(f"s[{k}]") for k in keys], -2)
+        x = first.x if shared else gathered([a.x for a in group], -1)
+        e = gathered([a.e for a in group], -1)
+        momentum = first.rule.rule.momentum is not None
+        memories = [body.key(a.path + ".m") for a in group]
+        if momentum:
+            arguments["S0"] = gathered([self.into(f"s[{k}]") for k in memories], -2)
+        code.add(f"{name} = span({state}, {x}, {e}, {arguments['rate']}{named(arguments)})")
+        self.ends(name, group, keys, memories if momentum else None, shared)
+        self.parts_of(body, name, group, shared)
+
+    def ends(
+        self,
+        name: str,
+        group: list[Amount],
+        keys: list[str],
+        memories: list[str] | None,
+        shared: bool,
+    ) -> None:
+        code = self.code
+        if len(group) == 1 and self.folder is None:
+            code.add(f"s[{keys[0]}], {f's[{memories[0]}]' if memories else '_'} = {name}.end()")
+            return
+        end = code.name("end")
+        kept = code.name("momentum") if memories else "_"
+        code.add(f"{end}, {kept} = {name}.end()")
+        cut = f".split({tuple(a.shape[0] for a in group)}, -2)" if shared else ".unbind(0)"
+        for source, targets in ((end, keys), (kept, memories or [])):
+            if len(targets) == 1:
+                code.add(f"s[{targets[0]}] = {self.back(source)}")
+            elif targets:
+                whole = self.back(source, 0 if shared else 1)
+                code.add(f"{', '.join(f's[{k}]' for k in targets)} = {whole}{cut}")
+
+    def parts_of(self, body: StretchBody, name: str, group: list[Amount], shared: bool) -> None:
+        """The part of the run that belongs to each array which is read."""
+        wanted = {(r.state, r.array) for r in self.runs_read()}
+        row = 0
+        for i, a in enumerate(group):
+            mine = (a.rule.state, a.rule.array)
+            part = f"{name}.rows({row}, {row + a.shape[0]})" if shared else f"{name}.pick({i})"
+            row += a.shape[0]
+            if mine in wanted:
+                body.runs[mine] = name if len(group) == 1 else part
+
+    # ---- what a stretch reads
+    # ---------------------------------------------------------------------------------
+
+    def read_method(self) -> None:
+        """Lines that only reads use see the running state before the write; the read sees the new
+        one (2.8).
+        """
+        box, module, code = self.box, self.module, self.code
+        body = StretchBody(module, box)
+        taken = ["s", "at", "w", "runs"]
+        parameters = self.parameters(body, self.given(self.read_roots), taken)
+        w = ", w: Part" if box.path in module.has_weights else ""
+        with code.function(
+            f"def {module.method(box)}_read"
+            f"(self, s: Stream, at: str{w}, runs: tuple[Span, ...]{parameters}) -> Tensor:",
+            taken,
+        ):
+            when = "before" if box.read_before else "after"
+            code.docstring([f"What the stretch answers, each tick {when} its own write."])
+            frozen_lines = self.reach(self.read_roots) & self.touching & self.used
+            if frozen_lines:
+                self.anchors(body, fresh=False)
+                for name, value in self.values.items():
+                    if name in frozen_lines:
+                        body.assign(Assign(name, value))
+            names = [
+                code.name(f"{r.state}_{r.array}" if r.array else r.state) for r in self.runs_read()
+            ]
+            if names:
+                code.add(f"{', '.join(names)}{',' if len(names) == 1 else ''} = runs")
+            body.runs = {
+                (r.state, r.array): n for r, n in zip(self.runs_read(), names, strict=True)
+            }
+            body.heads = self.heads if self.folder is not None else None
+            self.reads(body)
+        code.add("")
+
+    def reads(self, body: StretchBody) -> None:
+        box = self.box
+        assert box.read is not None
+        body.running, body.before = True, True
+        for name, value in self.values.items():
+            if name in self.touching and name not in self.used:
+                body.assign(Assign(name, value))
+        body.before = box.read_before
+        body.e.done.clear()
+        body.cite_line(box.read)
+        body.e.count([box.read])
+        self.code.add(f"return {body.e(box.read).code}")
+
+
+def together(amounts: list[Amount]) -> list[list[Amount]]:
+    """Arrays that one `span` can run: the same gates and the same input, else the same gates and
+    shape.
+    """
+    groups: dict[tuple[object, ...], list[Amount]] = {}
+    for a in amounts:
+        groups.setdefault((a.x, a.arguments, a.shape[1]), []).append(a)
+    out = [g for g in groups.values() if len(g) > 1]
+    alone: dict[tuple[object, ...], list[Amount]] = {}
+    for g in groups.values():
+        if len(g) == 1:
+            alone.setdefault((g[0].arguments, g[0].shape), []).append(g[0])
+    return [*out, *alone.values()]
+
+
+def frozen(module: Module, box: Box) -> None:
+    if any(not isinstance(line, Assign) for line in box.lines):
+        raise InternalError("a loop in a box")
+    Frozen(module, box).write()

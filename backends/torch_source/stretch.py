@@ -1,0 +1,61 @@
+"""The body of one stretch: products use the arrays of its start, or those that run on."""
+
+from __future__ import annotations
+
+from nlc.derive import application
+from nlc.system import Box, Handle, Term
+
+from .bodies import Body, Module
+from .expressions import ATOM, Expressions, Value
+from .folding import Heads
+
+
+class StretchBody(Body):
+    """A body inside one stretch: products use the arrays of its start, or those that run on."""
+
+    def __init__(self, module: Module, box: Box) -> None:
+        super().__init__(module, box)
+        self.anchors: dict[tuple[str, str], str] = {}
+        self.runs: dict[tuple[str, str], str] = {}
+        self.running = False
+        self.before = False
+        self.folded = False
+        self.heads: Heads | None = None
+
+    def fold_lead(self) -> None:
+        """From here on the heads are part of the batch."""
+        self.folded = True
+        self.mapped, self.lead, self.e.lead = (), 2, 2
+
+    def times(self, matrix: str, own: bool, x: Value, handle: Handle, back: bool = False) -> str:
+        if not self.folded or handle.box is not self.box or x.own != 1:
+            return super().times(matrix, own, x, handle, back)
+        return f"torch.bmm({x.code}, {matrix}{'' if back else '.mT'})"
+
+    def apply(self, term: Term) -> Value:
+        handle: Handle = term.info
+        if not self.running or self.heads is None or handle.box is not self.box:
+            return super().apply(term)
+        return self.asked(term, handle, self.heads)
+
+    def asked(self, term: Term, handle: Handle, heads: Heads) -> Value:
+        """`M(x)` of the running state: heads join the batch for the length of the call."""
+        x = self.e(term.args[0])
+        name = self.code.name("asked")
+        self.code.add(f"{name} = {heads.join(x.atom)}")
+        own = x.own if heads.mapped else x.own - len(heads.sizes)
+        shape = term.args[0].shape[len(term.args[0].shape) - own :]
+        given = Term("input", (), shape, name, None, term.span)
+        inner = Expressions(self.code, 2)
+        inner.names[f"input {name}"] = Value(name, ATOM, True, own)
+        before = ", before_write=True" if self.before else ""
+
+        def product(t: Term) -> Value:
+            run = self.runs[handle.name, t.info.array.name]
+            v = inner(t.args[0])
+            return Value(f"{run}.read({v.code}{before})", ATOM, True, v.own)
+
+        inner.hooks["product"] = product
+        applied = application(handle, given, term)
+        inner.count([applied])
+        return Value(heads.part(inner(applied).atom), ATOM, True, len(term.shape))
