@@ -1,0 +1,252 @@
+"""Terms to text, in the language's own notation or in LaTeX.
+
+In: a term. Out: what a person would write. `x'` is a transpose, so `e k'` is an outer product.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from .backward import constant, make, mul
+from .resolve.shapes import broadcast
+from .system import ALL, Box, Handle, Term
+
+# ---- terms, as the language writes them ----------------------------------------------------------
+
+INDENT = "  "
+Rows = list[tuple[str, str]]  # what a line is, and the line
+COMPARED, SUM, PRODUCT, UNARY, POWER, ATOM = range(6)
+# how it is written, how tightly it binds, how tightly its operands must
+_INFIX = {
+    "add": (" + ", SUM, SUM, SUM), "sub": (" - ", SUM, SUM, PRODUCT),
+    "mul": (" * ", PRODUCT, PRODUCT, UNARY), "div": (" / ", PRODUCT, PRODUCT, UNARY),
+    "matmul": (" @ ", PRODUCT, PRODUCT, UNARY), "pow": ("^", POWER, ATOM, UNARY),
+    "lt": (" < ", COMPARED, SUM, SUM), "le": (" <= ", COMPARED, SUM, SUM),
+    "gt": (" > ", COMPARED, SUM, SUM), "ge": (" >= ", COMPARED, SUM, SUM),
+    "eq": (" == ", COMPARED, SUM, SUM),
+}  # fmt: skip
+_OTHER = {"+": "-", "-": "+"}
+_SAME = ("expand", "sum_to")  # how broadcasting is undone is no news to a reader
+_NAMES = {"rms_norm": "norm", "layer_norm": "layernorm", "layer_norm_back": "layernorm_back"}
+
+
+@dataclass
+class Writer:
+    """Terms to text. `bound`: terms that have a name by now. `state`: the one that rules speak of,
+    whose arrays are named alone; `base` is what it is called. `body`: whose states need no box
+    before their names.
+    """
+
+    bound: dict[int, str] = field(default_factory=dict)
+    state: str = ""
+    base: str = ""
+    body: Box | None = None
+    latex: bool = False
+
+    def text(self, term: Term, least: int = COMPARED) -> str:
+        written, binds = self.written(term)
+        if binds >= least:
+            return written
+        return rf"\left({written}\right)" if self.latex else f"({written})"
+
+    def written(self, term: Term) -> tuple[str, int]:
+        if id(term) in self.bound:
+            return self.bound[id(term)], ATOM
+        if term.op in _INFIX:
+            return self.infix(term)
+        match term.op:
+            case "const":
+                return self.number(term.info)
+            case "neg":
+                return f"-{self.text(term.args[0], UNARY)}", UNARY
+            case "product":
+                return f"{self.array(term)}{self.at}{self.text(term.args[0], UNARY)}", PRODUCT
+            case "product_back":
+                name = self.array(term)
+                return f"{self.turned(name)}{self.at}{self.text(term.args[0], UNARY)}", PRODUCT
+            case "input" | "local" | "argument":
+                return self.name(term.info), ATOM
+            case "state":
+                return self.name(self.handle(term.info)), ATOM
+            case "loss" | "position" | "count" | "zeros":
+                return self.name(term.op), ATOM
+            case "item":
+                return f"{self.text(term.args[0], ATOM)}[{term.info}]", ATOM
+        if term.op in _SAME:
+            return self.written(term.args[0])
+        return self.call(term), ATOM
+
+    @property
+    def at(self) -> str:
+        return r"\, " if self.latex else " @ "
+
+    def infix(self, term: Term) -> tuple[str, int]:
+        word, binds, left, right = _INFIX[term.op]
+        a, b = self.column_less(term)
+        if self.latex:
+            return latex_infix(self, term.op, a, b), binds
+        return f"{self.text(a, left)}{word}{self.text(b, right)}", binds
+
+    def column_less(self, term: Term) -> tuple[Term, Term]:
+        """A column that only lets a number meet a vector is not written."""
+        a, b = term.args
+        if term.op in ("mul", "div") and a.op == "column" and b.op != "column":
+            return a.args[0], b
+        if term.op in ("mul", "div") and b.op == "column" and a.op != "column":
+            return a, b.args[0]
+        return a, b
+
+    def number(self, value: float) -> tuple[str, int]:
+        if value == float("inf"):
+            return "infinity", ATOM
+        text = f"{value:.12g}"
+        text = text if len(text) < 9 else f"{value:.6g}"
+        if "e" in text:
+            digits, _, power = text.partition("e")
+            text = f"{digits}e{int(power)}"
+            if self.latex:
+                text = rf"{digits} \cdot 10^{{{int(power)}}}"
+        return text, ATOM if value >= 0 else UNARY
+
+    def array(self, term: Term) -> str:
+        """The array of a product: of the state that the rule is about, its own name alone."""
+        handle, array = term.info.handle, term.info.array
+        own = handle.name == self.state
+        whole = self.handle(handle)
+        if not array.name:
+            return self.name(whole)
+        return self.name(array.name if own else f"{whole}.{array.name}")
+
+    def handle(self, handle: Handle) -> str:
+        """A state by the name that this body has for it."""
+        if handle.foreign or (self.body is not None and handle.box is not self.body):
+            return f"{handle.box.name}.{handle.name}"
+        return self.base if handle.name == self.state and self.base else handle.name
+
+    def name(self, name: str) -> str:
+        return latex_name(name) if self.latex else name
+
+    def turned(self, text: str) -> str:
+        return rf"{text}^\top" if self.latex else f"{text}'"
+
+    def call(self, term: Term) -> str:
+        name, args = called(self, term)
+        if self.latex and len(name) > 1 and "{" not in name:
+            name = rf"\operatorname{{{name}}}".replace("_", r"\_")
+        inside = ", ".join(a if isinstance(a, str) else self.text(a) for a in args)
+        return f"{name}({inside})"
+
+
+def called(w: Writer, term: Term) -> tuple[str, list[Term | str]]:
+    """A function as it is called in a spec: its name, and its arguments (terms, or words)."""
+    args: list[Term | str] = list(term.args)
+    info = term.info
+    match term.op:
+        case "apply":
+            return w.name(w.handle(info)), args
+        case "call":
+            return info.name, args
+        case "linear" | "rms_norm" | "conv" | "embed" | "layer_norm" | "weight":
+            return made(term)
+        case "past" | "fade":
+            window = [] if info.window == ALL else [str(info.window)]
+            return term.op, [*args, *window]
+        case "reshape":
+            return "reshape", [*args, *map(str, term.shape)]
+        case "copy":
+            return "copy", [info.name]
+        case "range" | "eye" | "split" | "top" | "normal":
+            return term.op, [*args, str(info)]
+        case "sum" | "mean" | "length" if info not in (None, 2):
+            return term.op, [*args, str(info)]
+    return _NAMES.get(term.op, term.op), args
+
+
+def made(term: Term) -> tuple[str, list[Term | str]]:
+    """A function that makes weights says their size instead of their name."""
+    weights = [a.info for a in term.args if a.op == "weight"]
+    rest: list[Term | str] = [a for a in term.args if a.op != "weight"]
+    if term.op == "weight":
+        return "learned", [str(n) for n in term.info.shape]
+    if not weights:
+        return _NAMES.get(term.op, term.op), rest
+    shape = weights[0].shape
+    sizes = {"linear": shape[:1], "conv": shape[1:], "embed": shape}.get(term.op, ())
+    return weights[0].maker, [*rest, *map(str, sizes)]
+
+
+def signed(term: Term) -> tuple[str, Term]:
+    """A term as a sign and what is left without one, so that `- -x` is never written."""
+    match term.op:
+        case "neg":
+            sign, rest = signed(term.args[0])
+            return _OTHER[sign], rest
+        case "const" if term.info < 0:
+            return "-", constant(-term.info, term)
+        case "mul" | "div":
+            parts = [signed(a) for a in term.args]
+            sign = "+" if parts[0][0] == parts[1][0] else "-"
+            if all(s == "+" for s, _ in parts):
+                return "+", term
+            a, b = (t for _, t in parts)
+            if term.op == "mul":
+                return sign, folded(a, b)
+            return sign, make("div", a, b, shape=term.shape)
+        case op if op in _SAME:
+            sign, rest = signed(term.args[0])
+            return sign, rest if sign == "-" else term
+    return "+", term
+
+
+def table(rows: Rows, depth: int = 1) -> list[str]:
+    """Labels in one column; a label that repeats is not said again."""
+    width = max((len(label) for label, _ in rows), default=0)
+    lines, before = [], ""
+    for label, text in rows:
+        lines.append(f"{INDENT * depth}{label if label != before else '':{width}}  {text}".rstrip())
+        before = label
+    return lines
+
+
+def folded(a: Term, b: Term) -> Term:
+    """A product for the eye: numbers are multiplied out, and shapes need not fit each other."""
+    if broadcast(a.shape, b.shape) is not None:
+        return mul(a, b)
+    return make("mul", a, b, shape=b.shape)
+
+
+# ---- LaTeX ---------------------------------------------------------------------------------------
+
+_GREEK = frozenset(
+    """alpha beta gamma delta epsilon zeta eta theta iota kappa lambda mu nu xi pi rho sigma tau
+    upsilon phi chi psi omega Gamma Delta Theta Lambda Xi Pi Sigma Phi Psi Omega""".split()  # noqa: SIM905
+)
+
+
+def latex_name(name: str) -> str:
+    """`M.key` is M with a label; a letter and a number is a subscript."""
+    first, _, label = name.partition(".")
+    letters = first.rstrip("0123456789")
+    number = first[len(letters) :]
+    if letters in _GREEK:
+        shown = f"\\{letters}"
+    elif len(letters) == 1:
+        shown = letters
+    else:
+        shown = rf"\mathrm{{{letters}}}".replace("_", r"\_")
+    below = ", ".join(p for p in (number, rf"\mathrm{{{label}}}" if label else "") if p)
+    return f"{shown}_{{{below}}}" if below else shown
+
+
+def latex_infix(w: Writer, op: str, a: Term, b: Term) -> str:
+    word, _, left, right = _INFIX[op]
+    match op:
+        case "div":
+            return rf"\frac{{{w.text(a)}}}{{{w.text(b)}}}"
+        case "pow":
+            return f"{{{w.text(a, left)}}}^{{{w.text(b)}}}"
+        case "mul":
+            sign = r" \odot " if a.shape and b.shape else r"\, "
+            return f"{w.text(a, left)}{sign}{w.text(b, right)}"
+    word = {"matmul": r"\, ", "le": r" \le ", "ge": r" \ge ", "eq": " = "}.get(op, word)
+    return f"{w.text(a, left)}{word}{w.text(b, right)}"

@@ -1,0 +1,103 @@
+"""The page of a spec: rules as a person would derive them, stable, and made without torch.
+
+NLC_GOLDEN=1 writes the golden files anew.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import nlc
+from nlc.driver import check_file, check_text
+from nlc.explain import explain
+
+ROOT = Path(__file__).parent.parent
+GOLDEN = Path(__file__).parent / "golden"
+SYSTEMS = sorted(
+    [*(ROOT / "specs").glob("*.nl"), *(Path(__file__).parent / "cases/good").glob("*.nl")]
+)
+PARTS = sorted([*(ROOT / "specs/memory").glob("*.nl"), *(ROOT / "specs/optim").glob("*.nl")])
+
+
+def page(name: str) -> str:
+    checked = check_file(name)
+    return explain(nlc.Spec(checked)) if checked.system is not None else explain(checked)
+
+
+@pytest.mark.parametrize("name", ["hope", "deltanet", "linear_attention", "optim/adam"])
+def test_pages_are_as_written_down(name: str) -> None:
+    path = GOLDEN / f"explain_{Path(name).stem}.txt"
+    if os.environ.get("NLC_GOLDEN"):
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(page(name), encoding="utf-8")
+    assert page(name) == path.read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    ("name", "rule"),
+    [
+        ("memory/linear_attention", "M = M + v k'"),
+        ("memory/retention", "M = alpha * M + v k'"),
+        ("memory/delta", "M = M (I - beta * k k') + beta * v k'"),
+        ("memory/gated_delta", "M = alpha * M (I - beta * k k') + beta * v k'"),
+        ("memory/titans", "S1 = mu * S1 - eta * e1 k'"),
+        ("memory/attend", "softmax(0.353553 * dot(past(k), q)) @ past(v)"),
+        ("memory/gated_delta_2", "M = alpha * M + outer(w * v - M(b * k), k)"),
+        ("memory/longhorn", "M = the minimiser of the objective + |M - kept|^2 / 2"),
+        ("optim/adam", "m = 0.9 * m + 0.1 * grad"),
+        ("optim/momentum", "m = 0.9 * m - 0.01 * grad"),
+        ("optim/m3", "slow.m = 0.9 * slow.m + 0.1 * grad"),
+        ("hope", "W1 = alpha * W1 - eta * (e1 + W1 @ k) k'"),
+    ],
+)
+def test_rules_are_those_of_the_papers(name: str, rule: str) -> None:
+    assert rule in page(name)
+
+
+@pytest.mark.parametrize("path", [*SYSTEMS, *PARTS], ids=lambda p: p.stem)
+def test_every_spec_has_a_page(path: Path) -> None:
+    text = page(str(path))
+    assert text == page(str(path))
+    assert "Term(" not in text and " object at " not in text
+    assert not [line for line in text.splitlines() if line != line.rstrip()]
+
+
+def test_what_is_not_compiled_says_why() -> None:
+    assert "by the reference interpreter alone (NL701): `write` of `M`" in page(
+        "memory/gated_delta_2"
+    )
+
+
+def test_states_are_counted_by_hand() -> None:
+    spec = nlc.load("deltanet", width=16, heads=2, depth=3)
+    # three layers of two heads of 8 x 8; three convolutions that keep three ticks of 16
+    assert "mixer           384 (1.5 KiB) a sequence: delta.M 384" in explain(spec)
+    assert "pasts           432 (1.688 KiB) a sequence" in explain(spec)
+
+
+def test_latex_has_the_rule() -> None:
+    text = explain(check_file("memory/gated_delta"), latex=True)
+    assert r"M = \alpha\, M (I - \beta\, k k^\top) + \beta\, v k^\top" in text
+    assert r"e_{1} = W_{2}^\top\, e_{2}" in explain(nlc.load("hope"), latex=True)
+
+
+def test_what_is_used_twice_in_a_long_rule_is_named_once() -> None:
+    text = page("optim/muon")
+    assert len(text) < 2000 and "t2 = t1 @ transpose(t1)" in text
+
+
+def test_a_memory_between_declarations() -> None:
+    body = "state M : matrix(n, n); objective -dot(M(x), x); learn gradient(rate = 2); read M(x)"
+    text = f"nl 1\nmemory a(x[n]) {{ {body} }}\n"
+    assert "M = M + 2 * x x'" in explain(check_text(text))
+
+
+def test_no_torch_is_imported() -> None:
+    code = "import sys, nlc; from nlc.explain import explain; explain(nlc.load('hope'));"
+    code += "assert not {'torch', 'sympy', 'networkx'} & sys.modules.keys()"
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
