@@ -1,0 +1,280 @@
+"""What a model is trained by: against torch.optim, and against the reference's steps."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import pytest
+import torch
+from shipped import SPECS, SYSTEMS, compiled, distance, tokens, truth_of
+from torch import Tensor, nn
+
+import nlc
+from nlc.backends.reference import Reference
+from nlc.backends.runtime import Model, Optimizer
+from nlc.driver import Spec
+
+Make = Callable[[list[nn.Parameter]], torch.optim.Optimizer]
+
+
+def network(learn: str, clock: str = "every step", uses: str = "", more: str = "") -> Spec:
+    """A network of two layers and a gain that learns sums of squares."""
+    return nlc.load(
+        f"nl 1\n{uses}\nsystem one() {{\n  level training {clock} {{ objective loss; {learn} }}\n"
+        f"{more}  flow(x[4], y[3]) {{\n    p = linear(tanh(norm(linear(x, 5))), 3)\n"
+        "    loss = sum((p - y)^2)\n    return p\n  }\n}\n"
+    )
+
+
+def pair(spec: Spec) -> tuple[Model, Model]:
+    return nlc.compile(spec, dtype=torch.float64), nlc.compile(spec, dtype=torch.float64)
+
+
+def data(step: int) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(step)
+    x = torch.randn(2, 6, 7, generator=generator, dtype=torch.float64)
+    return x[..., :4], x[..., 4:]
+
+
+def backward(model: Model, *inputs: Tensor) -> None:
+    losses, labelled, _ = model.losses(*inputs)
+    losses[labelled].mean().backward()  # type: ignore[no-untyped-call]
+
+
+def train(model: Model, optimizers: list[Optimizer], steps: range) -> None:
+    for step in steps:
+        for optimizer in optimizers:
+            optimizer.zero_grad()
+        backward(model, *data(step))
+        for optimizer in optimizers:
+            optimizer.step()
+
+
+def assert_same(a: Model, b: Model, tolerance: float = 1e-10) -> None:
+    others = dict(b.named_weights())
+    for name, p in a.named_weights():
+        assert distance(p, others[name]) <= tolerance, name
+
+
+# ---- torch.optim --------------------------------------------------------------------------------
+
+RULES: list[tuple[str, Make]] = [
+    ("learn gradient(rate = 0.05)", lambda p: torch.optim.SGD(p, 0.05)),
+    (
+        "learn momentum(rate = 0.02, keep = 0.8)",
+        lambda p: torch.optim.SGD(p, 0.02, momentum=0.8),
+    ),
+    (
+        "learn adam(rate = 0.01, b1 = 0.8, b2 = 0.95, eps = 1e-6)",
+        lambda p: torch.optim.Adam(p, 0.01, betas=(0.8, 0.95), eps=1e-6),
+    ),
+    (
+        "learn adamw(rate = 0.01, shrink = 0.3)",
+        lambda p: torch.optim.AdamW(p, 0.01, weight_decay=0.3),
+    ),
+]
+
+
+@pytest.mark.parametrize("learn, make", RULES, ids=[r for r, _ in RULES])
+def test_twenty_steps_are_those_of_torch(learn: str, make: Make) -> None:
+    ours, theirs = pair(network(learn))
+    optimizers, other = ours.optimizers(), make(list(theirs.parameters()))
+    train(ours, optimizers, range(20))
+    for step in range(20):
+        other.zero_grad()
+        backward(theirs, *data(step))
+        other.step()
+    assert_same(ours, theirs)
+
+
+def test_clipping_is_over_all_arrays_of_a_line() -> None:
+    learn = "learn gradient(rate = 0.05, grad = clipped(grad, 0.7))"
+    ours, theirs = pair(network(learn, uses='use "schedules"'))
+    train(ours, ours.optimizers(), range(10))
+    other = torch.optim.SGD(theirs.parameters(), 0.05)
+    clipped = 0
+    for step in range(10):
+        other.zero_grad()
+        backward(theirs, *data(step))
+        clipped += float(nn.utils.clip_grad_norm_(theirs.parameters(), 0.7)) > 0.7
+        other.step()
+    assert clipped > 2
+    assert_same(ours, theirs)
+
+
+def test_a_schedule_counts_firings() -> None:
+    learn = "learn gradient(rate = 0.05 * warm_cosine(count, 3, 9))"
+    ours, theirs = pair(network(learn, uses='use "schedules"'))
+    train(ours, ours.optimizers(), range(12))
+    other = torch.optim.SGD(theirs.parameters(), 1.0)
+    for step in range(12):
+        done = min(max((step + 1 - 3) / 6, 0), 1)
+        shape = 0.1 + 0.9 * (1 + math.cos(math.pi * done)) / 2
+        other.param_groups[0]["lr"] = 0.05 * ((step + 1) / 3 if step + 1 < 3 else shape)
+        other.zero_grad()
+        backward(theirs, *data(step))
+        other.step()
+    assert_same(ours, theirs)
+
+
+def test_every_four_steps_sums_and_fires() -> None:
+    learn = "learn adamw(rate = 0.01, shrink = 0.3)"
+    ours, theirs = pair(network(learn, "every 4 steps"))
+    optimizers = ours.optimizers()
+    other = torch.optim.AdamW(theirs.parameters(), 0.01, weight_decay=0.3)
+    for step in range(10):
+        before = [p.detach().clone() for p in ours.parameters()]
+        train(ours, optimizers, range(step, step + 1))
+        backward(theirs, *data(step))  # gradients add up in .grad
+        stood = all(map(torch.equal, before, ours.parameters()))
+        assert stood == ((step + 1) % 4 != 0)
+        if (step + 1) % 4 == 0:
+            other.step()
+            other.zero_grad()
+    assert_same(ours, theirs)
+
+
+# ---- the reference ------------------------------------------------------------------------------
+
+
+def compare_steps(model: Model, truth: Reference, batches: list[tuple[Tensor, ...]]) -> None:
+    """Where both see the same gradient, the same steps."""
+    optimizers = model.optimizers()
+    for inputs in batches:
+        for optimizer in optimizers:
+            optimizer.zero_grad()
+        backward(model, *inputs)
+        grads = truth.step(inputs[0] if len(inputs) == 1 else list(inputs))
+        # Adam's first amount is the sign of a gradient: where that is rounding, so is its sign.
+        for name, p in model.named_weights():
+            if name in grads and p.grad is not None:
+                assert float((p.grad - grads[name]).abs().max()) <= 1e-9, name
+                noise = grads[name].abs() < 1e-12
+                assert bool((p.grad[noise].abs() < 1e-12).all()), name
+                p.grad = torch.where(noise, grads[name], p.grad)
+        for optimizer in optimizers:
+            optimizer.step()
+        for name, p in model.named_weights():
+            assert distance(p, truth.values[name]) <= 1e-9, name
+
+
+@pytest.mark.parametrize("name", SYSTEMS)
+def test_two_steps_are_those_of_the_reference(name: str) -> None:
+    model = compiled(name)
+    compare_steps(model, truth_of(name, model), [(tokens(2, 7, seed=s),) for s in range(2)])
+
+
+HELD = """  level slow(x) every 2 steps {
+    state W : matrix(4, 4) = normal(0.5)
+    state F : mlp(4, 6)
+    objective loss
+    retain 0.98
+    learn momentum(rate = 0.05)
+    read F(W(x))
+  }
+  transfer backprop slow -> training
+"""
+LEVELS = {
+    "a clip": network("learn adam(rate = 0.01, grad = clipped(grad, 1))", uses='use "schedules"'),
+    "lines for kinds": network("learn muon(rate = 0.1) for matrices; learn adam(rate = 0.01)"),
+    "periods": network("learn adam(rate = 0.01)", "every 3 steps"),
+}
+
+
+@pytest.mark.parametrize("name", LEVELS)
+def test_levels_on_steps_are_those_of_the_reference(name: str) -> None:
+    model = nlc.compile(LEVELS[name], dtype=torch.float64)
+    truth = nlc.reference(LEVELS[name], model.state_dict())
+    compare_steps(model, truth, [data(s) for s in range(4)])
+
+
+def test_states_of_levels_on_steps_are_those_of_the_reference() -> None:
+    spec = nlc.load(
+        "nl 1\nsystem one() {\n"
+        "  level training every step { objective loss; learn gradient(rate = 0.05) }\n"
+        f"{HELD}  flow(x[4], y[3]) {{\n    p = linear(slow(x), 3)\n"
+        "    loss = sum((p - y)^2)\n    return p\n  }\n}\n"
+    )
+    model = nlc.compile(spec, dtype=torch.float64)
+    truth = nlc.reference(spec, model.state_dict())
+    assert len(model.optimizers()) == 2
+    compare_steps(model, truth, [data(s) for s in range(4)])
+
+
+def test_a_matrix_for_each_head_is_served_alone() -> None:
+    """Muon on the starts of memories `per heads`: each head is made orthogonal by itself."""
+    text = (SPECS / "self_modifying_titans.nl").read_text(encoding="utf-8")
+    text = text.replace("learn     adamw", "learn muon(rate = 0.02) for matrices; learn adamw")
+    spec = nlc.load(text, width=8, depth=1, heads=2, vocab=11, chunk=3)
+    model = nlc.compile(spec, dtype=torch.float64)
+    truth = nlc.reference(spec, model.state_dict())
+    compare_steps(model, truth, [(tokens(2, 7),)])
+
+
+def test_muon_serves_matrices_only() -> None:
+    (optimizer,) = compiled("transformer").optimizers()
+    rules = {name: row[1] for name, row in optimizer.rows.items()}
+    for name, rule in rules.items():
+        assert (rule == "muon") == ("linear" in name), name
+    assert {"muon", "adamw"} == set(rules.values())
+
+
+# ---- as a torch.optim.Optimizer -----------------------------------------------------------------
+
+
+def test_all_state_exists_before_the_first_step() -> None:
+    model = nlc.compile(network("learn adamw(rate = 0.01)", "every 2 steps"))
+    (optimizer,) = model.optimizers()
+    assert isinstance(optimizer, torch.optim.Optimizer)
+    held = optimizer.state_dict()["state"]
+    assert len(held) == len(list(model.parameters()))
+    assert all(set(arrays) == {"m", "h", "pending"} for arrays in held.values())
+
+
+@pytest.mark.parametrize("at", [0, 1, 4, 5, 6])
+def test_a_run_resumes_to_the_same_bits(at: int) -> None:
+    """Also in the middle of a period."""
+    one, two = pair(network("learn adamw(rate = 0.01, shrink = 0.3)", "every 3 steps"))
+    optimizers = one.optimizers()
+    train(one, optimizers, range(at))
+    saved = [o.state_dict() for o in optimizers]
+    weights = {k: v.clone() for k, v in one.state_dict().items()}
+    saved = torch.utils._pytree.tree_map(lambda x: x.clone() if torch.is_tensor(x) else x, saved)
+    train(one, optimizers, range(at, 8))
+    two.load_state_dict(weights)
+    others = two.optimizers()
+    for optimizer, state in zip(others, saved, strict=True):
+        optimizer.load_state_dict(state)
+    train(two, others, range(at, 8))
+    assert_same(one, two, 0)
+
+
+def test_a_missing_gradient_is_nothing() -> None:
+    """It leaves momentum going, and an array that shrinks shrinking."""
+    one, two = pair(network("learn adamw(rate = 0.01, shrink = 0.3)"))
+    first, second = one.optimizers()[0], two.optimizers()[0]
+    train(one, [first], range(2))
+    train(two, [second], range(2))
+    first.zero_grad(set_to_none=True)
+    assert all(p.grad is None for p in one.parameters())
+    second.zero_grad(set_to_none=False)
+    before = [p.detach().clone() for p in one.parameters()]
+    first.step()
+    second.step()
+    assert_same(one, two, 0)
+    assert not any(map(torch.equal, before, one.parameters()))
+
+
+def test_a_closure_is_run() -> None:
+    model = nlc.compile(network("learn gradient(rate = 0.01)"), dtype=torch.float64)
+    (optimizer,) = model.optimizers()
+
+    def closure() -> float:
+        optimizer.zero_grad()
+        losses, _, _ = model.losses(*data(0))
+        losses.mean().backward()  # type: ignore[no-untyped-call]
+        return float(losses.detach().mean())
+
+    first, second = optimizer.step(closure), optimizer.step(closure)
+    assert first is not None and second is not None and second < first
