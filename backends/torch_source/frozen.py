@@ -1,6 +1,6 @@
 """Boxes whose gradients are frozen at the start of N tokens.
 
-Lines that read no state are written for the whole span; then what a stretch writes, and what it reads.
+Lines that read no state are written for the whole span; then what a stretch writes, and reads.
 """
 
 from __future__ import annotations

@@ -59,3 +59,32 @@ class StretchBody(Body):
         applied = application(handle, given, term)
         inner.count([applied])
         return Value(heads.part(inner(applied).atom), ATOM, True, len(term.shape))
+
+    def row(self, term: Term, per: tuple[int, ...]) -> str:
+        """A vector for the ops, time before its last axis; named, as several arrays use it."""
+        return self.name_row(rows(self, term, per, 1))
+
+    def name_row(self, code: str) -> str:
+        if code.isidentifier() or code.replace(".", "").isdigit():
+            return code
+        if code not in self.turned:
+            self.turned[code] = self.code.name("row")
+            self.code.add(f"{self.turned[code]} = {code}")
+        return self.turned[code]
+
+    def array(self, handle: Handle, name: str) -> tuple[str, bool]:
+        if handle.box is self.box and (handle.name, name) in self.anchors:
+            return self.anchors[handle.name, name], True
+        return super().array(handle, name)
+
+    def product(self, term: Term) -> Value:
+        handle: Handle = term.info.handle
+        run = self.runs.get((handle.name, term.info.array.name)) if handle.box is self.box else None
+        if not self.running or run is None:
+            return super().product(term)
+        x = self.e(term.args[0])
+        before = ", before_write=True" if self.before else ""
+        if handle.state.per:
+            turned = f".transpose({self.lead - 1}, {self.lead})"
+            return Value(f"{run}.read({x.atom}{turned}{before}){turned}", ATOM, True, x.own)
+        return Value(f"{run}.read({x.code}{before})", ATOM, True, x.own)
