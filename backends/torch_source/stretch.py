@@ -6,6 +6,7 @@ from nlc.derive import application
 from nlc.system import Box, Handle, Term
 
 from .bodies import Body, Module
+from .common import rows
 from .expressions import ATOM, Expressions, Value
 from .folding import Heads
 
