@@ -44,7 +44,7 @@ WHOLE = ("norm({})", "layernorm({})", "unit({})", "softmax({})", "({}) * stop(ta
 PAIRS = (
     "{a} + {b}", "{a} - 0.7 * {b}", "tanh({a}) * {b}", "{a} / (2 + sin({b}))", "min({a}, {b})",
     "max({a}, {b})",
-    "where({a} < 0.2, {a}, {b})", "dot({a}, {b}) * learned({n}, start = 0.1)",
+    "where({x} < 0.2, {a}, {b})", "dot({a}, {b}) * learned({n}, start = 0.1)",
 )  # fmt: skip
 # Of what M says of a key; `g` stands for a weight, and `v` is what it should say.
 MATRIX_OBJECTIVES = (
@@ -197,7 +197,7 @@ class Writer:
     def paired(self, names: Names, n: int, depth: int, weights: bool) -> str:
         a, b = (self.vector(names, n, depth, weights) for _ in range(2))
         text = self.pick(*(PAIRS if weights else PAIRS[:-1]))
-        return str("(" + text.format(a=f"({a})", b=f"({b})", n=n) + ")")
+        return str("(" + text.format(a=f"({a})", b=f"({b})", x=self.leaf(names, n, False), n=n) + ")")
 
     def scaled(self, names: Names, n: int, depth: int, weights: bool) -> str:
         return f"{self.number(names, depth, weights)} * ({self.vector(names, n, depth, weights)})"

@@ -1,0 +1,184 @@
+"""Random valid systems: read, checked and ordered; and what compiles equals the reference.
+
+Each part runs 500 systems, the same ones every time. For many more, drawn anew:
+
+    NLC_RANDOM=5000 NLC_SEED=7 pytest tests/test_random.py -n auto
+
+`NLC_RANDOM` is how many systems each part draws and `NLC_SEED` which. A failure is shrunk to the
+smallest system that fails, and printed as text that `nlc` reads.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, note, seed, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+import nlc
+from nlc import syntax as s
+from nlc.backends.reference import training
+from nlc.driver import Spec, SpecError, check_text
+from nlc.format import format_file
+from nlc.levels import verify_levels
+from nlc.parse import parse
+from nlc.testing import systems, text_of
+from nlc.text import Source
+
+SHARDS = 10  # so that all cores can run them
+EXAMPLES = max(1, int(os.environ.get("NLC_RANDOM", "500")) // SHARDS)
+SEED = int(os.environ.get("NLC_SEED", "0"))
+TOLERANCE = 1e-9
+VOCAB = 5
+shards = pytest.mark.parametrize("shard", range(SHARDS))
+
+
+def drawn(shard: int, examples: int = EXAMPLES) -> Callable[[Callable[..., None]], None]:
+    """Runs a test on this shard's systems."""
+
+    def run(test: Callable[..., None]) -> None:
+        quiet = settings(
+            max_examples=examples, deadline=None, database=None, derandomize=False,
+            suppress_health_check=list(HealthCheck),
+        )  # fmt: skip
+        seed(SEED * SHARDS + shard)(quiet(test))()
+
+    return run
+
+
+# ---- text, checks, order -------------------------------------------------------------------------
+
+
+def tree_of(text: str) -> s.File:
+    file, told = parse(Source("random.nl", text))
+    assert file is not None and not told
+    return file
+
+
+@shards
+def test_a_random_system_is_valid(shard: int) -> None:
+    @given(systems().map(text_of))
+    def valid(text: str) -> None:
+        tree = tree_of(text)
+        assert text_of(tree) == text
+        formatted = format_file(Source("random.nl", text))
+        assert format_file(Source("random.nl", formatted)) == formatted
+        assert tree_of(formatted) == tree
+        checked = check_text(text)
+        assert [f"{d.code} {d.message}" for d in checked.errors] == []
+        assert checked.levels is not None
+        verify_levels(checked.levels)
+
+    drawn(shard)(valid)
+
+
+# ---- what compiles equals the reference ------------------------------------------------------------
+
+
+@dataclass
+class Case:
+    """One system, its tokens and where a call is split; the tokens' own seed is fixed."""
+
+    text: str
+    ticks: int
+    cuts: list[int]
+    tokens: Tensor = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.tokens = random_tokens(2, self.ticks)
+
+
+def random_tokens(batch: int, ticks: int) -> Tensor:
+    return torch.randint(0, VOCAB, (batch, ticks), generator=torch.Generator().manual_seed(ticks))
+
+
+def cases() -> st.SearchStrategy[Case]:
+    ticks = st.sampled_from((5, 7, 5, 7, 9, 11))
+    cuts = st.sets(st.integers(1, 4), max_size=2).map(sorted)
+    return st.builds(Case, systems().map(text_of), ticks, cuts)
+
+
+def distance(found: Tensor, truth: Tensor, least: float = 0.0) -> float:
+    """The largest difference, over the largest number of the truth (or `least`)."""
+    size = max(float(truth.abs().max()), least)
+    off = float((found - truth).abs().max())
+    return off / size if off else 0.0
+
+
+def compiled(spec: Spec) -> nlc.backends.runtime.Model | None:  # type: ignore[name-defined]
+    """None where the lowering says, at a place in the text, that it does not cover this."""
+    try:
+        return nlc.compile(spec, dtype=torch.float64)
+    except SpecError as error:
+        for d in error.diagnostics:
+            assert d.code == "NL701", d.message
+            assert d.span.end > d.span.start
+        return None
+
+
+def agrees(case: Case) -> bool:
+    """Whether the system compiles; if it does, all its numbers are right."""
+    spec = nlc.load(case.text)
+    model = compiled(spec)
+    if model is None:
+        return False
+    truth = nlc.reference(spec, model.state_dict())
+    passing, answers, _ = truth.run(case.tokens, None, True)
+    found, _ = model(case.tokens)
+    assert answers.isfinite().all()
+    assert distance(found, answers) <= TOLERANCE, "outputs"
+    same_gradients(model, training.gradients(truth, passing), case.tokens)
+    with torch.no_grad():
+        same_splits(model, answers, case)
+        alone(model, case.tokens)
+    return True
+
+
+def same_gradients(model: torch.nn.Module, truth: Mapping[str, Tensor], tokens: Tensor) -> None:
+    """A gradient that is zero but for rounding is measured by the largest of the others."""
+    losses, known, _ = model.losses(tokens)  # type: ignore[operator]
+    losses[known].mean().backward()
+    largest = max((float(g.abs().max()) for g in truth.values()), default=0.0)
+    for name, weight in model.named_weights():  # type: ignore[operator]
+        if weight.requires_grad:
+            grad = torch.zeros_like(weight) if weight.grad is None else weight.grad
+            assert distance(grad, truth[name], 1e-3 * largest) <= TOLERANCE, f"gradient of {name}"
+
+
+def same_splits(model: torch.nn.Module, answers: Tensor, case: Case) -> None:
+    state, rows = None, []
+    for a, b in zip([0, *case.cuts], [*case.cuts, case.ticks], strict=True):
+        row, state = model(case.tokens[:, a:b], state)
+        rows.append(row)
+    assert distance(torch.cat(rows, 1), answers) <= TOLERANCE, f"split at {case.cuts}"
+
+
+def alone(model: torch.nn.Module, tokens: Tensor) -> None:
+    """No sample changes another, and no answer sees a later token: to the last bit."""
+    before, _ = model(tokens)
+    other, later = tokens.clone(), tokens.clone()
+    other[1] = (other[1] + 1) % VOCAB
+    middle = tokens.shape[1] // 2
+    later[:, middle:] = (later[:, middle:] + 1) % VOCAB
+    assert torch.equal(model(other)[0][0], before[0]), "a sample sees another"
+    assert torch.equal(model(later)[0][:, :middle], before[:, :middle]), "an answer sees the future"
+
+
+@shards
+def test_what_compiles_equals_the_reference(shard: int) -> None:
+    seen: Counter[bool] = Counter()
+
+    @given(cases())
+    def equal(case: Case) -> None:
+        note(case.text)
+        seen[agrees(case)] += 1
+
+    torch.set_num_threads(1)
+    drawn(shard)(equal)
+    assert seen[True] >= 0.75 * seen.total(), f"{seen[True]} of {seen.total()} are lowered"
