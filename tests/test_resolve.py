@@ -437,10 +437,16 @@ def test_any_name_will_do(name: str) -> None:
         ("level a(x) every token { x = 3 * x; read x }", "    x += a(x)"),
         (DELTA + DELTA, "    x += mixer(x)"),
         ("level width(x) every token { read x }", "    x += x"),
+        (DELTA, "    x += mixer(x)\n    mixer = x"),
+        (DELTA, "    x += mixer(x)\n    tokens = x"),
     ],
 )
 def test_two_things_of_one_name(levels: str, flow: str) -> None:
     assert codes(lm(levels, flow)) == ["NL102"]
+
+
+def test_a_plain_name_is_no_function_of_the_file() -> None:
+    assert codes(lm(flow="    f = x", before="def f(x) { return x }")) == ["NL102"]
 
 
 @pytest.mark.parametrize(

@@ -564,12 +564,13 @@ class Body:
     def clashes(self, name: str, node: S.Bind | S.Add) -> bool:
         """Plain names may be bound again; levels, memories, states and inputs may not (2.2.6)."""
         old = self.env.get(name)
-        if isinstance(old, (StateValue, StateFamily, LevelValue)) or name in self.fixed:
+        taken = isinstance(old, (StateValue, StateFamily, LevelValue, Declared))
+        if taken or name in self.fixed:
             self.error(
                 "NL102",
                 f"`{node.name.text or name}` is given twice",
                 node.name.span,
-                "plain names share one space with inputs, settings and states",
+                "plain names share one space with inputs, settings, states and functions",
             )
             self.env.setdefault(name, POISON)
             return True
