@@ -37,6 +37,13 @@ class Stream(dict[str, Tensor]):
         self.inner = inner
         self.remembered: dict[str, Any] = {}
 
+    def __setitem__(self, key: str, value: Tensor) -> None:
+        """An array keeps the precision it started in, whatever an operation answers in."""
+        kept = self.get(key)
+        if kept is not None and kept.dtype != value.dtype:
+            value = value.to(kept.dtype)
+        super().__setitem__(key, value)
+
     def hold(self, x: Tensor) -> Tensor:
         """A constant to levels on tokens, not to training."""
         return x.detach() if self.inner else x
