@@ -39,6 +39,7 @@ from .retention import (
     kept,
     kept_by_channel,
     kept_with_momentum,
+    times,
     unit_inverse,
     unit_solve,
 )
@@ -68,8 +69,8 @@ class Span:
         view = View.BEFORE if before_write else View.AFTER
         with _state_arithmetic(self.x):
             u = q.to(self.x.dtype)
-            near = self.retention.pairs(u, self.x, view) @ self.wrote
-            return (near + self.retention.carry(u, view) @ self.state.mT).to(q.dtype)
+            near = times(self.retention.pairs(u, self.x, view), self.wrote)
+            return (near + times(self.retention.carry(u, view), self.state.mT)).to(q.dtype)
 
     def end(self) -> tuple[Tensor, Tensor | None]:
         """(W_T, S_T), S_T None without momentum."""
@@ -81,6 +82,16 @@ class Span:
         return replace(
             self, state=self.state[..., first:last, :], wrote=self.wrote[..., first:last]
         )
+
+    def member(self, i: int, members: int) -> Span:
+        """One of several matrices that are side by side on the first axis, gates and all."""
+
+        def part(*tensors: Tensor) -> tuple[Tensor, ...]:
+            return tuple(
+                t.chunk(members)[i] if t.shape[0] == self.x.shape[0] else t for t in tensors
+            )
+
+        return self.held(part)
 
     def pick(self, i: int) -> Span:
         """One of several matrices stacked on the first axis, whose gates do not have it."""
@@ -99,7 +110,7 @@ class Span:
     def last_state(self) -> Tensor:
         """[..., m, s]."""
         start = faded(self.state, self.retention.left())
-        return start + self.wrote.mT @ self.retention.tail(self.x)
+        return start + times(self.wrote.mT, self.retention.tail(self.x))
 
 
 @dataclass(frozen=True)
@@ -345,7 +356,7 @@ def _affine(fixed: Tensor, slope: Tensor, state: Tensor) -> Tensor:
 
 
 def _solved(system: Tensor, amount: Tensor, strength: Tensor, met: Tensor, state: Tensor) -> Tensor:
-    return _solve(system, amount - strength * (met @ state.mT))
+    return _solve(system, amount - strength * times(met, state.mT))
 
 
 def _solve(system: Tensor, right: Tensor) -> Tensor:

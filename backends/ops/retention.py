@@ -68,6 +68,13 @@ def faded(state: Tensor, left: Sequence[Tensor]) -> Tensor:
     return torch.cat((w * left[0] + s * left[1], s * left[2]), -1)
 
 
+def times(a: Tensor, b: Tensor) -> Tensor:
+    """a @ b; for one leading axis the plain batched product, which saves the views of the other."""
+    if a.ndim == b.ndim == 3 and a.shape[0] == b.shape[0]:
+        return torch.bmm(a, b)
+    return a @ b
+
+
 def unit_solve(lower: Tensor, right: Tensor) -> Tensor:
     """(I + lower)^-1 right, by substitution; only what is below lower's diagonal is read."""
     solved: Tensor = torch.linalg.solve_triangular(lower, right, upper=False, unitriangular=True)
@@ -145,7 +152,7 @@ class ScalarRetention:
         return u if self.start is None else _outer(u, self._at(self.start, view))
 
     def pairs(self, u: Tensor, x: Tensor, view: View) -> Tensor:
-        return (u @ x.mT) * self._at(self.writes, view)
+        return times(u, x.mT) * self._at(self.writes, view)
 
     def tail(self, x: Tensor) -> Tensor:
         return x if self.last is None else _outer(x, self.last)

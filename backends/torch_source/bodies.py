@@ -283,6 +283,8 @@ class Body:
             return f"({row} @ {batched}{turn}){swap}"
         if not own and not self.mapped and not back:
             return f"F.linear({x.code}, {matrix})"
+        if own and not self.mapped and x.own == 1:
+            return f"torch.bmm({x.code}, {matrix}{turn})"
         return f"({x.atom} @ {matrix}{turn})"
 
     def turn(self, x: Value, swap: str) -> str:

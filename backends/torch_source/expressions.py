@@ -132,7 +132,11 @@ class Expressions:
             return value.code if value.level == ATOM else f"({value.code})"
         if value.own == 0:
             return f"{value.atom}[..., {', '.join(['None'] * missing)}]"
-        return value.atom + f".unsqueeze({self.lead})" * missing
+        return value.atom + f".unsqueeze({-value.own - 1})" * missing
+
+    def leading(self, value: Value) -> str:
+        """The sizes of the leading axes."""
+        return f"*{value.atom}.shape[:{-value.own}]" if value.own else f"*{value.atom}.shape"
 
     def together(self, term: Term) -> tuple[list[Value], bool, int]:
         values = [self(a) for a in term.args]
@@ -359,15 +363,11 @@ class Expressions:
         shape = ", ".join(map(str, term.shape)) or "()"
         if not v.lead:
             return Value(f"{v.atom}.reshape({shape})", ATOM, False, len(term.shape))
-        return Value(
-            f"{v.atom}.reshape(*{v.atom}.shape[:{self.lead}], {shape})", ATOM, True, len(term.shape)
-        )
+        return Value(f"{v.atom}.reshape({self.leading(v)}, {shape})", ATOM, True, len(term.shape))
 
     def op_item(self, term: Term) -> Value:
         v = self(term.args[0])
-        return Value(
-            f"{v.atom}.select({self.lead if v.lead else 0}, {term.info})", ATOM, v.lead, v.own - 1
-        )
+        return Value(f"{v.atom}.select({-v.own}, {term.info})", ATOM, v.lead, v.own - 1)
 
     def op_stack(self, term: Term) -> Value:
         values, lead, own = self.together(term)
@@ -386,7 +386,7 @@ class Expressions:
         sizes = ", ".join(map(str, term.shape))
         if v.lead:
             return Value(
-                f"{self.fit(v, len(term.shape))}.expand(*{v.atom}.shape[:{self.lead}], {sizes})",
+                f"{self.fit(v, len(term.shape))}.expand({self.leading(v)}, {sizes})",
                 ATOM,
                 True,
                 len(term.shape),
@@ -404,7 +404,7 @@ class Expressions:
         )
         summed = f"{v.atom}.sum({axes}, keepdim=True)" if axes else v.code
         extra = len(wide) - len(term.shape)
-        squeezed = f".squeeze({self.lead if v.lead else 0})" * extra
+        squeezed = "".join(f".squeeze({i - len(wide)})" for i in range(extra))
         return Value(f"{summed}{squeezed}", ATOM, v.lead, len(term.shape))
 
     # ---- weights, losses

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from nlc.rules import Product
-from nlc.system import Shape, Term
+from nlc.system import Handle, Shape, Term
 
 from .expressions import CALLS, COMPARISONS, SIGNS
 
@@ -45,9 +45,39 @@ class Heads:
         """An array of the stream with its heads in the batch."""
         return f"{array}.flatten(0, {len(self.sizes)})"
 
+    def several(self, array: str, members: int) -> str:
+        """Arrays of states alike, side by side in the batch, on a first axis of their own."""
+        return f"{array}.unflatten(0, ({members}, -1, {self.told}))"
+
     def back(self, array: str, axis: int = 0) -> str:
         """An array as the stream keeps it."""
         return f"{array}.unflatten({axis}, (-1, {self.told}))"
+
+
+def alike(a: Term, b: Term, first: str, other: str) -> bool:
+    """Whether b is a with state `other` in place of state `first`."""
+    done: set[tuple[int, int]] = set()
+    stack = [(a, b)]
+    while stack:
+        x, y = stack.pop()
+        if x is y or (id(x), id(y)) in done:
+            continue
+        done.add((id(x), id(y)))
+        if (x.op, x.shape, len(x.args)) != (y.op, y.shape, len(y.args)):
+            return False
+        if not same_info(x.info, y.info, first, other):
+            return False
+        stack.extend(zip(x.args, y.args, strict=True))
+    return True
+
+
+def same_info(x: object, y: object, first: str, other: str) -> bool:
+    if isinstance(x, Product) and isinstance(y, Product):
+        return x.array == y.array and same_info(x.handle, y.handle, first, other)
+    if isinstance(x, Handle) and isinstance(y, Handle):
+        names = (x.name, y.name)
+        return x.box is y.box and (names == (first, other) or names[0] == names[1] != first)
+    return x == y
 
 
 class Unfoldable(Exception):

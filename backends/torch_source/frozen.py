@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from nlc.derive import substitute
 from nlc.diagnostics import InternalError
 from nlc.plan import ArrayRule
+from nlc.rules import LinearRule
 from nlc.system import Assign, Box, State, Term
 
 from .bodies import Body, Module, all_mapped, state_path
@@ -26,16 +27,19 @@ from .common import (
     unique,
 )
 from .expressions import ATOM, Value
-from .folding import Folder, Heads, Unfoldable
+from .folding import Folder, Heads, Unfoldable, alike
 from .stretch import StretchBody
 
 
 @dataclass(frozen=True)
 class Amount:
-    """What is written into one array: the arguments of `span` as Python."""
+    """What is written into one array, or into those of states alike (`paths`), which are then
+    side by side in the batch: the arguments of `span` as Python.
+    """
 
     rule: ArrayRule
-    path: str
+    names: tuple[str, ...]
+    paths: tuple[str, ...]
     shape: tuple[int, ...]
     x: str
     e: str
@@ -310,22 +314,85 @@ class Frozen:
             state_path(self.box, s.name, a.name) for s in self.box.states for a in s.form.arrays
         ]
 
+    # ---- states alike ---------------------------------------------------------------------------
+
+    def families(self) -> list[list[State]]:
+        """States of one form whose rules say the same of each: they are written as one."""
+        out: list[list[State]] = []
+        for state in (s for s in self.box.states if any(r.state == s.name for r in self.rules)):
+            home = next(
+                (f for f in out if self.folder is not None and self.same(f[0], state)), None
+            )
+            if home is None:
+                out.append([state])
+            else:
+                home.append(state)
+        return out
+
+    def same(self, a: State, b: State) -> bool:
+        if a.form != b.form or a.per != b.per:
+            return False
+        ours, theirs = ([r for r in self.rules if r.state == s.name] for s in (a, b))
+        pairs = [(a.rule.retain, b.rule.retain)]
+        for x, y in zip(ours, theirs, strict=True):
+            if x.settings.keys() != y.settings.keys() or not same_rule(x.rule, y.rule):
+                return False
+            pairs += [(x.input, y.input), (x.surprise, y.surprise)]
+            pairs += [(x.settings[k], y.settings[k]) for k in x.settings]
+        return all(
+            p is q or p is not None and q is not None and alike(p, q, a.name, b.name)
+            for p, q in pairs
+        )
+
+    # ---- amounts --------------------------------------------------------------------------------
+
     def amounts(self, body: StretchBody) -> None:
         """For each array the gradient as surprise and input; then the recurrences, those alike
         together.
         """
         transparent(body)
-        body.e.count([self.fold(t) for r in self.rules for t in (r.surprise, r.input)])
         found: list[Amount] = []
-        for state in self.box.states:
-            for rule in (r for r in self.rules if r.state == state.name):
-                assert state.rule.objective is not None
-                body.cite_line(state.rule.objective)
-                found.append(self.amount(body, state, rule))
+        families = self.families()
+        chosen = {f[0].name for f in families}
+        rules = [r for r in self.rules if r.state in chosen]
+        body.e.count([self.fold(t) for r in rules for t in (r.surprise, r.input)])
+        for family in families:
+            objective = family[0].rule.objective
+            assert objective is not None
+            body.cite_line(objective)
+            mine = [r for r in self.rules if r.state == family[0].name]
+            if len(family) == 1:
+                found += [self.amount(body, family, r) for r in mine]
+                continue
+            self.join_anchors(body, family)
+            with body.together(len(family), self.used_by(mine, family[0])):
+                body.e.count([self.fold(t) for r in mine for t in (r.surprise, r.input)])
+                found += [self.amount(body, family, r) for r in mine]
         for group in together(found):
             self.run(body, group)
 
-    def amount(self, body: StretchBody, state: State, rule: ArrayRule) -> Amount:
+    def join_anchors(self, body: StretchBody, family: list[State]) -> None:
+        """One array for each that the states have: all of them side by side in the batch."""
+        for array in family[0].form.arrays:
+            parts = [body.anchors[s.name, array.name] for s in family]
+            wish = family[0].name.split(".")[0]
+            name = self.code.name(f"{wish}_{array.name}" if array.name else wish)
+            self.code.add(f"{name} = torch.cat([{', '.join(parts)}])")
+            body.joined[family[0].name, array.name] = name
+
+    def used_by(self, rules: list[ArrayRule], state: State) -> list[str]:
+        """The inputs and lines that these rules name."""
+        retain = state.rule.retain
+        roots = [t for r in rules for t in (r.input, r.surprise, *r.settings.values())]
+        found: dict[str, None] = {}
+        for root in [*roots, *([retain] if retain is not None else [])]:
+            for t in root.walk():
+                if t.op in ("input", "local"):
+                    found[f"{t.op} {t.info}"] = None
+        return list(found)
+
+    def amount(self, body: StretchBody, family: list[State], rule: ArrayRule) -> Amount:
+        state = family[0]
         level = self.box.level.name if self.box.level is not None else ""
         per = () if body.folded else state.per
         x, e = (body.row(self.fold(t), per) for t in (rule.input, rule.surprise))
@@ -337,15 +404,10 @@ class Frozen:
         arguments = {k: body.name_row(v) for k, v in given.items()}
         if rule.rule.erase is not None:
             arguments["erase"] = rows(body, substitute(rule.rule.erase, settings), per, 0)
-        shape = next(a.shape for a in state.form.arrays if a.name == rule.array)
-        return Amount(
-            rule,
-            state_path(self.box, state.name, rule.array),
-            shape,
-            x,
-            e,
-            tuple(arguments.items()),
-        )
+        array = next(a for a in state.form.arrays if a.name == rule.array)
+        names = tuple(body.anchors[s.name, array.name] for s in family)
+        paths = tuple(state_path(self.box, s.name, array.name) for s in family)
+        return Amount(rule, names, paths, array.shape, x, e, tuple(arguments.items()))
 
     def run(self, body: StretchBody, group: list[Amount]) -> None:
         """One call of `span` for arrays alike: rows of one matrix where the input is the same, else
@@ -353,72 +415,78 @@ class Frozen:
         """
         code = self.code
         first = group[0]
-        name = code.name(
-            "run" if len(group) > 1 else f"run_{body.anchors[first.rule.state, first.rule.array]}"
-        )
-        keys = [body.key(a.path) for a in group]
-        names = [body.anchors[a.rule.state, a.rule.array] for a in group]
-        shared = all(a.x == first.x for a in group)
+        names = [n for a in group for n in a.names]
+        keys = [body.key(p) for a in group for p in a.paths]
+        name = code.name("run" if len(names) > 1 else f"run_{names[0]}")
+        family = len(first.paths) > 1
+        shared = not family and all(a.x == first.x for a in group)
         arguments = dict(first.arguments)
-        code.comment(
-            equation(
-                first.rule, ", ".join(names) if len(names) < 4 else f"{names[0]} .. {names[-1]}"
-            )
-        )
+        told = ", ".join(names) if len(names) < 4 else f"{names[0]} .. {names[-1]}"
+        code.comment(equation(first.rule, told))
 
         def gathered(parts: list[str], axis: int) -> str:
             if len(parts) == 1:
                 return parts[0]
-            return (
-                f"torch.cat([{', '.join(parts)}], {axis})"
-                if shared
-                else f"torch.stack([{', '.join(parts)}])"
-            )
+            joined = ", ".join(parts)
+            if shared:
+                return f"torch.cat([{joined}], {axis})"
+            return f"torch.cat([{joined}])" if family else f"torch.stack([{joined}])"
 
         state = gathered([self.into(f"s[{k}]") for k in keys], -2)
-        x = first.x if shared else gathered([a.x for a in group], -1)
-        e = gathered([a.e for a in group], -1)
+        x = first.x if shared or family else gathered([a.x for a in group], -1)
+        e = first.e if family else gathered([a.e for a in group], -1)
         momentum = first.rule.rule.momentum is not None
-        memories = [body.key(a.path + ".m") for a in group]
+        memories = [body.key(p + ".m") for a in group for p in a.paths]
         if momentum:
             arguments["S0"] = gathered([self.into(f"s[{k}]") for k in memories], -2)
         code.add(f"{name} = span({state}, {x}, {e}, {arguments['rate']}{named(arguments)})")
-        self.ends(name, group, keys, memories if momentum else None, shared)
-        self.parts_of(body, name, group, shared)
+        sizes = tuple(a.shape[0] for a in group) if shared else None
+        self.ends(name, keys, memories if momentum else None, sizes, family)
+        self.parts_of(body, name, names, group, shared)
 
     def ends(
         self,
         name: str,
-        group: list[Amount],
         keys: list[str],
         memories: list[str] | None,
-        shared: bool,
+        sizes: tuple[int, ...] | None,
+        family: bool,
     ) -> None:
+        """The arrays after the stretch, back where the stream keeps them."""
         code = self.code
-        if len(group) == 1 and self.folder is None:
+        if len(keys) == 1 and self.folder is None:
             code.add(f"s[{keys[0]}], {f's[{memories[0]}]' if memories else '_'} = {name}.end()")
             return
         end = code.name("end")
         kept = code.name("momentum") if memories else "_"
         code.add(f"{end}, {kept} = {name}.end()")
-        cut = f".split({tuple(a.shape[0] for a in group)}, -2)" if shared else ".unbind(0)"
         for source, targets in ((end, keys), (kept, memories or [])):
             if len(targets) == 1:
                 code.add(f"s[{targets[0]}] = {self.back(source)}")
             elif targets:
-                whole = self.back(source, 0 if shared else 1)
-                code.add(f"{', '.join(f's[{k}]' for k in targets)} = {whole}{cut}")
+                into = ", ".join(f"s[{k}]" for k in targets)
+                if sizes is not None:
+                    parts = f"{self.back(source)}.split({sizes}, -2)"
+                elif family:
+                    parts = f"{self.heads.several(source, len(targets))}.unbind(0)"
+                else:
+                    parts = f"{self.back(source, 1)}.unbind(0)"
+                code.add(f"{into} = {parts}")
 
-    def parts_of(self, body: StretchBody, name: str, group: list[Amount], shared: bool) -> None:
+    def parts_of(
+        self, body: StretchBody, name: str, names: list[str], group: list[Amount], shared: bool
+    ) -> None:
         """The part of the run that belongs to each array which is read."""
-        wanted = {(r.state, r.array) for r in self.runs_read()}
+        wanted = {body.anchors[r.state, r.array]: (r.state, r.array) for r in self.runs_read()}
         row = 0
-        for i, a in enumerate(group):
-            mine = (a.rule.state, a.rule.array)
-            part = f"{name}.rows({row}, {row + a.shape[0]})" if shared else f"{name}.pick({i})"
-            row += a.shape[0]
-            if mine in wanted:
-                body.runs[mine] = name if len(group) == 1 else part
+        for i, anchor in enumerate(names):
+            rows_of = group[i].shape[0] if shared else 0
+            part = f"{name}.rows({row}, {row + rows_of})" if shared else f"{name}.pick({i})"
+            if len(group[0].paths) > 1:
+                part = f"{name}.member({i}, {len(names)})"
+            row += rows_of
+            if anchor in wanted:
+                body.runs[wanted[anchor]] = name if len(names) == 1 else part
 
     # ---- what a stretch reads
     # ---------------------------------------------------------------------------------
@@ -471,14 +539,21 @@ class Frozen:
         self.code.add(f"return {body.e(box.read).code}")
 
 
+def same_rule(a: LinearRule, b: LinearRule) -> bool:
+    """Two optimizers in linear form, part by part."""
+    parts = [(getattr(a, n), getattr(b, n)) for n in ("rate", "momentum", "erase", "keep")]
+    return all(x is y or x is not None and y is not None and alike(x, y, "", "") for x, y in parts)
+
+
 def together(amounts: list[Amount]) -> list[list[Amount]]:
     """Arrays that one `span` can run: the same gates and the same input, else the same gates and
-    shape.
+    shape. States alike are together already.
     """
+    out = [[a] for a in amounts if len(a.paths) > 1]
     groups: dict[tuple[object, ...], list[Amount]] = {}
-    for a in amounts:
+    for a in (a for a in amounts if len(a.paths) == 1):
         groups.setdefault((a.x, a.arguments, a.shape[1]), []).append(a)
-    out = [g for g in groups.values() if len(g) > 1]
+    out += [g for g in groups.values() if len(g) > 1]
     alone: dict[tuple[object, ...], list[Amount]] = {}
     for g in groups.values():
         if len(g) == 1:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 from nlc.derive import application
 from nlc.system import Box, Handle, Term
 
@@ -21,6 +24,8 @@ class StretchBody(Body):
         self.running = False
         self.before = False
         self.folded = False
+        self.joined: dict[tuple[str, str], str] = {}  # of states alike, by the first of them
+        self.many = 1  # how many states alike are being written as one
         self.heads: Heads | None = None
 
     def fold_lead(self) -> None:
@@ -28,10 +33,26 @@ class StretchBody(Body):
         self.folded = True
         self.mapped, self.lead, self.e.lead = (), 2, 2
 
+    @contextmanager
+    def together(self, members: int, names: list[str]) -> Iterator[None]:
+        """Terms are written once for states alike: what they share is repeated along the batch."""
+        outer, self.many = self.e, members
+        self.e = Expressions(self.code, self.lead, hooks=outer.hooks)
+        for name in names:
+            value = outer.names[name]
+            self.e.names[name] = self.repeated(value, members) if value.lead else value
+        yield
+        self.e, self.many = outer, 1
+
+    def repeated(self, value: Value, members: int) -> Value:
+        ones = ", 1" * (value.own + 1)
+        return Value(self.name_row(f"{value.atom}.repeat({members}{ones})"), ATOM, True, value.own)
+
     def times(self, matrix: str, own: bool, x: Value, handle: Handle, back: bool = False) -> str:
         if not self.folded or handle.box is not self.box or x.own != 1:
             return super().times(matrix, own, x, handle, back)
-        return f"torch.bmm({x.code}, {matrix}{'' if back else '.mT'})"
+        turned = f"{matrix}{'' if back else '.mT'}"
+        return f"torch.bmm({x.code}, {turned})"
 
     def apply(self, term: Term) -> Value:
         handle: Handle = term.info
@@ -74,6 +95,8 @@ class StretchBody(Body):
         return self.turned[code]
 
     def array(self, handle: Handle, name: str) -> tuple[str, bool]:
+        if self.many > 1 and (handle.name, name) in self.joined:
+            return self.joined[handle.name, name], True
         if handle.box is self.box and (handle.name, name) in self.anchors:
             return self.anchors[handle.name, name], True
         return super().array(handle, name)
