@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from . import syntax as S
 from .checks import check as check_system
+from .checks import check_alone
 from .diagnostics import Diagnostic
 from .parse import parse
 from .placement import placement
@@ -85,6 +86,8 @@ def check_source(
     # system -> what is wrong in it, if nothing was wrong so far
     if resolved.system is not None and not any(d.severity == "error" for d in told):
         told += check_system(resolved.system)
+    if not any(d.severity == "error" for d in told):
+        told += check_alone(resolved.alone)
     files = {Path(source.name).name: source.text, **resolved.texts}
     return Checked(source, file, resolved.system, tuple(in_order(told)), files)
 
