@@ -1,8 +1,8 @@
 """nlc: a compiler for nested learning systems.
 
-    spec = nlc.load("hope", width=128)
-    model = nlc.compile(spec)
-    logits, state = model(tokens)
+spec = nlc.load("hope", width=128)
+model = nlc.compile(spec)
+logits, state = model(tokens)
 """
 
 from __future__ import annotations
@@ -11,9 +11,9 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from .backends.reference import reference as reference
     from .backends.torch_source import compile as compile
     from .backends.torch_source import load_state as load_state
-    from .backends.reference import reference as reference
     from .driver import Spec as Spec
     from .driver import SpecError as SpecError
     from .driver import load as load

@@ -184,11 +184,12 @@ def check_orders(system: System, lowering: Lowering, training: Openness) -> None
     for t in system.transfers:
         if t.kind == "init" and t.target is box.level and t.truncate != training.truncate.get(box.level.name):
             raise NotLowered(f"`init` and `backprop` of `{box.level.name}`, `through` different lengths", t.span)
-    error = lowering.arrays[0].error
-    if error is not None and error.factor is None and lowering.arrays[0].rule.erase is None:
-        return  # the write does not read the state
+    rule = lowering.arrays[0]
+    reads = rule.error is None or rule.error.factor is not None or rule.rule.erase is not None
+    if not reads and box.level.name not in training.levels:
+        return  # neither the start nor a stream goes into what is written
     constant = box.level.name in training.first_order
-    if constant and lowering.kind == "recurrence":
+    if constant and reads and lowering.kind == "recurrence":
         raise NotLowered(
             f"`backprop {box.level.name} -> .. first order` through a write that reads its state",
             box.span,

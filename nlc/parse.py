@@ -144,8 +144,18 @@ class _Run:
             at = self.step(at)
         if self._depth() != self.mark.depth and not self._feed(made("\n", self.tokens[at].span)):
             self.mistake(at)
-        end = self.parser.feed_eof()
-        return cast(syntax.File, end)
+        return self.ended(at)
+
+    def ended(self, at: int) -> syntax.File:
+        """The tree, if the text ends where it may; a header that was dropped can leave it open."""
+        try:
+            return cast(syntax.File, self.parser.feed_eof())
+        except UnexpectedToken:
+            if not self.messages:
+                end = self.tokens[at].span
+                message = "the text ends in the middle of a statement"
+                self.tell(Diagnostic("NL001", message, end, "finish it, or remove it"))
+            raise _Stop from None
 
     def step(self, at: int) -> int:
         """Read one token; the place of the next."""

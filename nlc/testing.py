@@ -69,7 +69,9 @@ ROBUST = (
     "def robust(r, delta) "
     "{ return where(length(r) <= delta, sum(r^2), delta * sum(smooth_abs(r))) }"
 )
-SIZES = {"q": "[n]", "k": "[n]", "v": "[n]"}  # of the inputs of a memory
+# Of levels: plain ones, and some that the generated Python must not take as they are.
+NAMES = ("{kind}{i}",) * 8 + ("train{i}", "lambda{i}", "λ{i}", "w", "forward", "stack", "{kind}_")
+SIZES = {"q": "[n]", "k": "[n]", "v": "[m]"}  # of the inputs of a memory
 NUMBERS = (
     "mean({})", "sum({}) / 8", "length({})", "dot({}, {})", "length({}, 3)", "sum(({})^2) / 4",
     "frobenius({})", "({})[0]", "squeeze(linear({}, 1))",
@@ -111,6 +113,7 @@ def summed(line: str) -> str:
     if not line.startswith("objective "):
         return line
     value, after, _ = line.removeprefix("objective ").partition(" after retain")
+    value = value.replace("b * ", "mean(b) * ")
     return f"objective sum({value}){after}"
 
 
@@ -149,6 +152,7 @@ class Writer:
     vocab: int = 5
     outside: list[str] = field(default_factory=list)
     made: list[Made] = field(default_factory=list)
+    table: bool = False  # the embedding is a state of the level that trains
 
     # ---- choices -------------------------------------------------------------------------------
 
@@ -265,11 +269,17 @@ class Writer:
     # ---- the system --------------------------------------------------------------------------------
 
     def system(self, kinds: tuple[str, ...], largest: int) -> str:
-        count = self.draw(st.integers(1, largest))
+        count = min(self.pick(1, 2, 1, 3), largest)
         for i in range(count):
             kind = self.pick(*kinds)
-            made = getattr(self, f"level_{kind}")(f"{kind}{i}" if count > 1 else kind)
+            name = self.pick(*NAMES).format(kind=kind, i=i)
+            if name in (m.name for m in self.made) or i and name in NAMES:
+                name = f"{kind}{i}"
+            made = getattr(self, f"level_{kind}")(name)
             made.weights = makes_weights(made.text) or made.weights and made.learner
+            if made.kind not in ("learner", "adapter") and self.chance(10):
+                made.periods = (1, 2)
+                made.text[0] = made.text[0].replace("(x)", "[p in [1, 2]](x)")
             self.made.append(made)
         flow = self.flow()
         lines = [self.training(), *(line for m in self.made for line in m.text), *self.transfers(), *flow]
@@ -277,12 +287,25 @@ class Writer:
 
     def training(self) -> str:
         rule = self.pick("gradient(rate = 0.1)", "adamw(rate = 1e-3)", "momentum(rate = 0.1)")
-        return f"level training every step {{ objective loss; learn {rule} }}"
+        table = f"state E : table({self.vocab}, {self.width}); " if self.table else ""
+        return f"level training every step {{ {table}objective loss; learn {rule} }}"
 
     # ---- kinds of levels -----------------------------------------------------------------------------
 
     def level_attention(self, name: str) -> Made:
         clock = self.pick("always", "every token")
+        solved = self.solved(name)
+        lines: list[str] = []
+        x = self.source(lines)
+        text = [
+            f"level {name}(x) {clock} {{", *lines,
+            *(f"{y} = {self.split_up(x)}" for y in "qkv"),
+            f"y = join({solved}(q, k, v))", f"read {self.answer()}", "}",
+        ]  # fmt: skip
+        return Made(name, "attention", text)
+
+    def solved(self, name: str) -> str:
+        """A memory that attends, by its name."""
         scale = self.pick(" / sqrt(n)", "", " * 0.5")
         window = self.pick("", ", 3", ", 2", ", 4")
         score = self.pick(f"dot(past(k{window}), q){scale}", f"dot(q, past(k{window})){scale}")
@@ -295,20 +318,15 @@ class Writer:
             "read z",
             "}",
         ]
-        lines: list[str] = []
-        x = self.source(lines)
-        text = [
-            f"level {name}(x) {clock} {{", *lines,
-            *(f"{y} = {self.split_up(x)}" for y in "qkv"),
-            f"y = join({name}_solved(q, k, v))", f"read {self.answer()}", "}",
-        ]  # fmt: skip
-        return Made(name, "attention", text)
+        return f"{name}_solved"
 
     def source(self, lines: list[str]) -> str:
         """What keys and values are made of: the input, or a line made of it."""
         if not self.chance(25):
             return "x"
         lines.append(f"s = x + {self.vector({'x': self.width}, self.width)}")
+        if self.chance(20):
+            lines.append(f"repeat 2 {{ s += tanh(linear(s, {self.width})) }}")
         return "s"
 
     def answer(self) -> str:
@@ -342,27 +360,37 @@ class Writer:
     # ---- one matrix, written at every token ------------------------------------------------------------
 
     def level_matrix(self, name: str) -> Made:
-        first_order = self.chance(15)
+        first_order = self.chance(8)
         g = "" if first_order else self.pick("", "b * ", "0.5 * ")
-        after = self.pick("", " after retain")
         retain = self.pick([], ["0.9"], ["a"], ["c"], ["1 - 0.5 * a"], ["exp(-a)"], ["1"])
         rule = self.rule(self.pick("0.1", "0.5", "b", "0.5 * b"))
         if rule.startswith("momentum") and retain == ["c"]:
             retain = ["a"]
+        after = " after retain" if retain and self.chance(10 if "dgd" in rule else 50) else ""
+        wide = self.chance(20) and not first_order
+        objectives = [o for o in MATRIX_OBJECTIVES if not wide or "k" not in o.replace("M(k)", "")]
         rules = [
-            f"objective {self.pick(*MATRIX_OBJECTIVES).replace('g * ', g)}{after if retain else ''}",
+            f"objective {self.pick(*objectives).replace('g * ', g)}{after}",
             *(f"retain {r}" for r in retain), f"learn {rule}",
         ]  # fmt: skip
         n = self.width // self.heads
         read = self.pick("M(q)", "M(q) before write", "tanh(M(q))", "M(q) + M(k)", "M(q) * v + M(q)")
+        if wide:
+            return self.memory(name, "matrix", f"matrix({n}, {2 * n})", rules, read, False, wide)
         return self.memory(name, "matrix", f"matrix({n}, {n})", rules, read, first_order)
 
     def rule(self, rate: str) -> str:
         rules = ("gradient(rate = {r})", "momentum(rate = {r}, keep = {m})", "dgd(rate = {r})")
         return str(self.pick(*rules, rules[0])).format(r=rate, m=self.pick("0.5", "u"))
 
-    def memory(self, name: str, kind: str, form: str, rules: list[str], read: str, first_order: bool) -> Made:
-        """A state M with these rules, in a level or in a memory that a level calls."""
+    def memory(
+        self, name: str, kind: str, form: str, rules: list[str], read: str, first_order: bool,
+        wide: bool = False,
+    ) -> Made:  # fmt: skip
+        """A state M with these rules, in a level or in a memory that a level calls.
+
+        `wide`: values, and so what it reads, are twice as long.
+        """
         own = self.chance(40)
         start = self.pick("", " = normal(0.3)")
         lines: list[str] = []
@@ -371,10 +399,13 @@ class Writer:
         if own:
             body = [summed(r) for r in rules]
             asked = [*body, *read.split(" before")[:1]]
-            streams = self.streams(x, asked, first_order)
+            streams = self.streams(x, asked, first_order, wide)
+            if "M(q)" == read and "k" in streams and self.chance(30):
+                body.append("k = 0.5 * k")  # the rule has seen the old one
             inner = read.removesuffix(" before write")
             early = " before write" if inner != read else ""
-            answer = self.pick(f"join({inner})", f"linear(join({inner}), {self.width})")
+            answers = f"linear(join({inner}), {self.width})", f"join({inner})"
+            answer = answers[0] if wide else self.pick(*reversed(answers))
             text = [
                 head, f"state M : {form} per {self.heads}{start}", *lines,
                 *(f"{y} = {e}" for y, e in streams.items()), *body, f"read {answer}{early}", "}",
@@ -382,17 +413,22 @@ class Writer:
             return Made(name, kind, text, starts=True, first_order=first_order)
         inside = self.pick([], ["o = unit(q) + q"] if "q" in words([read]) else [])
         said = read.replace("(q)", "(o)") if inside else read
-        streams = self.streams(x, [*rules, read], first_order)
+        streams = self.streams(x, [*rules, read], first_order, wide)
+        if "v" in streams and not wide and not first_order and self.chance(15):
+            streams["v"] = f"{self.solved(name)}({', '.join(self.split_up(x) for _ in 'qkv')})"
         inputs = ", ".join(y + SIZES.get(y, "") for y in streams)
         self.outside += [
             f"memory {name}_kept({inputs}) {{", f"state M : {form}{start}", *inside, *rules,
             f"read {said}", "}",
         ]  # fmt: skip
-        y = f"y = join({name}_kept({', '.join(streams.values())}))"
+        y = f"join({name}_kept({', '.join(streams.values())}))"
+        y = f"y = linear({y}, {self.width})" if wide else f"y = {y}"
         text = [head, *lines, y, f"read {self.answer()}", "}"]
         return Made(name, kind, text, starts=True, first_order=first_order)
 
-    def streams(self, x: str, used: list[str], first_order: bool) -> dict[str, str]:
+    def streams(
+        self, x: str, used: list[str], first_order: bool, wide: bool = False
+    ) -> dict[str, str]:
         """Queries, keys, values and gates, those that are used."""
         w, h = self.width, self.heads
         made = {
@@ -402,6 +438,8 @@ class Writer:
             "a": f"sigmoid(linear({x}, {h}) + 2)", "b": f"sigmoid(linear({x}, {h}))",
             "c": f"sigmoid(split(linear({x}, {w}), {h}) + 1)", "u": f"0.8 * sigmoid(linear({x}, {h}))",
         }  # fmt: skip
+        if wide:
+            made["v"] = f"tanh(split(linear({x}, {2 * w}), {h}))"
         wanted = words(used)
         return {name: text for name, text in made.items() if name in wanted}
 
@@ -474,8 +512,8 @@ class Writer:
         index = f"[p in [{', '.join(map(str, periods))}]]" if len(periods) > 1 else ""
         clock = "every p tokens" if index else f"every {periods[0]} tokens"
         rule = self.pick(
-            "gradient(rate = 0.1)", "momentum(rate = 0.05, keep = 0.5)", "adam(rate = 0.01)",
-            "adamw(rate = 0.01)",
+            "gradient(rate = 0.1)", "momentum(rate = 0.05, keep = 0.5)", "adam(rate = 0.01, eps = 0.1)",
+            "adamw(rate = 0.01, eps = 0.1)",
         )  # fmt: skip
         retain = self.pick([], ["retain 0.9"])
         read = self.pick("F(x)", "F(norm(x))", f"linear(F(tanh(x)), {w})", "F(x) + 0.5 * F(norm(x))")
@@ -519,7 +557,7 @@ class Writer:
             targets = "training"
         lines = [f"transfer backprop {m.name} -> {targets}{tail}"]
         if m.starts and self.chance(50):
-            lines.append(f"transfer init training -> {m.name}{self.pick(tail, tail, tail, ' first order')}")
+            lines.append(f"transfer init training -> {m.name}{' first order' if self.chance(8) else tail}")
         return lines
 
     def of_learner(self, m: Made) -> list[str]:
@@ -535,6 +573,7 @@ class Writer:
 
     def flow(self) -> list[str]:
         w, v = self.width, self.vocab
+        self.table = self.chance(15)
         block = [line for m in self.made for line in self.calls(m)]
         if self.chance(30):
             block.append(f"x += {self.vector({'x': w}, w)}")
@@ -548,7 +587,7 @@ class Writer:
         )
         head = self.pick(f"unembed(norm(x), {v})", f"linear(layernorm(x), {v})")
         return [
-            "flow(tokens) {", f"x = embed(tokens, {v}, {w})", *first, *body, f"logits = {head}",
+            "flow(tokens) {", "x = training.E(tokens)" if self.table else f"x = embed(tokens, {v}, {w})", *first, *body, f"logits = {head}",
             f"loss = {loss}", "return logits", "}",
         ]  # fmt: skip
 
@@ -558,4 +597,6 @@ class Writer:
         if len(m.periods) > 1:
             return [f"repeat p in [{', '.join(map(str, m.periods))}] {{ x += {m.name}[p]({given}) }}"]
         call = f"{m.name}({given})"
+        if self.chance(10):
+            call = f"({call} + {m.name}(x))"  # two instances
         return [self.pick(f"x += {call}", f"x = norm(x + {call})", f"x += 0.5 * {call}")]

@@ -29,8 +29,14 @@ Row = tuple[Any, ...]
 class Part(nn.Module):
     """A place in the tree of weights: `layer.titans.read.linear`."""
 
-    def __getitem__(self, i: int) -> Part:
-        return self._modules[str(i)]  # type: ignore[return-value]
+    def __getitem__(self, key: int | str) -> Any:
+        """A round, or a part whose name a module has for something else: `layer["train"]`."""
+        name = str(key)
+        return self._modules[name] if name in self._modules else self._parameters[name]
+
+    def train(self, mode: bool = True) -> Part:
+        """Nothing here depends on it, and a part may be called `training`."""
+        return self
 
 
 def wide(values: Sequence[Tensor]) -> torch.Size:
@@ -101,9 +107,9 @@ class Model(nn.Module):
         part = self.weights
         for step in path:
             if step not in part._modules:
-                part.add_module(step, Part())
+                part._modules[step] = Part()
             part = part._modules[step]  # type: ignore[assignment]
-        part.register_parameter(last, parameter)
+        part._parameters[last] = parameter
 
     def state_dict(self, *args: Any, **kwargs: Any) -> Any:
         """Weights by the paths of the spec."""

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import keyword
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+
+from torch import nn
 
 from nlc.derive import application
 from nlc.diagnostics import InternalError
@@ -14,6 +17,7 @@ from ..runtime.model import Model
 from .code import Code, identifier
 from .expressions import ATOM, Expressions, Value
 
+NOT_PARTS = set(dir(nn.Module()))  # names that every place in the tree of weights has
 NOT_METHODS = set(dir(Model)) | {"weights"}  # what every module has
 
 
@@ -388,7 +392,8 @@ def attribute(name: str, rest: str) -> str:
     """`layer.titans.read.linear`, with numbers as indices."""
     code = name
     for part in [p for p in rest.split(".") if p]:
-        code += f"[{part}]" if part.isdigit() else f".{part}"
+        plain = not part.isdigit() and part not in NOT_PARTS and not keyword.iskeyword(part)
+        code += f".{part}" if plain else f"[{part}]" if part.isdigit() else f'["{part}"]'
     return code
 
 

@@ -18,6 +18,7 @@ from .bodies import Body, Module, all_mapped, state_path
 from .boxes import write_box
 from .code import Code, identifier
 from .expressions import ATOM, Value
+from .layout import entry, laid_out
 from .rules import RuleWriter, Written, fitted
 
 HEADER = """from __future__ import annotations
@@ -94,7 +95,7 @@ class Writer:
         for level, title in self.optimizers:
             self.optimizer(level, title)
         code.add("", f"MODULE = {name}")
-        return self.tidy(code.text())
+        return laid_out(self.tidy(code.text()))
 
     def about(self) -> list[str]:
         lines = [*self.system.doc.split("\n"), *(f"Source: {c}" for c in self.system.cites)]
@@ -215,7 +216,7 @@ class Writer:
             return
         self.code.add(f"{name} = (  # {about}")
         for row in rows:
-            self.code.add("    " + repr(row) + ",")
+            self.code.add(*entry(row, 4))
         self.code.add(")")
 
     def learners(self) -> Iterable[tuple[str, int, tuple[str, ...]]]:
