@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 
 from nlc.lower import NotLowered
 from nlc.plan import Plan
-from nlc.resolve.boxes import array_kind
+from nlc.resolve.work import array_kind
 from nlc.system import Array, Assign, Box, Learn, Level, Line, Shape, State, Term
 
 from ..parameters import boxes as every_box
