@@ -5,6 +5,7 @@ of the run.
 from __future__ import annotations
 
 import hashlib
+import keyword
 from collections.abc import Iterable, Sequence
 
 from nlc.lower import NotLowered
@@ -43,11 +44,8 @@ def source(plan: Plan, text: str) -> str:
 
 def class_name(name: str) -> str:
     words = "".join(part[:1].upper() + part[1:] for part in identifier(name).split("_") if part)
-    return (
-        f"{words}_"
-        if words in ("Model", "Optimizer", "Part", "Stream", "Any", "Tensor", "F", "")
-        else words
-    )
+    own = ("Model", "Optimizer", "Part", "Stream", "Any", "Tensor", "F", "")
+    return f"{words}_" if words in own or keyword.iskeyword(words) else words
 
 
 def spec_hash(plan: Plan, text: str) -> str:

@@ -16,8 +16,9 @@ from typing import TYPE_CHECKING, Any, cast
 
 from .. import syntax as S
 from ..diagnostics import Fix
-from ..system import ALL, Assign, Box, Form, Level, Line, Loop, Shape, Term
+from ..system import Assign, Box, Form, Level, Line, Loop, Shape, Term
 from ..text import Span
+from .blocks import Block, assigned, same_type
 from .functions import (
     LARGEST,
     TABLE,
@@ -66,6 +67,8 @@ DEEPEST = 60  # calls of defs and memories inside each other
 
 class Body:
     """The names, lines and paths of one body while it is resolved."""
+
+    expands = False  # the body of a `def`
 
     def __init__(
         self,
@@ -544,9 +547,7 @@ class Body:
     def bind(self, node: S.Bind | S.Add) -> None:
         name = node.name.id
         self.where = name
-        if name in BOUND and not (
-            name == "loss" and self.box is None and not isinstance(self, Expansion)
-        ):
+        if name in BOUND and not (name == "loss" and self.box is None and not self.expands):
             self.error(
                 "NL106",
                 f"`{node.name.text or name}` is bound by the language",
@@ -647,7 +648,7 @@ class Body:
 
     def rolled(self, node: S.Repeat, count: int) -> bool:
         """One loop, if a round changes no shape. Only a flow's loops stay loops."""
-        if self.box is not None or isinstance(self, Expansion):
+        if self.box is not None or self.expands:
             return False
         mark = self.resolver.mark(self)
         env, lines, prefix = self.env.copy(), self.lines, self.prefix
@@ -718,6 +719,8 @@ class Expansion(Body):
     to the caller.
     """
 
+    expands = True
+
     def __init__(self, outer: Body, env: Names, name: str) -> None:
         super().__init__(outer.resolver, env, outer.prefix, outer.loops, outer.box)
         self.outer = outer
@@ -743,79 +746,3 @@ class Expansion(Body):
 
     def rolled(self, node: S.Repeat, count: int) -> bool:
         return False
-
-
-class Block:
-    """A block of statements: which levels it calls, and the boxes of those calls."""
-
-    def __init__(self, body: Body, statements: tuple[S.Statement, ...]) -> None:
-        self.body = body
-        self.calls = level_calls(body, statements)
-        self.made: dict[str, Box] = {}
-
-    def box(self, resolver: Resolver, level: Level) -> Box:
-        """The box of the one call of a level in this block; made here if the call comes later."""
-        if level.name not in self.made:
-            self.made[level.name] = resolver.boxes_stage.promise(self.body, level)
-        return self.made[level.name]
-
-
-def level_calls(body: Body, statements: tuple[S.Statement, ...]) -> Counter[str]:
-    """How often each level is called in the statements (those in nested blocks not counted)."""
-    counts: Counter[str] = Counter()
-    if body.box is not None or isinstance(body, Expansion):
-        return counts  # only a flow calls levels
-    for node in statements:
-        value = getattr(node, "value", None)
-        if isinstance(node, S.Repeat | S.State) or value is None:
-            continue
-        for call in calls_in(value):
-            match call.function:
-                case S.Name(id=name):
-                    counts[name] += 1
-                case S.Item(base=S.Name(id=name), index=index):
-                    known = body.resolver.quiet_value(body, index)
-                    counts[f"{name}[{known}]"] += 1
-    return counts
-
-
-def calls_in(expr: Any) -> list[S.Call]:
-    found: list[S.Call] = []
-    stack = [expr]
-    while stack:
-        node = stack.pop()
-        match node:
-            case S.Call():
-                found.append(node)
-                stack += [node.function, *(a.value for a in node.arguments)]
-            case S.Binary():
-                stack += [node.left, node.right]
-            case S.Minus():
-                stack.append(node.value)
-            case S.Item():
-                stack += [node.base, node.index]
-            case S.Member():
-                stack.append(node.base)
-            case S.ListOf():
-                stack += node.items
-    return found
-
-
-def assigned(block: S.Block) -> list[str]:
-    """Names bound in a block, those of nested rounds included."""
-    names: dict[str, None] = {}
-    for node in block.statements:
-        if isinstance(node, S.Bind | S.Add):
-            names[node.name.id] = None
-        elif isinstance(node, S.Repeat):
-            names.update(dict.fromkeys(assigned(node.body)))
-    return list(names)
-
-
-def same_type(before: Any, after: Any) -> bool:
-    if isinstance(before, Term) and isinstance(after, Term):
-        return before.shape == after.shape and before.form == after.form
-    return bool(before == after) and not isinstance(before, Term)
-
-
-__all__ = ["ALL", "Block", "Body", "Expansion"]
