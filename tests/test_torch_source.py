@@ -75,10 +75,9 @@ def test_the_file_can_be_imported(name: str, tmp_path: Path) -> None:
 def test_the_file_says_where_it_comes_from(name: str) -> None:
     text = build(small(name))
     spec = small(name)
-    for line in spec.text.split("\n"):
-        plain = line.split("#")[0].strip()
-        if plain.startswith("logits ="):
-            assert f".nl:{1 + spec.text.split(line)[0].count(chr(10))}: {plain}" in text
+    for at, line in enumerate(spec.text.split("\n"), 1):
+        if line.strip().startswith("logits ="):
+            assert f".nl:{at}: {line.strip()}" in text
     flat = " ".join(text.split())
     for cite in [*spec.system.cites, *(c for b in spec.system.boxes for c in b.cites)]:
         assert cite in flat, cite
@@ -117,10 +116,12 @@ def test_a_traceback_shows_lines_of_the_file() -> None:
 # ---- names ----------------------------------------------------------------------------------
 
 NAMES = [
-    "lambda", "class", "self", "s", "at", "w", "torch", "F", "fresh", "time", "cut", "nn", "Tensor",
+    "lambda", "class", "self", "s", "at", "w", "torch", "F", "fresh", "time", "cut", "nn",
+    "Tensor",
     "parts", "scan", "span", "attend", "None", "True", "import", "def", "__init__", "__class__",
     "_", "_x", "x__y", "print", "range", "super", "type", "kept", "loss_", "logits", "amount", "m",
-    "count", "grad", "weight", "reads", "runs", "row", "y", "i", "layer", "before", "keys", "values",
+    "count", "grad", "weight", "reads", "runs", "row", "y", "i", "layer", "before", "keys",
+    "values",
     "forward", "flow_", "losses", "optimizers", "weights", "state_dict", "parameters", "training_",
     "device", "dtype", "source", "plant", "fire", "span_", "reset", "begin", "live", "train_",
     "eval", "cuda", "half", "apply", "modules", "named_weights", "Model", "Part", "Any", "Stream",
@@ -188,11 +189,11 @@ TEXTS = [
 def test_texts_of_the_spec_stay_texts(text: str) -> None:
     lines = "\n".join(f"# {line}" for line in text.split("\n"))
     cite = text.replace('"', "'").replace("\n", " ").replace("\\", "/")
+    first = text.split("\n")[0]
     source = (
         f'nl 1\n{lines}\nsystem one() {{\n  cite "{cite}"\n'
-        f"  level training every step {{ objective loss; learn adam() }}   # {text.split(chr(10))[0]}\n"
-        "  flow(x[4]) {\n"
-        f"    y = linear(x, 4)  # {text.split(chr(10))[0]}\n"
+        f"  level training every step {{ objective loss; learn adam() }}   # {first}\n"
+        f"  flow(x[4]) {{\n    y = linear(x, 4)  # {first}\n"
         "    loss = sum(y^2)\n    return y\n  }\n}\n"
     )
     try:

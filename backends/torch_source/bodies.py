@@ -18,7 +18,7 @@ from .code import Code, identifier
 from .expressions import ATOM, Expressions, Value
 
 NOT_PARTS = set(dir(nn.Module()))  # names that every place in the tree of weights has
-NOT_METHODS = set(dir(Model)) | {"weights"}  # what every module has
+NOT_METHODS = set(dir(Model()))  # what every module has
 
 
 @dataclass
@@ -393,6 +393,7 @@ def attribute(name: str, rest: str) -> str:
     code = name
     for part in [p for p in rest.split(".") if p]:
         plain = not part.isdigit() and part not in NOT_PARTS and not keyword.iskeyword(part)
+        plain = plain and not part.startswith("__")  # which a class would make its own
         code += f".{part}" if plain else f"[{part}]" if part.isdigit() else f'["{part}"]'
     return code
 
