@@ -70,7 +70,7 @@ DOORS = {
 }
 
 # Longer than the ceiling. They may shrink, not grow.
-LONG = {"nlc/resolve/boxes.py": 1250, "nlc/resolve/bodies.py": 850, "nlc/resolve/__init__.py": 760}
+LONG = {"nlc/resolve/bodies.py": 750}
 FILE, FUNCTION, MEDIAN = 700, 60, 12
 
 TORCH = {"train", "learner", "checkpoint", "generate", "logbook"}
