@@ -208,6 +208,9 @@ class _Run:
     def version(self) -> int:
         """Read `nl 1`, or say what is wrong with it and go on as if it were there."""
         at = next(i for i, token in enumerate(self.tokens) if token.kind != "nothing")
+        for token in self.tokens[:at]:
+            if token.fault is not None:
+                self.tell(token.fault)
         first, second = self.tokens[at], self.tokens[min(at + 1, len(self.tokens) - 1)]
         says = first.text.lower() in ("nl", "n1")
         if says and second.kind == "number" and first.text == "nl":

@@ -1,7 +1,9 @@
 """PAGE: the syntax tree, as the grammar has it.
 
-Every node carries its span, which is not part of equality: two texts with the same meaning have equal trees.
-Names are canonical (NFKC, Greek letters spelt in English); `text` is how the user wrote them, for the formatter.
+Every node carries its span, which is not part of equality: two texts with the same meaning have
+equal trees.
+Names are canonical (NFKC, Greek letters spelt in English); `text` is how the user wrote them, for
+the formatter.
 """
 
 from __future__ import annotations
@@ -189,7 +191,9 @@ class Assume(Node):
 
 @dataclass(frozen=True, slots=True)
 class Transfer(Node):
-    """`transfer kind a, b -> c -> d through n tokens first order`; `stages` are the lists between the arrows."""
+    """`transfer kind a, b -> c -> d through n tokens first order`; `stages` are the lists between
+    the arrows.
+    """
 
     kind: str
     stages: tuple[tuple[Path, ...], ...]
@@ -261,8 +265,25 @@ class Partial(Node):
 
 
 Statement = (
-    Cite | Level | Flow | Assume | Transfer | State | Objective | Retain | Learn | Write | Set | Read
-    | Linearise | Reset | Partial | Bind | Add | Repeat | Return
+    Cite
+    | Level
+    | Flow
+    | Assume
+    | Transfer
+    | State
+    | Objective
+    | Retain
+    | Learn
+    | Write
+    | Set
+    | Read
+    | Linearise
+    | Reset
+    | Partial
+    | Bind
+    | Add
+    | Repeat
+    | Return
 )
 
 
@@ -307,9 +328,11 @@ Item_ = Use | Cite | Def | Memory | Optimizer | System
 
 @dataclass(frozen=True, slots=True)
 class File(Node):
-    """A whole file. `docs` maps the start offset of a declaration to the comment that ends on the line above it.
+    """A whole file. `docs` maps the start offset of a declaration to the comment that ends on the
+    line above it.
 
-    A file with mistakes of syntax is `recovered`: it holds the statements that could be read, and no others.
+    A file with mistakes of syntax is `recovered`: it holds the statements that could be read, and
+    no others.
     """
 
     version: int

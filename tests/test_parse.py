@@ -289,3 +289,14 @@ def test_bytes_that_are_no_text(tmp_path: Path) -> None:
 def test_no_text_breaks_the_parser(junk: str, at: int) -> None:
     told(HOPE[:at] + junk + HOPE[at:])
     told("nl 1\n" + junk)
+
+
+def test_a_bracket_before_the_version_is_told() -> None:
+    _, told = parse(Source("a.nl", ")nl 1\n"))
+    assert [d.code for d in told] == ["NL001"]
+
+
+@pytest.mark.parametrize("text", ["nl 1\nmemory a(k[2, n], , v[2, n])", "nl 1\nsystem a("])
+def test_a_text_cut_inside_a_header_is_told(text: str) -> None:
+    _, told = parse(Source("a.nl", text))
+    assert told and all(d.code == "NL001" for d in told)
