@@ -47,11 +47,20 @@ def written_out(root: Term, box: Box, state: State) -> Term:
             args = tuple(visit(a) for a in term.args)
             same = all(a is b for a, b in zip(args, term.args, strict=True))
             new = term if same else Term(term.op, args, term.shape, term.info, term.form, term.span)
-        new = alike(new, known)
+        new = alike(squared(new), known)
         done[id(term)] = new
         return new
 
     return visit(root)
+
+
+def squared(term: Term) -> Term:
+    """`length(x)^2` is the sum of squares: no root is taken (2.5.2)."""
+    match term:
+        case Term(op="pow", args=(Term(op="length", info=2, args=(x,)), Term(op="const", info=2))):
+            squares = Term("pow", (x, term.args[1]), x.shape, None, None, term.span)
+            return Term("sum", (squares,), term.shape, 1, None, term.span)
+    return term
 
 
 def alike(term: Term, known: dict[object, Term]) -> Term:

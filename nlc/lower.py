@@ -9,11 +9,11 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 
-from .backward import Underivable
+from .backward import Underivable, make
 from .derive import affine, gradient, linear_rule, topological
 from .diagnostics import Diagnostic
 from .plan import ArrayRule, Attention, Lowering, Openness, Plan
-from .rules import Example, Gradient
+from .rules import Affine, Example, Gradient
 from .system import ALL, Box, Learn, Level, Slot, State, System, Term
 from .text import Span
 
@@ -425,7 +425,10 @@ def array_rule(box: Box, state: State, array: str, example: Example, frozen: boo
         raise NotLowered(f"`after retain` of `{state.name}` with frozen gradients", state.span)
     check_rates(box, state, learn, rule.momentum is not None)
     error = None if frozen else affine(example.surprise, example.output)
-    if not frozen and (error is None or (error.factor is not None and error.factor.shape != ())):
+    if error is not None and error.factor is not None:
+        factor = one_number(error.factor)
+        error = None if factor is None else Affine(factor, error.rest)
+    if not frozen and error is None:
         raise NotLowered(
             f"an error of `{state.name}` that is not linear in what it says, exactly", state.span
         )
@@ -434,6 +437,19 @@ def array_rule(box: Box, state: State, array: str, example: Example, frozen: boo
     return ArrayRule(
         state.name, array, example.input, example.surprise, error, rule, learn.settings
     )
+
+
+def one_number(term: Term) -> Term | None:
+    """A term that is the same in every entry, as one number; None if we cannot tell."""
+    if term.shape == ():
+        return term
+    if term.op in ("expand", "column"):
+        return one_number(term.args[0])
+    if term.op in ("add", "sub", "mul", "div", "neg"):
+        parts = [one_number(a) for a in term.args]
+        if None not in parts:
+            return make(term.op, *(p for p in parts if p is not None))
+    return None
 
 
 def depends_on_state(term: Term) -> bool:

@@ -324,7 +324,7 @@ class Writer:
         """What keys and values are made of: the input, or a line made of it."""
         if not self.chance(25):
             return "x"
-        lines.append(f"s = x + {self.vector({'x': self.width}, self.width)}")
+        lines.append(f"s = 0.7 * x + {self.vector({'x': self.width}, self.width)}")
         if self.chance(20):
             lines.append(f"repeat 2 {{ s += tanh(linear(s, {self.width})) }}")
         return "s"
