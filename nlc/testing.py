@@ -144,7 +144,7 @@ def stateless(made: Made) -> bool:
 
 @dataclass
 class Writer:
-    """Writes one system. What it asks of `draw` is simplest first, so examples shrink to short ones."""
+    """Writes one system. What it asks of `draw` is simplest first, so that examples shrink."""
 
     draw: st.DrawFn
     width: int
@@ -154,7 +154,7 @@ class Writer:
     made: list[Made] = field(default_factory=list)
     table: bool = False  # the embedding is a state of the level that trains
 
-    # ---- choices -------------------------------------------------------------------------------
+    # ---- choices ----
 
     def pick(self, *options: Any) -> Any:
         return self.draw(st.sampled_from(options))
@@ -162,7 +162,7 @@ class Writer:
     def chance(self, percent: int) -> bool:
         return bool(self.draw(st.integers(0, 99)) >= 100 - percent)
 
-    # ---- expressions -----------------------------------------------------------------------------
+    # ---- expressions ----
 
     def vector(self, names: Names, n: int, depth: int = 2, weights: bool = True) -> str:
         """A vector of n, of the names given; `weights`: it may make unnamed weights."""
@@ -201,7 +201,9 @@ class Writer:
     def paired(self, names: Names, n: int, depth: int, weights: bool) -> str:
         a, b = (self.vector(names, n, depth, weights) for _ in range(2))
         text = self.pick(*(PAIRS if weights else PAIRS[:-1]))
-        return str("(" + text.format(a=f"({a})", b=f"({b})", x=self.leaf(names, n, False), n=n) + ")")
+        return str(
+            "(" + text.format(a=f"({a})", b=f"({b})", x=self.leaf(names, n, False), n=n) + ")"
+        )
 
     def scaled(self, names: Names, n: int, depth: int, weights: bool) -> str:
         return f"{self.number(names, depth, weights)} * ({self.vector(names, n, depth, weights)})"
@@ -235,7 +237,11 @@ class Writer:
 
     def products(self, names: Names, n: int, depth: int, weights: bool) -> str:
         a = self.vector(names, n, depth, weights)
-        forms = ["outer({a}, {a}) @ tanh({a})", "({a}) @ outer(tanh({a}), {a})", f"2 * solve({{a}}, 2 * eye(range({n})))"]
+        forms = [
+            "outer({a}, {a}) @ tanh({a})",
+            "({a}) @ outer(tanh({a}), {a})",
+            f"2 * solve({{a}}, 2 * eye(range({n})))",
+        ]
         if weights:
             forms += [f"({{a}}) @ learned({n}, {n}, start = normal(0.5))"]
         return f"tanh({self.pick(*forms).format(a=a)})"
@@ -248,7 +254,7 @@ class Writer:
         a = self.vector(names, n, depth, weights)
         forms = ["join(transpose(split({a}, 2)))", f"reshape(split({{a}}, 2), {n})", "rope({a})"]
         forms += [f"join(split({{a}}, 2) * column(sum(split({{a}}, 2), 1) / {n}))"]
-        forms += [f"join(tanh(column(range(2)) + split({{a}}, 2)))", "join(softmax(split({a}, 2)))"]
+        forms += ["join(tanh(column(range(2)) + split({a}, 2)))", "join(softmax(split({a}, 2)))"]
         return str(self.pick(*forms)).replace("{a}", a)
 
     def remembered(self, names: Names, n: int, depth: int, weights: bool) -> str:
@@ -256,17 +262,25 @@ class Writer:
             return self.elementwise(names, n, depth, False)
         return f"conv({self.vector(names, n, depth)}, {self.pick(2, 3, 4, 1)})"
 
-    # ---- streams of a level: [heads, n] and [heads] ------------------------------------------------
+    # ---- streams of a level: [heads, n] and [heads] ----
 
     def split_up(self, of: str, unit: bool = False) -> str:
         """Queries, keys or values of every head."""
-        inner = self.pick(f"linear({of}, {self.width})", of, f"silu(conv(linear({of}, {self.width}), 3))")
+        inner = self.pick(
+            f"linear({of}, {self.width})", of, f"silu(conv(linear({of}, {self.width}), 3))"
+        )
         text = f"split({inner}, {self.heads})"
         if unit:
             return f"unit({text})"
-        return str(self.pick(text, f"tanh({text})", f"rope({text})" if self.width // self.heads % 2 == 0 else text))
+        return str(
+            self.pick(
+                text,
+                f"tanh({text})",
+                f"rope({text})" if self.width // self.heads % 2 == 0 else text,
+            )
+        )
 
-    # ---- the system --------------------------------------------------------------------------------
+    # ---- the system ----
 
     def system(self, kinds: tuple[str, ...], largest: int) -> str:
         count = min(self.pick(1, 2, 1, 3), largest)
@@ -282,7 +296,12 @@ class Writer:
                 made.text[0] = made.text[0].replace("(x)", "[p in [1, 2]](x)")
             self.made.append(made)
         flow = self.flow()
-        lines = [self.training(), *(line for m in self.made for line in m.text), *self.transfers(), *flow]
+        lines = [
+            self.training(),
+            *(line for m in self.made for line in m.text),
+            *self.transfers(),
+            *flow,
+        ]
         return "\n".join(["nl 1", *self.outside, "system random() {", *lines, "}", ""])
 
     def training(self) -> str:
@@ -290,7 +309,7 @@ class Writer:
         table = f"state E : table({self.vocab}, {self.width}); " if self.table else ""
         return f"level training every step {{ {table}objective loss; learn {rule} }}"
 
-    # ---- kinds of levels -----------------------------------------------------------------------------
+    # ---- kinds of levels ----
 
     def level_attention(self, name: str) -> Made:
         clock = self.pick("always", "every token")
@@ -357,7 +376,7 @@ class Writer:
         ]
         return Made(name, "adapter", text, weights=False)
 
-    # ---- one matrix, written at every token ------------------------------------------------------------
+    # ---- one matrix, written at every token ----
 
     def level_matrix(self, name: str) -> Made:
         first_order = self.chance(8)
@@ -374,7 +393,9 @@ class Writer:
             *(f"retain {r}" for r in retain), f"learn {rule}",
         ]  # fmt: skip
         n = self.width // self.heads
-        read = self.pick("M(q)", "M(q) before write", "tanh(M(q))", "M(q) + M(k)", "M(q) * v + M(q)")
+        read = self.pick(
+            "M(q)", "M(q) before write", "tanh(M(q))", "M(q) + M(k)", "M(q) * v + M(q)"
+        )
         if wide:
             return self.memory(name, "matrix", f"matrix({n}, {2 * n})", rules, read, False, wide)
         return self.memory(name, "matrix", f"matrix({n}, {n})", rules, read, first_order)
@@ -400,7 +421,7 @@ class Writer:
             body = [summed(r) for r in rules]
             asked = [*body, *read.split(" before")[:1]]
             streams = self.streams(x, asked, first_order, wide)
-            if "M(q)" == read and "k" in streams and self.chance(30):
+            if read == "M(q)" and "k" in streams and self.chance(30):
                 body.append("k = 0.5 * k")  # the rule has seen the old one
             inner = read.removesuffix(" before write")
             early = " before write" if inner != read else ""
@@ -436,14 +457,15 @@ class Writer:
             "k": f"unit(split({x}, {h}))" if first_order else self.split_up(x, unit=True),
             "v": f"tanh(split({x}, {h}))" if first_order else self.split_up(x),
             "a": f"sigmoid(linear({x}, {h}) + 2)", "b": f"sigmoid(linear({x}, {h}))",
-            "c": f"sigmoid(split(linear({x}, {w}), {h}) + 1)", "u": f"0.8 * sigmoid(linear({x}, {h}))",
+            "c": f"sigmoid(split(linear({x}, {w}), {h}) + 1)",
+            "u": f"0.8 * sigmoid(linear({x}, {h}))",
         }  # fmt: skip
         if wide:
             made["v"] = f"tanh(split(linear({x}, {2 * w}), {h}))"
         wanted = words(used)
         return {name: text for name, text in made.items() if name in wanted}
 
-    # ---- networks whose gradients are frozen for a few tokens --------------------------------------------
+    # ---- networks whose gradients are frozen for a few tokens ----
 
     def form(self, n: int, m: int) -> str:
         """A network from n to m."""
@@ -504,7 +526,7 @@ class Writer:
         ]  # fmt: skip
         return Made(name, "network", text, starts=True)
 
-    # ---- the model's own loss --------------------------------------------------------------------------
+    # ---- the model's own loss ----
 
     def level_learner(self, name: str) -> Made:
         w = self.width
@@ -512,11 +534,14 @@ class Writer:
         index = f"[p in [{', '.join(map(str, periods))}]]" if len(periods) > 1 else ""
         clock = "every p tokens" if index else f"every {periods[0]} tokens"
         rule = self.pick(
-            "gradient(rate = 0.1)", "momentum(rate = 0.05, keep = 0.5)", "adam(rate = 0.01, eps = 0.1)",
+            "gradient(rate = 0.1)", "momentum(rate = 0.05, keep = 0.5)",
+            "adam(rate = 0.01, eps = 0.1)",
             "adamw(rate = 0.01, eps = 0.1)",
         )  # fmt: skip
         retain = self.pick([], ["retain 0.9"])
-        read = self.pick("F(x)", "F(norm(x))", f"linear(F(tanh(x)), {w})", "F(x) + 0.5 * F(norm(x))")
+        read = self.pick(
+            "F(x)", "F(norm(x))", f"linear(F(tanh(x)), {w})", "F(x) + 0.5 * F(norm(x))"
+        )
         body = [
             f"state F : {self.form(w, w)}{self.pick('', ' = normal(0.4)')}",
             "objective loss", f"learn {rule}", *retain, f"read {read}",
@@ -526,9 +551,11 @@ class Writer:
         if self.chance(30):
             self.outside += [f"memory {name}_kept(x[n]) {{", *body, "}"]
             text = [f"level {name}{index}(x) {clock} {{ read {name}_kept(x) }}"]
-        return Made(name, "learner", text, weights=weights, starts=True, learner=True, periods=periods)
+        return Made(
+            name, "learner", text, weights=weights, starts=True, learner=True, periods=periods
+        )
 
-    # ---- transfers -----------------------------------------------------------------------------------
+    # ---- transfers ----
 
     def transfers(self) -> list[str]:
         learners = [m for m in self.made if m.learner]
@@ -557,7 +584,9 @@ class Writer:
             targets = "training"
         lines = [f"transfer backprop {m.name} -> {targets}{tail}"]
         if m.starts and self.chance(50):
-            lines.append(f"transfer init training -> {m.name}{' first order' if self.chance(8) else tail}")
+            lines.append(
+                f"transfer init training -> {m.name}{' first order' if self.chance(8) else tail}"
+            )
         return lines
 
     def of_learner(self, m: Made) -> list[str]:
@@ -569,7 +598,7 @@ class Writer:
             lines.append(f"transfer init training -> {m.name} first order")
         return lines
 
-    # ---- the flow --------------------------------------------------------------------------------------
+    # ---- the flow ----
 
     def flow(self) -> list[str]:
         w, v = self.width, self.vocab
@@ -585,17 +614,20 @@ class Writer:
             "0.5 * cross_entropy(logits, next(tokens)) + sum(logits^2) / 100",
             "where(position >= 2, cross_entropy(logits, next(tokens)), 0)",
         )
+        start = "x = training.E(tokens)" if self.table else f"x = embed(tokens, {v}, {w})"
         head = self.pick(f"unembed(norm(x), {v})", f"linear(layernorm(x), {v})")
         return [
-            "flow(tokens) {", "x = training.E(tokens)" if self.table else f"x = embed(tokens, {v}, {w})", *first, *body, f"logits = {head}",
+            "flow(tokens) {", start, *first, *body, f"logits = {head}",
             f"loss = {loss}", "return logits", "}",
         ]  # fmt: skip
 
     def calls(self, m: Made) -> list[str]:
         """The call of a level, or of each member of a family."""
-        given = self.pick("norm(x)", "x", "tanh(x)", f"conv(norm(x), 3)")
+        given = self.pick("norm(x)", "x", "tanh(x)", "conv(norm(x), 3)")
         if len(m.periods) > 1:
-            return [f"repeat p in [{', '.join(map(str, m.periods))}] {{ x += {m.name}[p]({given}) }}"]
+            return [
+                f"repeat p in [{', '.join(map(str, m.periods))}] {{ x += {m.name}[p]({given}) }}"
+            ]
         call = f"{m.name}({given})"
         if self.chance(10):
             call = f"({call} + {m.name}(x))"  # two instances
