@@ -40,8 +40,17 @@ def own_settings(name: str) -> frozenset[str]:
 
 def small(name: str, **more: Any) -> Spec:
     """A shipped system at the sizes of SMALL, of those settings that it has."""
+    return sized(name) if not more else sized_anew(name, more)
+
+
+def sized_anew(name: str, more: dict[str, Any]) -> Spec:
     has = own_settings(name)
     return nlc.load(name, **{k: v for k, v in (SMALL | more).items() if k in has})
+
+
+@cache
+def sized(name: str) -> Spec:
+    return sized_anew(name, {})
 
 
 @cache

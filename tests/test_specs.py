@@ -181,11 +181,6 @@ def test_every_trained_array_gets_a_gradient(name: str) -> None:
         assert bool((heads.flatten(1).abs().amax(1) > 0).all()), n
 
 
-# Measured at width 64: with `sigmoid(.. + 4)` a memory keeps 0.982 of itself a token, 1e-32 after
-# 4,096, and a memory whose target is its own answer for the value puts nothing in its place.
-VANISHING = {"hope", "self_modifying_titans", "titans"}
-
-
 @every_system
 def test_answers_keep_their_size(name: str) -> None:
     """4,096 random tokens at the default initialisation."""
@@ -195,15 +190,7 @@ def test_answers_keep_their_size(name: str) -> None:
     assert 0.1 <= float(y[:, -512:].std() / y[:, :512].std()) <= 10
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        pytest.param(n, marks=pytest.mark.xfail(reason="retention of 0.982 a token"))
-        if n in VANISHING
-        else n
-        for n in SYSTEMS
-    ],
-)
+@every_system
 def test_memories_keep_their_size(name: str) -> None:
     """Of every array that does not start at nothing."""
     _, state, start = long_run(name)

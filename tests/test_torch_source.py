@@ -129,6 +129,9 @@ NAMES = [
 ]  # fmt: skip
 
 
+REFUSED = {"def", "reset", "count", "x²"}  # no names of the language, in one place or another
+
+
 def named(n: str) -> str:
     """A system in which a level, its input, a line and a state have the name n, or one like it."""
     return (
@@ -163,7 +166,8 @@ def test_names_of_the_spec_make_no_trouble(shape: object, name: str) -> None:
     try:
         spec = nlc.load(shape(name))
     except nlc.SpecError:
-        return  # not a name of the language
+        assert name in REFUSED
+        return
     model = nlc.compile(spec, dtype=torch.float64)
     x = torch.randn(2, 5, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     truth = nlc.reference(spec, model.state_dict())
