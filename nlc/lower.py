@@ -181,9 +181,6 @@ def check_orders(system: System, lowering: Lowering, training: Openness) -> None
         if t.kind == "init" and t.target is box.level and other:
             why = f"`init` and `backprop` of `{box.level.name}`, `through` different lengths"
             raise NotLowered(why, t.span)
-    for t in system.transfers:
-        if t.kind == "init" and t.target is box.level and t.truncate != training.truncate.get(box.level.name):
-            raise NotLowered(f"`init` and `backprop` of `{box.level.name}`, `through` different lengths", t.span)
     rule = lowering.arrays[0]
     reads = rule.error is None or rule.error.factor is not None or rule.rule.erase is not None
     if not reads and box.level.name not in training.levels:

@@ -194,9 +194,9 @@ class Writer:
         return text.replace("{}", inner)
 
     def whole(self, names: Names, n: int, depth: int, weights: bool) -> str:
-        text = self.pick(*(WHOLE if weights else WHOLE[2:]))
+        text: str = self.pick(*(WHOLE if weights else WHOLE[2:]))
         inner = f"({self.vector(names, n, depth, weights)})"
-        return "(" + text.replace("{}", inner).replace("{x}", self.leaf(names, n, False)) + ")"
+        return f"({text.replace('{}', inner).replace('{x}', self.leaf(names, n, False))})"
 
     def paired(self, names: Names, n: int, depth: int, weights: bool) -> str:
         a, b = (self.vector(names, n, depth, weights) for _ in range(2))
