@@ -260,10 +260,13 @@ def _explain(arguments: Arguments) -> int:
         if code not in CODES:
             raise CallError(explain_code(code).strip())
         return _emit(explain_code(code), arguments.output)
-    spec = _load(arguments)
+    from .driver import SpecError, check_file
     from .explain import explain
 
-    return _emit(explain(spec), arguments.output)
+    checked = check_file(_find(arguments.file), dict(arguments.settings))
+    if checked.errors:
+        raise SpecError(checked.diagnostics)
+    return _emit(explain(checked), arguments.output)
 
 
 def _build_words(parser: Parser) -> None:

@@ -42,7 +42,8 @@ def lower(system: System) -> tuple[Plan | None, list[Diagnostic]]:
         try:
             lowerings[id(box)] = lower_box(box)
         except NotLowered as error:
-            told.append(error.diagnostic)
+            if error.diagnostic not in told:
+                told.append(error.diagnostic)
     learners = tuple(
         l
         for l in system.levels
@@ -256,7 +257,7 @@ def check_clock(box: Box, level: Level) -> None:
         and level.reset.unit != "sequence"
         and clock.unit in ("token", "always")
     ):
-        raise NotLowered(f"`reset` of `{level.name}` (every {level.reset})", level.span)
+        raise NotLowered(f"`reset {level.reset}` of `{level.name}`", level.span)
 
 
 def check_body(box: Box) -> None:
@@ -334,7 +335,7 @@ def uses_examples(rule: Box) -> bool:
 def own_objective(box: Box) -> Lowering:
     assert box.level is not None
     if box.level.clock.period != 1:
-        raise NotLowered(f"`{box.name}` {box.level.clock} with an objective of its own", box.span)
+        raise NotLowered(f"`{box.name}` {box.level.clock} with a rule of its own", box.span)
     check_body(box)
     gradients = {s.name: derived(box, s) for s in box.states if s.rule.changes}
     frozen = box.linearise is not None

@@ -244,6 +244,9 @@ def _mended(written: str) -> str:
     """`.5`, `2.`, `1_000` and `0x10` as they should have been written."""
     if re.fullmatch(r"0[xX][0-9a-fA-F]{1,15}|0[bB][01]{1,60}", written):
         return str(int(written, 0))
+    raised = re.fullmatch(r"([0-9.]+)([⁰¹²³⁴-⁹]+)", written)
+    if raised is not None:
+        return f"{raised[1]}^{unicodedata.normalize('NFKC', raised[2])}"
     text = "0" + written if written.startswith(".") else written
     text = unicodedata.normalize("NFKC", re.sub(r"(?<=[0-9])_+(?=[0-9])", "", text))
     return re.sub(r"\.(?![0-9.])", ".0", text)
@@ -251,6 +254,12 @@ def _mended(written: str) -> str:
 
 def _number_and_more(span: Span, mended: str) -> Iterator[Token]:
     """`16tokens`, `4n` or `2²`: a number that runs into a word."""
+    power = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?)\^([0-9]+)", mended)
+    if power is not None:
+        yield Token("number", power[1], span, slip("NL004", span, f"write `{mended}`", mended))
+        yield Token("symbol", "^", span)
+        yield Token("number", power[2], span)
+        return
     parts = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?(?:[eE][+-]?[0-9]+)?)([^\W\d]\w*)", mended)
     if parts is None:
         help = "numbers are written `2`, `0.5`, `1e-3`"

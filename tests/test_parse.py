@@ -300,3 +300,8 @@ def test_a_bracket_before_the_version_is_told() -> None:
 def test_a_text_cut_inside_a_header_is_told(text: str) -> None:
     _, told = parse(Source("a.nl", text))
     assert told and all(d.code == "NL001" for d in told)
+
+
+def test_a_raised_digit_is_a_power() -> None:
+    _, told = parse(Source("a.nl", "nl 1\ndef f(x) { return x * 2² }\n"))
+    assert [(d.code, d.fix and d.fix.text) for d in told] == [("NL004", "2^2")]

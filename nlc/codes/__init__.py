@@ -8,7 +8,7 @@ from __future__ import annotations
 from difflib import get_close_matches
 from textwrap import fill, indent
 
-from . import clocks, gradients, names, numbers, shapes, text, transfers
+from . import clocks, gradients, lowering, names, numbers, shapes, text, transfers
 from .entry import Code as Code
 
 CODES: dict[str, Code] = {
@@ -19,6 +19,7 @@ CODES: dict[str, Code] = {
     **gradients.CODES,
     **numbers.CODES,
     **shapes.CODES,
+    **lowering.CODES,
 }
 
 _WIDTH = 96
@@ -35,6 +36,8 @@ def _page(name: str, found: Code) -> str:
     parts = [f"{name}: {found.title}", fill(found.story, _WIDTH)]
     if found.found == "operation":
         parts.append(fill("This is found when the memory is asked for as an operation.", _WIDTH))
+    if found.found == "build":
+        parts.append(fill("This is found by `nlc build` and `nlc.compile`.", _WIDTH))
     parts += ["Wrong:\n\n" + indent(found.wrong, "    ").rstrip()]
     parts += ["Right:\n\n" + indent(found.right, "    ").rstrip()]
     return "\n\n".join(parts) + "\n"

@@ -17,7 +17,8 @@ class Code:
     story: str
     wrong: str
     right: str
-    found: str = "check"  # "check"; "operation": when a memory is asked for as a function
+    # "check"; "operation": when a memory is asked for as a function; "build": when compiled
+    found: str = "check"
 
 
 def code(title: str, story: str, wrong: str, right: str, found: str = "check") -> Code:
