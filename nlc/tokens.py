@@ -256,7 +256,12 @@ def _number_and_more(span: Span, mended: str) -> Iterator[Token]:
     """`16tokens`, `4n` or `2²`: a number that runs into a word."""
     power = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?)\^([0-9]+)", mended)
     if power is not None:
-        yield Token("number", power[1], span, slip("NL004", span, f"write `{mended}`", mended))
+        yield Token(
+            "number",
+            power[1],
+            span,
+            slip("NL004", span, f"write `{mended}`, not `{_short(span.text)}`", mended),
+        )
         yield Token("symbol", "^", span)
         yield Token("number", power[2], span)
         return
