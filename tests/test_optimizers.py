@@ -278,3 +278,30 @@ def test_a_closure_is_run() -> None:
 
     first, second = optimizer.step(closure), optimizer.step(closure)
     assert first is not None and second is not None and second < first
+
+
+def test_weights_keep_what_their_level_says() -> None:
+    """`retain` of the level that owns the weights, against the reference."""
+    spec = nlc.load(
+        """nl 1
+system a(vocab = 7, width = 4) {
+  level training every step { objective loss; retain 0.9; learn gradient(rate = 0.1) }
+  flow(tokens) {
+    x = embed(tokens, vocab, width)
+    logits = unembed(norm(x), vocab)
+    loss = cross_entropy(logits, next(tokens))
+    return logits
+  }
+}
+"""
+    )
+    model = nlc.compile(spec, dtype=torch.float64)
+    truth = nlc.reference(spec, model.state_dict())
+    tokens = torch.randint(0, 7, (2, 9), generator=torch.Generator().manual_seed(0))
+    losses, labelled, _ = model.losses(tokens)
+    losses[labelled].mean().backward()
+    for optimizer in model.optimizers():
+        optimizer.step()
+    truth.step(tokens)
+    for name, p in model.named_weights():
+        torch.testing.assert_close(p.detach(), truth.values[name], rtol=0, atol=1e-12)

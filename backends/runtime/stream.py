@@ -48,13 +48,15 @@ class Stream(dict[str, Tensor]):
         """A constant to levels on tokens, not to training."""
         return x.detach() if self.inner else x
 
-    def writes(self, at: str, write: Callable[[], tuple[Span, ...]]) -> tuple[Span, ...]:
+    def writes(
+        self, at: str, write: Callable[..., tuple[Span, ...]], *given: Any
+    ) -> tuple[Span, ...]:
         """What a box writes in one stretch, made once for both runs; to levels on tokens it is a
         constant.
         """
         if self.inner and at in self.remembered:
             return self.remembered[at]  # type: ignore[no-any-return]
-        made = write()
+        made = write(*given)
         held = tuple(span.held(constant) for span in made)
         self.remembered[at] = held
         return held if self.inner else made

@@ -217,11 +217,11 @@ class Frozen:
                 with code.block(f"if {cuts}:"):
                     code.add("self.cut(s, at)")
             written = slices(self.given(self.write_roots), True)
-            call = f"self.{method}_writes(s, at{w}, {fresh}{written})"
+            given = f"s, at{w}, {fresh}{written}"
             if body.held_inside:
-                code.add(f'{runs} = s.writes(f"{{at}}{{{a}}}", lambda: {call})')
+                code.add(f'{runs} = s.writes(f"{{at}}{{{a}}}", self.{method}_writes, {given})')
             else:
-                code.add(f"{runs} = {call}")
+                code.add(f"{runs} = self.{method}_writes({given})")
             code.add(f"{reads}.append(self.{method}_read(s, at{w}, {runs}{asked}))")
         code.add(f"return self.joined({reads}, {axis})")
 

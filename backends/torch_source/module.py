@@ -468,6 +468,8 @@ class Writer:
             code.docstring([f"level {level.name} {level.clock} ({where})."])
             code.add("")
             at = len(code.lines)
+            if level.objective is not None and level.objective.op != "loss":
+                raise NotLowered(f"an objective of `{level.name}` beside `loss`", level.span)
             writer = RuleWriter(code)
             rows, lines = self.optimizer_rows(writer, level)
             body, code.lines = code.lines[at:], code.lines[:at]
@@ -499,10 +501,18 @@ class Writer:
             if line not in lines:
                 lines.append(line)
             measure = self.measure(writer, line, streams, lead)
-            keep = self.kept_on_steps(level, path)
+            keep = self.kept_of_weight(level) if line is served else self.kept_on_steps(level, path)
             at = lines.index(line)
             rows.append((path, loops, method.name, method.states, lead, at, measure, keep))
         return rows, len(lines)
+
+    def kept_of_weight(self, level: Level) -> float:
+        """What an owner's weights keep at a firing."""
+        if level.retain is None:
+            return 1.0
+        if level.retain.op != "const":
+            raise NotLowered(f"a retention of `{level.name}` that is no number", level.span)
+        return float(level.retain.info)
 
     def kept_on_steps(self, level: Level, path: str) -> float:
         """What a state of a level on steps keeps at a firing (2.8)."""

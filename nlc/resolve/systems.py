@@ -26,6 +26,7 @@ from .bodies import Body
 from .boxes import Boxes
 from .functions import Stop
 from .resolver import Resolver
+from .shapes import told
 from .values import POISON, BoxValue, Declared, LevelValue, Names, Poison, StateValue, is_known
 from .work import Placed, cites
 
@@ -420,6 +421,8 @@ class SystemStage:
             placed = Placed(s, body.env.copy())
             if isinstance(s, S.Objective):
                 level.objective = self.r.boxes_stage.objective(body, placed, {}).get("objective")
+            elif isinstance(s, S.Retain):
+                level.retain = self.owner_retains(body, placed)
             elif isinstance(s, S.Learn):
                 left = self.serve(body, placed, level, left, learned)
         level.learn = tuple(learned)
@@ -431,6 +434,26 @@ class SystemStage:
                 learned[0].span,
                 "add a `learn` without `for`, for the rest",
             )
+
+    def owner_retains(self, body: Body, placed: Placed) -> Term | None:
+        """What the weights keep at each firing: one number."""
+        node = placed.node
+        value = self.r.boxes_stage.in_env(body, placed, node.value)
+        try:
+            term = body.array(value, node.value.span)
+        except Stop:
+            return None
+        if term.shape or node.through is not None or node.onto is not None:
+            self.r.report(
+                "NL602",
+                f"weights keep one number of themselves, and this is {told(term.shape)}"
+                if term.shape
+                else "weights have no `through` or `onto`",
+                node.span,
+                "declare a state, as in `state E : table(vocab, width)`, for more",
+            )
+            return None
+        return term
 
     def serve(
         self, body: Body, placed: Placed, level: Level, left: list[Weight], learned: list[Learn]
