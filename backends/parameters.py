@@ -109,6 +109,8 @@ def initialised_by(system: System, level: Level | None, state: State | None) -> 
 
 def trainer(system: System, box: Box, state: State) -> Level | None:
     """Who trains a start: the end of its chain of `init`, or its own level on steps."""
+    if any(line.rule == "exact" for line in state.rule.learn.values()):
+        return None  # what is solved anew has no start (2.11.4)
     source = initialised_by(system, box.level, state)
     seen: set[int] = set()
     while source is not None and not lives_on(source) and id(source) not in seen:

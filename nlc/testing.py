@@ -70,7 +70,7 @@ ROBUST = (
     "{ return where(length(r) <= delta, sum(r^2), delta * sum(smooth_abs(r))) }"
 )
 # Of levels: plain ones, and some that the generated Python must not take as they are.
-NAMES = ("{kind}{i}",) * 8 + ("train{i}", "lambda{i}", "λ{i}", "w", "forward", "stack", "{kind}_")
+NAMES = ("{kind}{i}",) * 8 + ("train{i}", "lambda{i}", "λ{i}", "w", "forward", "half", "{kind}_")
 SIZES = {"q": "[n]", "k": "[n]", "v": "[m]"}  # of the inputs of a memory
 NUMBERS = (
     "mean({})", "sum({}) / 8", "length({})", "dot({}, {})", "length({}, 3)", "sum(({})^2) / 4",
@@ -415,7 +415,7 @@ class Writer:
         own = self.chance(40)
         start = self.pick("", " = normal(0.3)")
         lines: list[str] = []
-        x = self.source(lines)
+        x = "x" if first_order else self.source(lines)
         head = f"level {name}(x) every token {{"
         if own:
             body = [summed(r) for r in rules]

@@ -273,6 +273,10 @@ FOUND = {
         LEARNERS, "backprop mixer -> training first order", "backprop seen -> training, mixer",
         call="x += seen(x)\nrepeat p in [2, 3] { x += mixer[p](x) }",
     ),
+    "what is solved anew has no start": with_mixer(
+        matrix().replace("v = split(linear(x, 4), 2)", "v = attend(q, k, q)"), OPEN,
+        "init training -> mixer", more='use "memory/attend"',
+    ),
     "a level may have a name that modules use": with_mixer(
         matrix().replace("mixer", "forward"), "backprop forward -> training",
         call="x += forward(x)",
