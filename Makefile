@@ -65,7 +65,7 @@ demo: $(READY)
 	nlc train hope $(SIZE) --data "$$text" --only '*.py' --skip site-packages --skip 'test*' --skip '*_test' \
 	  --skip encodings --skip pydoc_data \
 	  --out $$out --minutes $(MINUTES) $(TRAIN); \
-	say 'Write text'; nlc generate $$out --prompt '    $(PROMPT)' --tokens 400 --temperature 0.6 --threads 1 --memory $$out/memory; \
+	say 'Write text'; nlc generate $$out --prompt '    $(PROMPT)' --tokens 400 --top-k 20 --threads 1 --memory $$out/memory; \
 	say "The results are in $$out"; \
 	echo "  $$picture  who learns how often, and what passes between them"; \
 	echo "  $$out/hope.py  the program that was generated"; \
