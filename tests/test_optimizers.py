@@ -299,7 +299,7 @@ system a(vocab = 7, width = 4) {
     truth = nlc.reference(spec, model.state_dict())
     tokens = torch.randint(0, 7, (2, 9), generator=torch.Generator().manual_seed(0))
     losses, labelled, _ = model.losses(tokens)
-    losses[labelled].mean().backward()
+    losses[labelled].mean().backward()  # type: ignore[no-untyped-call]
     for optimizer in model.optimizers():
         optimizer.step()
     truth.step(tokens)

@@ -48,6 +48,18 @@ class Stream(dict[str, Tensor]):
         """A constant to levels on tokens, not to training."""
         return x.detach() if self.inner else x
 
+    def answer(self, box: Callable[..., Tensor], at: str, *given: Any) -> Tensor:
+        """What a box answers; in the run for levels on tokens, what it answered training if none of
+        them has a hand in its inputs.
+        """
+        inputs = [x for x in given if isinstance(x, Tensor)]
+        if self.inner and at in self.remembered and not any(x.requires_grad for x in inputs):
+            return self.remembered[at]  # type: ignore[no-any-return]
+        y = box(self, at, *given)
+        if not self.inner:
+            self.remembered[at] = y.detach()
+        return y
+
     def writes(
         self, at: str, write: Callable[..., tuple[Span, ...]], *given: Any
     ) -> tuple[Span, ...]:

@@ -183,10 +183,19 @@ class Body:
             part, left = self.place(box.path, [(p.rstrip("."), n) for p, n in self.parts])
             given.append(attribute(part, left.lstrip(".")))
         code = f"self.{method}({', '.join([*given, *args])})"
+        if self.box is None and self.plan.learners and self.constant_inside(box):
+            code = f"s.answer({', '.join([f'self.{method}', *given[1:], *args])})"
         k = len(box.mapped)
         if k:
             code += f".movedim({self.lead - 1 + k}, {self.lead - 1})"
         return Value(code, ATOM, True, len(term.shape))
+
+    def constant_inside(self, box: Box) -> bool:
+        """A level that writes on tokens, and whose writes are constants to the levels there that
+        learn the model's loss: its answer is a function of what it is given.
+        """
+        level = box.level.name if box.level is not None else ""
+        return level not in self.plan.inner.levels and self.plan.of(box).kind == "frozen"
 
     def argument(self, term: Term, own: Shape, lead: Shape, box: Box) -> str:
         """An input with the axes of the map before time."""
@@ -255,7 +264,7 @@ class Body:
             if mine:
                 part, rest = self.place(path, self.parts)
                 return attribute(part, rest), False
-            return attribute("self.weights", path), False
+            return attribute("self.weights_in(s)", path), False
         return f"s[{self.key(state_path(box, state.name, name))}]", True
 
     def apply(self, term: Term) -> Value:

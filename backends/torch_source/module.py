@@ -272,7 +272,7 @@ class Writer:
             code.docstring(
                 ["One span of ticks: what the model answers, and what its loss is made of.", inputs]
             )
-            code.add("w = self.weights")
+            code.add("w = self.weights_in(s)")
             early: list[Line] = [line for line in flow.lines if all(line is not x for x in late)]
             body.lines(early)
             body.cite_line(flow.result)
