@@ -35,7 +35,7 @@ class Part(nn.Module):
         return self._modules[name] if name in self._modules else self._parameters[name]
 
     def __getattr__(self, name: str) -> Any:
-        """A state `M` and the weights of its lines, `M.linear`, are both here: what is below wins."""
+        """A state `M` and the weights of its lines, `M.linear`, are here: the part wins."""
         parts = self.__dict__.get("_modules", {})
         return parts[name] if name in parts else super().__getattr__(name)
 
@@ -46,7 +46,8 @@ class Part(nn.Module):
 
 def wide(values: Sequence[Tensor]) -> torch.Size:
     """The shape that all broadcast to."""
-    return torch.broadcast_shapes(*(v.shape for v in values))  # type: ignore[no-untyped-call, no-any-return]
+    shape: torch.Size = torch.broadcast_shapes(*(v.shape for v in values))  # type: ignore[no-untyped-call]
+    return shape
 
 
 def shape_of(x: Any) -> Any:
