@@ -1,1 +1,1 @@
-"""The shipped specs: data only, one `.nl` file each; memories in `memory/`, optimizers in `optim/`."""
+"""The shipped specs: data only, a `.nl` file each; memories and optimizers in their folders."""

@@ -58,9 +58,9 @@ class Still:
     """The same tree as `Part`, its arrays as constants: for runs that take no gradient of them."""
 
     def __init__(self, part: Part) -> None:
-        self.rows = {k: Still(p) for k, p in part._modules.items() if isinstance(p, Part)}
         arrays = {k: p.detach() for k, p in part._parameters.items() if p is not None}
-        self.rows.update(arrays)  # type: ignore[arg-type]
+        below = {k: Still(p) for k, p in part._modules.items() if isinstance(p, Part)}
+        self.rows: dict[str, Tensor | Still] = {**arrays, **below}
         self.__dict__.update(self.rows)
 
     def __getitem__(self, key: int | str) -> Any:
