@@ -361,3 +361,59 @@ def test_own_tokens_are_saved_as_such(name: str, tmp_path: Path) -> None:
             loaded = nlc.load_state(tmp_path / "memory", model)
             wanted, _ = model(x[:, t + 1 :], state)
             assert distance(model(x[:, t + 1 :], loaded)[0], wanted) <= 1e-12, t
+
+
+MIXED = """nl 1
+use "memory/attend"
+use "memory/continuum"
+use "self_modifying_titans"
+system mix(vocab = 11, width = 8, heads = 2) {
+  n = width / heads
+  level training every step { objective loss; learn adamw(rate = 4e-4) }
+  level titans(x) every token {
+    state M[main, key] : residual(mlp(n, n)) per heads { objective own_target(M, k, v) }
+    z = split(x, heads)
+    k = unit(M.key(z))
+    v = unit(z)
+    learn dgd(rate = 0.1)
+    linearise every 3 tokens
+    read join(M.main(unit(z)))
+  }
+  level attention(x) always {
+    q = split(linear(x, width), heads)
+    k = split(linear(x, width), heads)
+    read linear(join(attend(q, k, k)), width)
+  }
+  level cms[p in [2, 8]](x) every p tokens { read continuum(x, rate = 0.1) }
+  transfer backprop titans -> training
+  transfer backprop attention -> training, cms
+  transfer backprop cms -> training first order
+  transfer init training -> titans
+  transfer init training -> cms first order
+  flow(tokens) {
+    x = embed(tokens, vocab, width)
+    repeat 2 {
+      x += titans(norm(x))
+      x += attention(norm(x))
+      repeat p in [2, 8] { x += cms[p](x) }
+    }
+    logits = unembed(norm(x), vocab)
+    loss = cross_entropy(logits, next(tokens))
+    return logits
+  }
+}
+"""
+
+
+def test_training_and_inference_may_take_turns_within_a_period() -> None:
+    """What is constant to the levels on tokens is kept up by the run for training as well."""
+    spec = nlc.load(MIXED)
+    model = nlc.compile(spec, dtype=torch.float64)
+    given = torch.randint(0, 11, (2, 21), generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        whole, _ = model(given)
+    first, state = model(given[:, :5])
+    with torch.no_grad():
+        second, state = model(given[:, 5:12], state)
+    third, _ = model(given[:, 12:], state)
+    torch.testing.assert_close(torch.cat([first, second, third], 1), whole, rtol=0, atol=1e-12)

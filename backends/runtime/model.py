@@ -372,6 +372,10 @@ class Model(nn.Module):
         if not self.INNER_OPEN or state.inner is None:
             self.rebase(state)
             state.inner = self.leaves(detached(state.arrays))
+        else:
+            # What is constant there may have been written in the run for training alone.
+            fixed = {k: v for k, v in state.arrays.items() if not state.inner[k].requires_grad}
+            state.inner.update(detached(fixed))
         state.replay.append((tuple(x[:, a:b] for x in call.inputs), call.own))
         s = Stream(
             state.inner, state.position, b - a, state.batch, self.device, self.dtype, inner=True
