@@ -87,6 +87,7 @@ class Body:
             [(box.path + "." if box is not None else "", "at")] if box is not None else [("", "")]
         )
         self.turned: dict[str, str] = {}
+        self.batch = "batch"  # what the first axis holds, for the reader
         self.e = self.expressions()
 
     def expressions(self) -> Expressions:
@@ -342,7 +343,7 @@ class Body:
         key = f"local {line.name}"
         old = self.e.names.get(key)
         name = old.code if old is not None else self.code.name(line.name)
-        note = shape_note(value, line.value.shape, self.mapped)
+        note = shape_note(value, line.value.shape, (self.batch, *map(str, self.mapped)))
         if value.code != name:
             self.code.add(f"{name} = {value.code}{note}")
         self.e.names[key] = Value(name, ATOM, value.lead, len(line.value.shape))
@@ -430,9 +431,9 @@ def slot_loops(slot: Slot, box: Box | None, loops: Shape) -> Shape:
     return box.loops if box is not None else loops
 
 
-def shape_note(value: Value, shape: Shape, mapped: Shape) -> str:
+def shape_note(value: Value, shape: Shape, lead: tuple[str, ...]) -> str:
     """The shape, for the reader."""
     if not value.lead:
         return ""
-    axes = ["batch", *map(str, mapped), "time", *map(str, shape)]
+    axes = [*lead, "time", *map(str, shape)]
     return f"  # [{', '.join(axes)}]"

@@ -395,13 +395,14 @@ class Frozen:
         state = family[0]
         level = self.box.level.name if self.box.level is not None else ""
         per = () if body.folded else state.per
-        x, e = (body.row(self.fold(t), per) for t in (rule.input, rule.surprise))
+        x = body.row(self.fold(rule.input), per, "seen")
+        e = body.row(self.fold(rule.surprise), per, "surprise")
         if level in self.module.plan.training.first_order:
             x, e = f"{x}.detach()", f"{e}.detach()"
         settings = {k: self.fold(t) for k, t in rule.settings.items()}
         retain = self.fold(state.rule.retain) if state.rule.retain is not None else None
         given = rates(body, replace(rule, settings=settings), retain, per)
-        arguments = {k: body.name_row(v) for k, v in given.items()}
+        arguments = {k: body.name_row(v, k) for k, v in given.items()}
         if rule.rule.erase is not None:
             arguments["erase"] = rows(body, substitute(rule.rule.erase, settings), per, 0)
         array = next(a for a in state.form.arrays if a.name == rule.array)

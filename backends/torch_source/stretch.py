@@ -32,6 +32,7 @@ class StretchBody(Body):
         """From here on the heads are part of the batch."""
         self.folded = True
         self.mapped, self.lead, self.e.lead = (), 2, 2
+        self.batch = "batch * heads"
 
     @contextmanager
     def together(self, members: int, names: list[str]) -> Iterator[None]:
@@ -46,7 +47,8 @@ class StretchBody(Body):
 
     def repeated(self, value: Value, members: int) -> Value:
         ones = ", 1" * (value.own + 1)
-        return Value(self.name_row(f"{value.atom}.repeat({members}{ones})"), ATOM, True, value.own)
+        name = self.name_row(f"{value.atom}.repeat({members}{ones})", f"{value.code}_of_{members}")
+        return Value(name, ATOM, True, value.own)
 
     def times(self, matrix: str, own: bool, x: Value, handle: Handle, back: bool = False) -> str:
         if not self.folded or handle.box is not self.box or x.own != 1:
@@ -82,15 +84,15 @@ class StretchBody(Body):
         inner.count([applied])
         return Value(heads.part(inner(applied).atom), ATOM, True, len(term.shape))
 
-    def row(self, term: Term, per: tuple[int, ...]) -> str:
+    def row(self, term: Term, per: tuple[int, ...], wish: str) -> str:
         """A vector for the ops, time before its last axis; named, as several arrays use it."""
-        return self.name_row(rows(self, term, per, 1))
+        return self.name_row(rows(self, term, per, 1), wish)
 
-    def name_row(self, code: str) -> str:
+    def name_row(self, code: str, wish: str) -> str:
         if code.isidentifier() or code.replace(".", "").isdigit():
             return code
         if code not in self.turned:
-            self.turned[code] = self.code.name("row")
+            self.turned[code] = self.code.name(wish)
             self.code.add(f"{self.turned[code]} = {code}")
         return self.turned[code]
 
