@@ -24,13 +24,13 @@ UNLOWERED = {"fade", "top", "qr", "dropout", "across", "copy", "fresh", "index"}
 class NotLowered(Exception):
     """Carries the NL701 of one box to `lower`, which collects them."""
 
-    def __init__(self, why: str, span: Span) -> None:
+    def __init__(self, why: str, span: Span, help: str = "") -> None:
         super().__init__(why)
         self.diagnostic = Diagnostic(
             "NL701",
             f"{why} is not lowered to PyTorch yet",
             span,
-            help="`nlc.reference` runs it, token by token",
+            help=help or "`nlc.reference` runs it, token by token",
         )
 
 
@@ -337,8 +337,10 @@ def own_objective(box: Box) -> Lowering:
     if box.level.clock.period != 1:
         raise NotLowered(f"`{box.name}` {box.level.clock} with a rule of its own", box.span)
     check_body(box)
-    gradients = {s.name: derived(box, s) for s in box.states if s.rule.changes}
     frozen = box.linearise is not None
+    if not frozen and all(s.rule.objective is not None for s in box.states if s.rule.changes):
+        check_recurrence(box)
+    gradients = {s.name: derived(box, s) for s in box.states if s.rule.changes}
     arrays = tuple(
         rule
         for s in box.states
@@ -353,7 +355,6 @@ def own_objective(box: Box) -> Lowering:
             arrays=arrays,
             gradients=gradients,
         )
-    check_recurrence(box)
     exact = (
         "the write does not read the state (class i)"
         if arrays[0].error and arrays[0].error.factor is None
@@ -366,9 +367,9 @@ def check_recurrence(box: Box) -> None:
     changing = [s for s in box.states if s.rule.changes]
     if len(box.states) != 1 or len(changing) != 1 or box.states[0].form.kind != "matrix":
         raise NotLowered(
-            f"`{box.name}` exactly, with several or deep memories; "
-            "`linearise every 16 tokens` is lowered (it is another model)",
+            f"`{box.name}`, exactly, with several or deep memories,",
             box.span,
+            "`linearise every 16 tokens` is lowered, and is another model; `nlc.reference` runs it",
         )
     for t in (t for root in body_roots(box)[:-1] for t in root.walk()):
         if t.op in ("apply", "state") and not t.info.foreign:
