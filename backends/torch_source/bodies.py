@@ -171,15 +171,7 @@ class Body:
             self.argument(a, shape, lead, box)
             for a, (_, shape), lead in zip(term.args, box.inputs, box.input_mapped, strict=True)
         ]
-        name, rest = self.place(box.path + ".", self.ats)
-        at = (
-            repr(rest)
-            if not name
-            else f'f"{name[2:-1]}{rest}"'
-            if name.startswith('f"')
-            else f"{name} + {rest!r}"
-        )
-        given = ["s", at]
+        given = ["s", self.key(box.path + ".")]
         if box.path in self.module.has_weights:
             part, left = self.place(box.path, [(p.rstrip("."), n) for p, n in self.parts])
             given.append(attribute(part, left.lstrip(".")))
@@ -371,7 +363,6 @@ class Body:
         layer = self.code.name("layer" if not depth else "round_")
         has = any(h == prefix or h.startswith(prefix + ".") for h in self.module.has_weights)
         parts, ats, loops = list(self.parts), list(self.ats), self.loops
-        at = prefix.replace("{}", "{" + i + "}", 1) if not self.ats[-1][0] else None
         with self.code.block(f"for {i} in range({line.count}):"):
             if has:
                 self.code.add(f"{layer} = {attribute(part, rest.removesuffix('.{}'))}[{i}]")
@@ -388,7 +379,6 @@ class Body:
         self.parts, self.ats, self.loops = parts, ats, loops
         self.e.done.clear()
         self.turned.clear()
-        del at
 
     def cite_line(self, term: Term) -> None:
         """The spec's own line, above what was made of it."""

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from nlc.diagnostics import InternalError
 from nlc.lower import NotLowered
 from nlc.resolve.shapes import broadcast
-from nlc.system import Assign, Box, Learn, Shape, State, Term
+from nlc.system import Assign, Box, Shape, State, Term
 
 from .code import Code
 from .expressions import ATOM, Expressions, Value
@@ -245,7 +245,3 @@ def fitted(root: Term, shape: Shape) -> Term:
         raise NotLowered(f"`{term.op}` in a stream for arrays of several shapes", term.span)
 
     return visit(root)
-
-
-def settings_of(learn: Learn) -> dict[str, Term]:
-    return dict(learn.settings)
