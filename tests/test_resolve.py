@@ -544,3 +544,41 @@ def test_the_time_grows_with_the_size() -> None:
     small, large = seconds(100), seconds(800)
     assert large < 5
     assert large < 8 * small * 3
+
+
+# ---- names that a line may not bind (2.2.6) ----
+
+
+@pytest.mark.parametrize(
+    ("flow", "found"),
+    [
+        ("width = 3; x = width * x", ["NL102"]),
+        ("width = 3; width = 2 * width; x = width * x", ["NL102"]),
+        ("mean = 3; x = mean * mean(x) * x", ["NL106"]),
+        ("top += 1", ["NL106"]),
+        ("repeat heads in [1, 2] { x = heads * x }", ["NL102"]),
+        ("repeat tokens in [1, 2] { x = tokens * x }", ["NL102"]),
+        ("repeat unit in [1, 2] { x = unit * x }", ["NL106"]),
+        ("repeat 2 { width = 3; x = width * x }", ["NL102"]),
+        ("n = 3; x = n * x; n = 4", []),
+        ("x = f(x, 3)", []),
+    ],
+)
+def test_names_that_a_line_of_the_flow_may_not_bind(flow: str, found: list[str]) -> None:
+    before = "def f(x, width) { y = width * x\n heads = 2\n return heads * y }"
+    assert codes(lm(flow=f"    {flow}", before=before)) == found
+
+
+@pytest.mark.parametrize(
+    ("head", "line", "found"),
+    [
+        ("mixer(x)", "heads = 2", ["NL102"]),
+        ("mixer(x, heads = 3)", "y = heads", []),
+        ("mixer(x, heads = 3)", "heads = 2", ["NL102"]),
+        ("mixer(x)", "outer = 2", ["NL106"]),
+        ("outer(x)", "y = 2", []),
+    ],
+)
+def test_names_that_a_line_of_a_level_may_not_bind(head: str, line: str, found: list[str]) -> None:
+    level = f"  level {head} every token {{\n    {line}\n    read 2 * x\n  }}"
+    assert codes(lm(levels=level, flow=f"    x += {head.split('(')[0]}(x)")) == found

@@ -47,8 +47,8 @@ CODES: dict[str, Code] = {
         """Levels, memories, optimizers, functions and the inputs, settings and states of a block
         share one name space, so that a name never means two things on one page. A Greek letter and
         its English name are one name: `α` is `alpha`, `β₁` is `beta1`. Plain lines may give a name
-        a new value; an input, a setting or a state may not be given again. Rename one of the
-        two.""",
+        a new value; an input, a setting or a state may not be given again, and the settings of a
+        system not in its flow or its levels either. Rename one of the two.""",
         _one(inputs=", alpha", line="state     α : vector(n)"),
         _one(inputs=", alpha", line="retain    α"),
     ),
@@ -109,7 +109,8 @@ CODES: dict[str, Code] = {
         meaning everywhere: `count` is the number of firings so far, `position` the number of
         tokens of this sequence so far, `loss` what the model learns. A line, an input or a state
         cannot take one of them. Only a flow may bind `loss`, and there it says what the loss of
-        the model is.""",
+        the model is. Nor can a line take the name of a function, as `norm = x` would: the lines
+        below it could not call `norm` any more.""",
         _one(line="count = 3"),
         _one(line="shots = 3"),
     ),

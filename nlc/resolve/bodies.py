@@ -547,35 +547,45 @@ class Body:
     def bind(self, node: S.Bind | S.Add) -> None:
         name = node.name.id
         self.where = name
-        if name in BOUND and not (name == "loss" and self.box is None and not self.expands):
-            self.error(
-                "NL106",
-                f"`{node.name.text or name}` is bound by the language",
-                node.name.span,
-                "choose another name",
-            )
-            return
-        if self.clashes(name, node):
+        if self.is_taken(node.name):
             return
         value = self.value(node.value)
         if isinstance(node, S.Add):
             value = self.added(node, value)
         self.set_name(name, value, node)
 
-    def clashes(self, name: str, node: S.Bind | S.Add) -> bool:
-        """Plain names may be bound again; levels, memories, states and inputs may not (2.2.6)."""
+    def is_taken(self, node: S.Name) -> bool:
+        """Plain names may be bound again; the language's, levels, memories, settings, states and
+        inputs may not (2.2.6).
+        """
+        name = node.id
+        if self.is_language(name):
+            help = "choose another name"
+            self.error("NL106", f"`{node.text or name}` is bound by the language", node.span, help)
+        elif self.is_declared(name):
+            help = "plain names share one space with inputs, settings, states and functions"
+            self.error("NL102", f"`{node.text or name}` is given twice", node.span, help)
+        else:
+            return False
+        if name not in self.env or name in self.resolver.settings:
+            self.env[name] = POISON  # what was meant by it below is not known
+        return True
+
+    def is_language(self, name: str) -> bool:
+        """Only a flow may bind `loss`; a function of the language is one until it is hidden."""
+        if name in BOUND:
+            return not (name == "loss" and self.box is None and not self.expands)
+        return (name in TABLE or name in MAKERS) and name not in self.env
+
+    def is_declared(self, name: str) -> bool:
         old = self.env.get(name)
         taken = isinstance(old, (StateValue, StateFamily, LevelValue, Declared))
-        if taken or name in self.fixed:
-            self.error(
-                "NL102",
-                f"`{node.name.text or name}` is given twice",
-                node.name.span,
-                "plain names share one space with inputs, settings, states and functions",
-            )
-            self.env.setdefault(name, POISON)
-            return True
-        return False
+        return taken or name in self.fixed or self.is_setting(name) and old is not POISON
+
+    def is_setting(self, name: str) -> bool:
+        """Of the system, in a body that sees it: the flow's, or a level's."""
+        seen = any(names is self.resolver.system_names for names in self.env.maps)
+        return seen and name in self.resolver.settings
 
     def added(self, node: S.Add, value: Value) -> Value:
         if node.name.id not in self.env:
@@ -640,6 +650,7 @@ class Body:
             if count and not self.rolled(node, count):
                 self.unrolled(node, itertools.repeat(None, count))
         elif isinstance(over, list):
+            self.is_taken(node.name)
             self.unrolled(node, over)
         else:
             self.error(

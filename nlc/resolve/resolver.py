@@ -74,6 +74,8 @@ class Resolver:
         self.level_nodes: dict[str, tuple[S.Level, Names]] = {}
         self.level_boxes: dict[str, list[Box]] = {}
         self.levels: list[Level] = []
+        self.settings: set[str] = set()  # of the system
+        self.system_names: dict[str, Any] | None = None  # what its levels and its flow see of it
         self.expanding: list[tuple[Any, Span]] = []
         self.rule_weights: dict[tuple[str, Shape], Weight] = {}
         self.rule_prefixes: dict[tuple[str, int], str] = {}

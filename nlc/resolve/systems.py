@@ -54,6 +54,7 @@ class SystemStage:
     def system(self) -> System | None:
         self.read_settings()
         self.plain_lines()
+        self.r.settings, self.r.system_names = set(self.settings), self.body.env.maps[0]
         self.declare_levels()
         self.callable_levels()
         self.uncalled_levels()
