@@ -96,14 +96,8 @@ def mapped(box: Box) -> Shape:
 def initialised_by(system: System, level: Level | None, state: State | None) -> Level | None:
     """The level whose state the start of this one is, by `transfer init` (2.11.4)."""
     for t in system.transfers:
-        if t.kind == "init" and t.target is level:
-            name = state.name if state is not None else None
-            if (
-                t.state is None
-                or name is not None
-                and (name == t.state or name.startswith(f"{t.state}."))
-            ):
-                return t.source
+        if t.kind == "init" and t.target is level and t.speaks_of(state):
+            return t.source
     return None
 
 

@@ -169,7 +169,7 @@ class Parts:
             serving: Serving = Counter()
             for box in self.boxes[transfer.target.name]:
                 for state in box.states:
-                    if not box.exact and transfer.state in (None, state.name):
+                    if not box.exact and transfer.speaks_of(state):
                         names = (state.name, transfer.target.name)
                         for array in state.form.arrays:
                             copies = prod(box.loops) * prod(box.mapped) * prod(state.per)

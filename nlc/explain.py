@@ -579,7 +579,7 @@ def _starts(system: System, group: list[Transfer]) -> str:
     for t in group:
         for box in (b for b in system.boxes if b.level is t.target):
             before = "" if box.kind == "level" else f"{box.name}."
-            names |= {before + s.name: None for s in box.states if t.state in (None, s.name)}
+            names |= {before + s.name: None for s in box.states if t.speaks_of(s)}
     return ", ".join(names)
 
 

@@ -396,7 +396,9 @@ class Rule:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class State:
-    """`per`: head axes before each array's own. `start`: None is the usual draw (2.3.4)."""
+    """`per`: head axes before each array's own. `start`: None is the usual draw (2.3.4).
+    `memory`: whose state it is; a level's own has none.
+    """
 
     name: str
     form: Form
@@ -404,6 +406,12 @@ class State:
     start: Term | None
     rule: Rule
     span: Span = field(default=NOWHERE, repr=False)
+    memory: str = ""
+
+    @property
+    def path(self) -> str:
+        """Its name in a transfer, after that of the level."""
+        return f"{self.memory}.{self.name}" if self.memory else self.name
 
     def shape(self, array: Array) -> Shape:
         return (*self.per, *array.shape)
@@ -544,6 +552,12 @@ class Transfer:
     truncate: int | None = None
     first_order: bool = False
     span: Span = field(default=NOWHERE, repr=False)
+
+    def speaks_of(self, state: State | None) -> bool:
+        """Whether it is for this state of its target; None: for the level as a whole."""
+        if self.state is None or state is None:
+            return self.state is None
+        return state.path == self.state or state.path.startswith(f"{self.state}.")
 
 
 @dataclass(frozen=True, slots=True, eq=False)

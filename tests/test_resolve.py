@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from nlc.parse import parse
 from nlc.resolve import Resolved, resolve
@@ -582,3 +583,108 @@ def test_names_that_a_line_of_the_flow_may_not_bind(flow: str, found: list[str])
 def test_names_that_a_line_of_a_level_may_not_bind(head: str, line: str, found: list[str]) -> None:
     level = f"  level {head} every token {{\n    {line}\n    read 2 * x\n  }}"
     assert codes(lm(levels=level, flow=f"    x += {head.split('(')[0]}(x)")) == found
+
+
+# ---- states named in a transfer (2.11.4) ----
+
+TWO = """
+  level mixer(x) every token {
+    k = unit(x)
+    known = delta(k, k, x, 0.5)
+    read  known + linear_attention(k, k, x)
+  }
+"""
+OWN = """
+  level mixer(x) every token {
+    state     M : matrix(width, width)
+    objective sum((M(x) - x)^2)
+    learn     gradient(rate = 0.1)
+    read      M(x) + delta(unit(x), unit(x), x, 0.5)
+  }
+"""
+DEEP = """
+  level mixer[p in [2, 4]](x) every p tokens { read continuum(x) }
+  transfer backprop mixer -> training
+"""
+USES = 'use "memory/continuum"\nuse "memory/delta"\nuse "memory/linear_attention"'
+
+
+def starting(level: str, end: str) -> Resolved:
+    calls = "mixer[2](x) + mixer[4](x)" if "mixer[" in level else "mixer(x)"
+    line = f"  transfer init training -> {end}"
+    return resolved(lm(levels=level + line, flow=f"    x += {calls}", before=USES))
+
+
+@pytest.mark.parametrize(
+    ("level", "end", "starts"),
+    [
+        (TWO, "mixer", {"delta.M", "linear_attention.M"}),
+        (TWO, "mixer.delta.M", {"delta.M"}),
+        (TWO, "mixer.linear_attention.M", {"linear_attention.M"}),
+        (OWN, "mixer", {"M", "delta.M"}),
+        (OWN, "mixer.M", {"M"}),
+        (OWN, "mixer.delta.M", {"delta.M"}),
+        (DEEP, "mixer.F", {"continuum.F"}),
+        (DEEP, "mixer[2].F", {"continuum.F"}),
+        (DEEP, "mixer.continuum.F", {"continuum.F"}),
+    ],
+)
+def test_a_state_of_a_memory_is_named_in_a_transfer(level: str, end: str, starts: set[str]) -> None:
+    found = starting(level, end)
+    assert not found.diagnostics and found.system is not None
+    inits = [t for t in found.system.transfers if t.kind == "init"]
+    meant = {
+        (b.level.name if b.level else "", s.path)
+        for t in inits
+        for b in found.system.boxes
+        for s in b.states
+        if b.level is t.target and t.speaks_of(s)
+    }
+    members = {"mixer"} if level is not DEEP else {"mixer[2]", "mixer[4]"}
+    members = {"mixer[2]"} if end.startswith("mixer[2]") else members
+    assert meant == {(m, s) for m in members for s in starts}
+
+
+@pytest.mark.parametrize(
+    ("level", "end", "code"),
+    [
+        (TWO, "mixer.M", "NL307"),
+        (TWO, "mixer.N", "NL101"),
+        (TWO, "mixer.delta.N", "NL101"),
+        (TWO, "mixer.titans.M", "NL101"),
+        (OWN, "mixer.linear_attention.M", "NL101"),
+        (DEEP, "mixer.G", "NL101"),
+    ],
+)
+def test_a_state_that_a_transfer_cannot_mean(level: str, end: str, code: str) -> None:
+    assert [d.code for d in starting(level, end).diagnostics] == [code]
+
+
+def test_a_memory_that_is_wrong_is_told_alone() -> None:
+    found = starting(TWO.replace("0.5)", "0.5, 3)"), "mixer.delta.M")
+    assert [d.code for d in found.diagnostics] == ["NL107"]
+    never = "  level a(x) every token { read 2 * x }\n  transfer init a.M -> a"
+    assert sorted(codes(lm(levels=never))) == ["NL101", "NL308"]
+
+
+@pytest.mark.parametrize("end", ["mixer", "mixer.delta.M", "mixer.linear_attention.M"])
+def test_both_backends_train_the_starts_that_are_named(end: str) -> None:
+    import nlc
+
+    line = f"  transfer init training -> {end}"
+    spec = nlc.load(
+        lm(levels=TWO + line, flow="    x += mixer(norm(x))", before=USES), vocab=7, width=4
+    )
+    model = nlc.compile(spec, dtype=torch.float64)
+    tokens = torch.randint(0, 7, (2, 5), generator=torch.Generator().manual_seed(0))
+    wanted = nlc.reference(spec, model.state_dict()).gradients(tokens)
+    losses, counted, _ = model.losses(tokens)
+    losses[counted].mean().backward()
+    found = {n: p.grad for n, p in model.named_weights() if p.grad is not None}
+    starts = {n for n in found if n.endswith(".M")}
+    assert starts == {n for n in wanted if n.endswith(".M")}
+    assert starts == {
+        f"mixer.{m}.M" for m in ("delta", "linear_attention") if end in ("mixer", f"mixer.{m}.M")
+    }
+    for name, gradient in found.items():
+        torch.testing.assert_close(gradient, wanted[name])

@@ -173,13 +173,7 @@ class Transfers:
         return [
             t
             for t in self.system.transfers
-            if t.kind == "init"
-            and t.target is box
-            and (
-                t.state is None
-                or state is not None
-                and (state.name == t.state or state.name.startswith(f"{t.state}."))
-            )
+            if t.kind == "init" and t.target is box and t.speaks_of(state)
         ]
 
     def chain(self, box: Level | None, state: State) -> tuple[Level, ...]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
-from ..system import Assign, Box, Level, Line, System, Term
+from ..system import Assign, Box, Level, Line, State, System, Term
 from ..text import Span
 from .terms import distinct, foreign
 
@@ -26,7 +26,7 @@ class Making:
     """A state that is made from another level's state or read, and where that is named."""
 
     level: Level
-    state: str
+    state: State
     source: Source
     span: Span
 
@@ -98,7 +98,7 @@ def makings(
             for term in through(box, roots):
                 source = used(box, box.level, term, handed)
                 if source is not None and source.level is not box.level:
-                    yield Making(box.level, state.name, source, term.span)
+                    yield Making(box.level, state, source, term.span)
 
 
 def used(box: Box, level: Level, term: Term, handed: Handed) -> Source | None:

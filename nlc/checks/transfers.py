@@ -98,7 +98,7 @@ def idle_init(facts: Facts, t: Transfer) -> Diagnostic | None:
         message = f"`{a.name}` ({a.clock}) is faster than `{b.name}` ({b.clock})"
         help = f"perhaps `transfer init {b.name} -> {a.name}`"
         return Diagnostic("NL303", f"a start is given by a slower level; {message}", t.span, help)
-    states = [s for s in facts.states_of(b) if wanted(s.name, t.state)]
+    states = [s for s in facts.states_of(b) if t.speaks_of(s)]
     if states and all(exact(s) for s in states):
         message = "`init` through `learn exact` is dead"
         help = "the solution does not depend on where it starts: take the line out"
@@ -106,11 +106,6 @@ def idle_init(facts: Facts, t: Transfer) -> Diagnostic | None:
     if not any(may_start(s) for s in states):
         return nothing(t, f"`{named(t)}` has no state that starts from `{a.name}`")
     return None
-
-
-def wanted(state: str, name: str | None) -> bool:
-    """Whether a transfer that names a state, or a group of them, means this one."""
-    return name is None or state == name or state.startswith(f"{name}.")
 
 
 def may_start(state: State) -> bool:
@@ -164,7 +159,7 @@ def idle_condition(facts: Facts, t: Transfer) -> Diagnostic | None:
 def idle_generate(facts: Facts, t: Transfer) -> Diagnostic | None:
     for made in facts.makings:
         pair = made.source.level is t.source and made.level is t.target
-        if pair and wanted(made.state, t.state):
+        if pair and t.speaks_of(made.state):
             return None
     return nothing(t, f"no start, `write` or `set` of `{named(t)}` uses `{t.source.name}`")
 
@@ -201,9 +196,9 @@ def nl306(facts: Facts) -> Iterator[Diagnostic]:
     for t in generated:
         pairs[t.source.name, t.target.name].append(t)
     for made in facts.makings:
-        family = (made.level.family, made.state, made.source.level.family)
+        family = (made.level.family, made.state.path, made.source.level.family)
         lines = pairs.get((made.source.level.name, made.level.name), [])
-        if any(wanted(made.state, t.state) for t in lines) or family in told:
+        if any(t.speaks_of(made.state) for t in lines) or family in told:
             continue
         told.add(family)
         yield undeclared_source(facts, made)
@@ -212,7 +207,7 @@ def nl306(facts: Facts) -> Iterator[Diagnostic]:
 def undeclared_source(facts: Facts, made: Making) -> Diagnostic:
     level = made.level
     whole = facts.family_size[level.family] > 1
-    target = f"{level.family if whole else level.name}.{made.state}"
+    target = f"{level.family if whole else level.name}.{made.state.path}"
     line = f"transfer generate {made.source.text} -> {target}"
     message = f"state `{target}` is made from `{made.source.text}` and no transfer says so"
     span = facts.place(made.span, header(level.span))

@@ -36,7 +36,9 @@ class Rules(Learning):
 
     def state(self, body: Body, draft: Draft, work: Work) -> State:
         rule = self.rule(body, draft, work)
-        return State(draft.name, draft.form, draft.per, draft.start, rule, draft.span)
+        assert body.box is not None
+        memory = body.box.name if body.box.kind == "memory" else ""
+        return State(draft.name, draft.form, draft.per, draft.start, rule, draft.span, memory)
 
     def effective(self, draft: Draft, work: Work, optimizer: bool) -> list[Placed]:
         """The lines that hold for this state: its own in braces win over the block's (2.3.5)."""

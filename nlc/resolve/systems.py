@@ -483,7 +483,7 @@ class SystemStage:
         made: list[Transfer] = []
         for node in self.node.body.statements:
             if isinstance(node, S.Transfer):
-                stages = [self.ends(paths) for paths in node.stages]
+                stages = [self.ends(paths, node.kind) for paths in node.stages]
                 through = self.truncation(node)
                 for before, after in pairwise(stages):
                     made += [self.edge(node, a, b, through) for a in before for b in after]
@@ -509,8 +509,27 @@ class SystemStage:
             )
         return self.r.period(self.body, node.through, None)
 
-    def ends(self, paths: tuple[S.Path, ...]) -> list[tuple[Level, str | None]]:
-        return [end for path in paths for end in self.end(path)]
+    def ends(self, paths: tuple[S.Path, ...], kind: str) -> list[tuple[Level, str | None]]:
+        ends = []
+        for path in paths:
+            found = self.end(path)
+            if kind in ("init", "generate") or not any(state for _, state in found):
+                ends += found
+            else:
+                self.no_level(path, kind)
+        return ends
+
+    def no_level(self, path: S.Path, kind: str) -> None:
+        """`init` and `generate` take a level or a state, the others a level (2.11.4)."""
+        names = [p for p, indexed in zip(path.rest, path.indexed, strict=True) if not indexed]
+        level = path.span.text[: names[0].span.start - path.span.start].rstrip(" .")
+        self.r.report(
+            "NL101",
+            f"`{path.span.text}` is no level, and `{kind}` passes between levels",
+            path.span,
+            f"write `{level}`, which stands for all its states",
+            fix=level,
+        )
 
     def end(self, path: S.Path) -> list[tuple[Level, str | None]]:
         """A level, a family (its members), a member, or a state of a level."""
@@ -552,24 +571,62 @@ class SystemStage:
                 )
                 return []
         state = ".".join(p.id for p, _ in rest if isinstance(p, S.Name)) or None
-        ends = [(level, state) for level in members.values()]
-        return [e for e in ends if self.has_state(e[0], state, path)]
-
-    def has_state(self, level: Level, state: str | None, path: S.Path) -> bool:
         if state is None:
-            return True
+            return [(level, None) for level in members.values()]
+        named = [(level, self.state_named(level, state, path)) for level in members.values()]
+        return [(level, name) for level, name in named if name is not None]
+
+    def state_named(self, level: Level, state: str, path: S.Path) -> str | None:
+        """A state of the level, or of a memory that it calls (2.11.4): its path, or that of a
+        group. None after a mistake.
+        """
+        kept = self.states_kept(level)
+        memory, _, own = state.partition(".")
+        if means(state, kept[""]) or means(own, kept.get(memory, [])):
+            return state
+        owners = [o for o, names in kept.items() if means(state, names)]
+        if len(owners) == 1:
+            return f"{owners[0]}.{state}"
+        if owners:
+            self.of_several(level, state, owners, path)
+        elif not self.unknown_memories(level):
+            self.no_state(level, state, kept, path)
+        return None
+
+    def states_kept(self, level: Level) -> dict[str, list[str]]:
+        """Names of states: the level's own, at "", and those of each memory that it calls."""
         node, _ = self.r.level_nodes[level.name]
-        names = [n for s in node.body.statements if isinstance(s, S.State) for n in state_names(s)]
-        if state in names or any(n.startswith(f"{state}.") for n in names):
-            return True
-        near = get_close_matches(state, names, n=1)
-        hint = (
-            f"; did you mean `{near[0]}`?"
-            if near
-            else f"; it has {', '.join(dict.fromkeys(names)) or 'none'}"
+        kept = {
+            "": [n for s in node.body.statements if isinstance(s, S.State) for n in names_in(s)]
+        }
+        for box in self.r.boxes:
+            if box.level is level and box.kind == "memory" and box.states:
+                kept.setdefault(box.name, [s.name for s in box.states])
+        return kept
+
+    def unknown_memories(self, level: Level) -> bool:
+        """Whether it calls memories that a mistake, told before, may have kept from being made."""
+        node, env = self.r.level_nodes[level.name]
+        called = (env.get(name) for name in self.names_called(node.body.statements))
+        return bool(self.r.diagnostics) and any(isinstance(v, Declared) for v in called)
+
+    def of_several(self, level: Level, state: str, owners: list[str], path: S.Path) -> None:
+        shown = " and ".join(f"`{o}`" for o in owners[:2])
+        self.r.report(
+            "NL307",
+            f"both {shown} have a state `{state}`: which `{path.span.text}` is meant?",
+            path.span,
+            f"write `{level.name}.{owners[0]}.{state}`, or `{level.name}` for all its states",
         )
+
+    def no_state(
+        self, level: Level, state: str, kept: Mapping[str, list[str]], path: S.Path
+    ) -> None:
+        names = [f"{o}.{n}" if o else n for o, found in kept.items() for n in found]
+        near = get_close_matches(state, [*names, *(n for found in kept.values() for n in found)], 1)
+        known = ", ".join(dict.fromkeys(names)) or "none"
+        hint = f"; did you mean `{near[0]}`?" if near else f"; it has {known}"
         self.r.report("NL101", f"`{level.name}` has no state `{state}`{hint}", path.span)
-        return False
 
     def assume(self) -> int | None:
         tokens: int | None = None
@@ -593,9 +650,14 @@ def is_setting(value: Any) -> bool:
     return is_known(value) and value == value
 
 
-def state_names(node: S.State) -> list[str]:
+def names_in(node: S.State) -> list[str]:
     name = node.name.id
     return [f"{name}.{m.id}" for m in node.members] or [name]
+
+
+def means(state: str, names: list[str]) -> bool:
+    """Whether it names one of these states, or a group of them."""
+    return any(n == state or n.startswith(f"{state}.") for n in names)
 
 
 def without_learning(block: S.Block, owner: bool) -> S.Block:
