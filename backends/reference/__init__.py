@@ -6,7 +6,7 @@
     losses, labelled = truth.losses(tokens)
     truth.gradients(tokens)                # what each level on steps hands its optimizer
     truth.step(tokens)                     # one step of training
-    truth.trace                            # every firing and reset
+    truth.trace                            # every update (traced=EVENTS: reads too)
 
 It is the definition that every fast path is tested against: one sample, one head and one token at a
 time, gradients by autograd with a gate at each place where a transfer decides (see gates.py).
@@ -14,7 +14,7 @@ time, gradients by autograd with a gate at each place where a transfer decides (
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -25,8 +25,8 @@ from nlc.system import System, Term
 
 from .. import parameters as P
 from . import stream, training
-from .boxes import Pass, Record, Run, Sample
-from .frames import Instance, Key
+from .boxes import Pass, Run, Sample
+from .frames import EVENTS, UPDATES, Instance, Key, Record
 from .gates import Transfers
 
 Streams = Tensor | Mapping[str, Tensor | None] | Sequence[Tensor | None]
@@ -47,10 +47,14 @@ class State:
 
 
 class Reference:
-    """One system with its parameters."""
+    """One system with its parameters. `traced`: the events that `trace` is to hold (EVENTS)."""
 
     def __init__(
-        self, system: System, parameters: Mapping[str, Tensor] | None = None, seed: int = 0
+        self,
+        system: System,
+        parameters: Mapping[str, Tensor] | None = None,
+        seed: int = 0,
+        traced: Iterable[str] = UPDATES,
     ) -> None:
         self.system, self.seed = system, seed
         self.specs = {p.name: p for p in P.parameters(system)}
@@ -67,6 +71,7 @@ class Reference:
         self.sums: dict[Any, Any] = {}
         self.last_run: Run | None = None
         self.trace: list[Record] = []
+        self.traced = frozenset(traced)
         self.transfers = Transfers(system)
         self.online = tuple(
             level
@@ -102,7 +107,7 @@ class Reference:
         leaves = {n: x.clone().requires_grad_(train) for n, x in self.values.items()}
         return Pass(
             self.system, self.transfers, leaves, self.kept, self.seed, self.steps,
-            train or bool(self.online), train, self.examples, self.trace, self.online,
+            train or bool(self.online), train, self.examples, self.trace, self.traced, self.online,
             self.rules, self.firings,
         )  # fmt: skip
 
@@ -184,10 +189,13 @@ def rule_terms(system: System) -> list[Term]:
 
 
 def reference(
-    spec: System | HasSystem, parameters: Mapping[str, Tensor] | None = None, seed: int = 0
+    spec: System | HasSystem,
+    parameters: Mapping[str, Tensor] | None = None,
+    seed: int = 0,
+    traced: Iterable[str] = UPDATES,
 ) -> Reference:
     """The interpreter of a spec or a system, with parameters by the names of a compiled module."""
-    return Reference(spec if isinstance(spec, System) else spec.system, parameters, seed)
+    return Reference(spec if isinstance(spec, System) else spec.system, parameters, seed, traced)
 
 
-__all__ = ["Record", "Reference", "State", "reference"]
+__all__ = ["EVENTS", "UPDATES", "Record", "Reference", "State", "reference"]

@@ -11,25 +11,39 @@ import torch
 from torch import Tensor
 
 from nlc.diagnostics import InternalError
-from nlc.system import ALL, Box, Handle, Level, Line, Loop, Shape, Slot, State, System, Term, Weight
+from nlc.system import (
+    ALL,
+    Box,
+    Clock,
+    Handle,
+    Level,
+    Line,
+    Loop,
+    Shape,
+    Slot,
+    State,
+    System,
+    Term,
+    Weight,
+)
 
 from ..parameters import lives_on, noise, start_name
 from . import firing, solve
 from .evaluate import Scope, evaluate, over
-from .frames import Arrays, Call, Cell, Frame, Instance, Key, Later, Missing, Value, fork_cells
+from .frames import (
+    Arrays,
+    Call,
+    Cell,
+    Frame,
+    Instance,
+    Key,
+    Later,
+    Missing,
+    Record,
+    Value,
+    fork_cells,
+)
 from .gates import Learner, Transfers, alias, gate
-
-
-@dataclass(frozen=True)
-class Record:
-    """One event of a run: a box fires, is reset, or is read; with the length of its state."""
-
-    tick: int
-    sample: int
-    path: str
-    event: str
-    before: float = 0.0
-    after: float = 0.0
 
 
 @dataclass(eq=False)
@@ -93,6 +107,7 @@ class Pass:
     training: bool
     examples: bool
     trace: list[Record]
+    traced: frozenset[str]  # the events that it holds
     online: tuple[Level, ...]
     rules: dict[Any, dict[Any, Instance]]  # optimizer states of what lives on steps
     firings: dict[Key, int]
@@ -131,6 +146,7 @@ class Run:
         self.system, self.transfers = p.system, p.transfers
         self.seed, self.step = p.seed, p.step
         self.recording, self.training = p.recording, p.training
+        self.reads = "read" in p.traced
 
     # ---- what terms ask for --------------------------------------------------------------------
 
@@ -178,6 +194,62 @@ class Run:
         self.sample.slot_level[key] = None if slot.box is None else frame.level
         older = {"past": slot.window - 1, "conv": slot.window}.get(slot.kind, ALL)
         self.sample.slot_keep[key] = ALL if slot.window == ALL else older
+
+    # ---- the trace -----------------------------------------------------------------------------
+
+    def tell(
+        self, event: str, path: str, level: Level | None, tick: int, before: Arrays, after: Arrays,
+        clock: Clock | None = None, serves: str = "",
+    ) -> None:  # fmt: skip
+        """An update, if the trace is to hold it."""
+        p = self.passing
+        if event not in p.traced:
+            return
+        every = str(clock or (level.clock if level else ""))
+        place = (0, -1) if lives_on(level) else (tick, self.index)
+        lengths = firing.size(before), firing.size(after)
+        p.trace.append(Record(*place, path, event, *lengths, p.step + 1, every, serves))
+
+    def tell_update(
+        self, inst: Instance, name: str, tick: int, before: Arrays, after: Arrays, event: str = ""
+    ) -> None:
+        """A state of a box, or of an optimizer."""
+        box = inst.box
+        if inst.serves and box is not None:
+            inner = [box.name] if box.clock is not None else []
+            path = ".".join([inst.serves, *inner, name])
+            what = event or "remember"
+            self.tell(what, path, inst.level, tick, before, after, box.clock, inst.serves)
+        else:
+            path = f"{inst.where}.{name}"
+            self.tell(event or "fire", path, inst.level, tick, before, after)
+
+    def tell_read(self, handle: Handle, frame: Frame, own: Mapping[str, Arrays]) -> None:
+        """A body, or the flow, looks at a state: told once a tick, for each that it sees."""
+        inst = self.instance(handle.box, self.state_key(handle, frame))
+        last = inst.last
+        mine, sees = handle.box is frame.box, "old"
+        if mine and handle.name not in own:
+            sees = "solved"
+        elif last is not None and last.tick == frame.tick:
+            wrote = bool(last.after) and last.after is not last.values
+            if wrote and (not mine or own is last.after):
+                sees = "new"
+            elif mine and own is last.frozen and self.moved(inst, handle.name):
+                sees = "frozen"
+        path = f"{inst.where}.{handle.name}"
+        if (path, sees) not in frame.reads:
+            frame.reads.add((path, sees))
+            reader = frame.where or "flow"
+            self.passing.trace.append(
+                Record(
+                    frame.tick, self.index, path, "read", step=self.step + 1, reader=reader,
+                    sees=sees,
+                )
+            )  # fmt: skip
+
+    def moved(self, inst: Instance, name: str) -> bool:
+        return inst.frozen[name] is not inst.cells[name]
 
     # ---- instances and their starts ------------------------------------------------------------
 

@@ -143,6 +143,8 @@ def _loss(term: Term, scope: Scope) -> Value:
 def own_state(handle: Handle, scope: Scope) -> Arrays:
     """The arrays of a state as this place sees it (2.7.2)."""
     frame = scope.frame
+    if scope.run.reads and scope.role == "read" and not scope.objective:
+        scope.run.tell_read(handle, frame, scope.own)
     if handle.box is frame.box:
         if handle.state.rule.learn and handle.box.exact and handle.name not in scope.own:
             return scope.run.solved(frame, handle.name, scope.role)

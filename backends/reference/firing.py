@@ -127,18 +127,12 @@ def fire(
 
 
 def put(run: Run, inst: Instance, state: State, kept: Arrays, frame: Frame) -> None:
-    from .boxes import Record
-
     old = inst.cells[state.name]
     value = read_as(run, state, kept, old.start, frame)
     inst.cells[state.name] = run.cell(inst.level, kept, value, old.start, old)
     for array in state.form.arrays:
         run.sample.products.pop((inst.key, state.name, array.name), None)
-    if inst.box is not None and inst.box.level is not None:
-        where = f"{frame.where}.{state.name}"
-        run.passing.trace.append(
-            Record(frame.tick, run.index, where, "fire", size(old.kept), size(kept))
-        )
+    run.tell_update(inst, state.name, frame.tick, old.kept, kept)
 
 
 def size(arrays: Arrays) -> float:

@@ -15,6 +15,38 @@ from torch import Tensor
 
 from nlc.system import Box, Level, Term
 
+UPDATES = ("fire", "remember", "reset")
+EVENTS = (*UPDATES, "read")
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """One event of a run.
+
+    `event`: "fire", a state, a weight or a learned start is written; "remember", a memory of an
+    optimizer is; "reset"; "read". `before` and `after` are lengths. `tick` counts from 1 in each
+    stream, and `step` is the step of training that it is part of (or that comes next). What lives
+    on steps and tasks is one for all: there `sample` is -1 and `tick` 0.
+
+    `clock`: of what is written; inside an optimizer a step is one firing of what it serves, and
+    `serves` is the array whose gradients it remembers. Of a read, `reader` is who reads, and `sees`
+    is "old": the state before this tick's write; "new": after it; "frozen": as it was at the start
+    of the N tokens (2.9.7); "solved": made for this read.
+    """
+
+    tick: int
+    sample: int
+    path: str
+    event: str
+    before: float = 0.0
+    after: float = 0.0
+    step: int = 1
+    clock: str = ""
+    serves: str = ""
+    reader: str = ""
+    sees: str = ""
+
+
 Arrays = Mapping[str, Tensor]
 Value = Tensor | dict[str, Tensor]
 Key = tuple[str, tuple[int, ...]]
@@ -69,6 +101,7 @@ class Frame:
     calls: dict[str, Call] = field(default_factory=dict)
     solved: dict[tuple[str, str], Arrays] = field(default_factory=dict)
     results: dict[str, Value] = field(default_factory=dict)
+    reads: set[tuple[str, str]] = field(default_factory=set)  # told to the trace
 
     @property
     def heads(self) -> tuple[int, ...]:
@@ -116,6 +149,12 @@ class Instance:
     frozen: dict[str, Cell] = field(default_factory=dict)  # at the start of the chunk (2.9.7)
     levels: dict[str, Instance] = field(default_factory=dict)  # inside an optimizer
     last: Frame | None = None  # the last tick's
+    serves: str = ""  # of an optimizer: the array
+
+    @property
+    def where(self) -> str:
+        """Its name in traces."""
+        return self.key[0] + "".join(f"[{i}]" for i in self.key[1])
 
     def fork(self) -> Instance:
         """A copy that lives on by itself; tensors and frames do not change and are shared."""

@@ -95,7 +95,9 @@ def serve(
     """Lines and states in text order; a state fires at its place and is new from there on."""
     box = box_for(job.line, tuple(job.weight.shape))
     inst = job.rules.setdefault(job.place, Instance(box, job.inst.level, (box.name, ())))
-    frame = frame_of(scope.frame, box, inst, given, rule_name(*job.array, box.name))
+    where = rule_name(*job.array, box.name)
+    inst.serves = where.removesuffix(f".{box.name}")
+    frame = frame_of(scope.frame, box, inst, given, where)
     inst.firings += 1
     frame.count = inst.firings
     due: list[Instance] = []
@@ -208,7 +210,7 @@ def level_tick(run: Run, frame: Frame, inst: Instance, name: str, weight: Tensor
     if outer is None:
         raise InternalError("an optimizer without a box")
     box = next(b for b in outer.levels if b.name == name)
-    level = inst.levels.setdefault(name, Instance(box, inst.level, (name, ())))
+    level = inst.levels.setdefault(name, Instance(box, inst.level, (name, ()), serves=inst.serves))
     frame.family[id(box)] = level
     inner = replace(frame, box=box, names={}, foreign={}, family=dict(frame.family))
     named = dict(frame.names["write"])

@@ -14,7 +14,7 @@ from nlc.system import Box, Clock, Level, State
 
 from ..parameters import array_kind, start_name
 from . import firing, optimizers
-from .boxes import Record, Run, Sample, writes_at_call
+from .boxes import Run, Sample, writes_at_call
 from .evaluate import Scope, evaluate, resolve_later
 from .frames import Cell, Frame, Instance, Later, Missing, Value
 from .gates import Learner, gate, learning, sealed
@@ -181,7 +181,14 @@ def learn_starts(run: Run, level: Level, found: Mapping[Any, dict[str, Tensor]])
         key, array = job.place[:2]
         made[key][array][job.head] = (job.weight if keep is None else job.weight * keep) + amount
     for key, arrays in made.items():
-        run.sample.starts[key] = run.cell(level, arrays, arrays, arrays, run.sample.starts[key])
+        old = run.sample.starts[key]
+        run.sample.starts[key] = run.cell(level, arrays, arrays, arrays, old)
+        run.tell("fire", told_start(key), level, run.sample.tick, old.kept, arrays)
+
+
+def told_start(key: Any) -> str:
+    (path, heads), state, _, level = key
+    return f"{start_name(path, state, '')}{''.join(f'[{i}]' for i in heads)}@{level}"
 
 
 def start_jobs(
@@ -264,8 +271,10 @@ def fire_weights(run: Run, level: Level) -> None:
         for job, (amount, keep) in zip(
             jobs, optimizers.amounts(run, Scope(run, frame, "write"), jobs), strict=True
         ):
+            name, old = job.name[0], cells[job.name[0]]
             kept = {"": (job.weight if keep is None else job.weight * keep) + amount}
-            cells[job.name[0]] = run.cell(level, kept, kept, kept, cells[job.name[0]])
+            cells[name] = run.cell(level, kept, kept, old.start, old)
+            run.tell("fire", name, level, run.sample.tick, old.kept, kept)
 
 
 def paths_of(path: str, loops: tuple[int, ...]) -> list[str]:
@@ -283,17 +292,15 @@ def reset(run: Run, level: Level) -> None:
     for inst in instances(run, level):
         if level.partial == "flush" and inst.period:
             firing.fire(run, inst, list(inst.period))
-        where = inst.key[0] + "".join(f"[{i}]" for i in inst.key[1])
         for name, cell in inst.cells.items():
-            lengths = firing.size(cell.kept), firing.size(cell.start)
-            run.passing.trace.append(
-                Record(sample.tick, run.index, f"{where}.{name}", "reset", *lengths)
-            )
+            tell_reset(run, level, f"{inst.where}.{name}", cell)
         inst.cells, inst.frozen, inst.period, inst.firings, inst.last = {}, {}, [], 0, None
     if level.owner:
+        for name, cell in sample.weights.items():
+            tell_reset(run, level, name, cell)
         sample.weights = {}
     for key in [k for k in sample.starts if k[3] == level.name]:
-        del sample.starts[key]
+        tell_reset(run, level, told_start(key), sample.starts.pop(key))
     for slot in [k for k, of in sample.slot_level.items() if of is level]:
         sample.slots.pop(slot, None)
     for product in [k for k in sample.products if isinstance(k, tuple) and owns(run, level, k[0])]:
@@ -301,6 +308,16 @@ def reset(run: Run, level: Level) -> None:
     sample.ticks[level.name] = 0
     sample.spans[level.name] = []
     sample.resets[level.name] = sample.resets.get(level.name, 0) + 1
+
+
+def tell_reset(run: Run, level: Level, path: str, cell: Cell) -> None:
+    """A state goes back to its start, and its optimizers' memories to theirs."""
+    tick = run.sample.tick
+    run.tell("reset", path, level, tick, cell.kept, cell.start)
+    for rule in cell.rules.values():
+        for inst in (rule, *rule.levels.values()):
+            for name, memory in inst.cells.items():
+                run.tell_update(inst, name, tick, memory.kept, memory.start, "reset")
 
 
 def owns(run: Run, level: Level, key: object) -> bool:
