@@ -118,9 +118,9 @@ CODES: dict[str, Code] = {
         """A box is made where it is called, so two calls of `fast` are two memories, each with
         states of its own. `fast.W` then has two meanings in this block. Bind the reading of the
         call that you mean to a name, split the level into two, or put the calls into blocks of
-        their own: inside a block a name means the one call there. So it is with `transfer init training
-        -> mixer.M` where two memories that `mixer` calls have an `M`: `mixer.delta.M` says
-        which.""",
+        their own: inside a block a name means the one call there. So it is with `transfer init
+        training -> mixer.M` where two memories that `mixer` calls have an `M`: `mixer.delta.M`
+        says which.""",
         system(_KEPT, "x += fast(x)\nx += fast(x)\nx += slow(fast.W)"),
         system(_KEPT, "x += fast(x)\nx += slow(fast.W)"),
     ),
