@@ -679,7 +679,7 @@ def test_both_backends_train_the_starts_that_are_named(end: str) -> None:
     tokens = torch.randint(0, 7, (2, 5), generator=torch.Generator().manual_seed(0))
     wanted = nlc.reference(spec, model.state_dict()).gradients(tokens)
     losses, counted, _ = model.losses(tokens)
-    losses[counted].mean().backward()
+    losses[counted].mean().backward()  # type: ignore[no-untyped-call]
     found = {n: p.grad for n, p in model.named_weights() if p.grad is not None}
     starts = {n for n in found if n.endswith(".M")}
     assert starts == {n for n in wanted if n.endswith(".M")}
