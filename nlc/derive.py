@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
-from .backward import VJP, Underivable, add, constant, div, make, mul, neg, sum_to
+from .backward import VJP, Underivable, add, column, constant, div, make, mul, neg, power, sum_to
 from .rules import Affine, Example, Gradient, LinearRule, Product
 from .system import Box, Form, Handle, State, Term
 
@@ -22,6 +22,40 @@ def gradient(box: Box, state: State) -> Gradient:
     value = written_out(state.rule.objective, box, state)
     examples = reverse(value)
     return Gradient(state.name, tuple(examples), value)
+
+
+def given_write(box: Box, state: State) -> Gradient:
+    """The same for `write e`: e as a sum of outer products, one rate of 1 (2.9.5)."""
+    assert state.rule.write is not None
+    value = written_out(state.rule.write, box, state)
+    return Gradient(
+        state.name, tuple(Example("", b, neg(a), b) for a, b in outer_products(value)), value
+    )
+
+
+def outer_products(term: Term) -> list[tuple[Term, Term]]:
+    """A matrix as outer products: pairs of a column and a row, or of as many of each as they have
+    rows.
+    """
+    match term.op:
+        case "outer":
+            return [(term.args[0], term.args[1])]
+        case "matmul" if term.args[0].op == "transpose":
+            return [(term.args[0].args[0], term.args[1])]
+        case "add" | "sub":
+            a, b = (outer_products(x) for x in term.args)
+            return [*a, *((neg(c), r) for c, r in b)] if term.op == "sub" else [*a, *b]
+        case "neg":
+            return [(neg(c), r) for c, r in outer_products(term.args[0])]
+        case "mul" | "div":
+            for whole, other in ((0, 1), (1, 0)) if term.op == "mul" else ((0, 1),):
+                scale, matrix = term.args[other], term.args[whole]
+                narrow = scale.shape == matrix.shape[:-2] or scale.op == "const"
+                if narrow and len(matrix.shape) > 1:
+                    pairs = outer_products(matrix)
+                    wide = column(scale) if scale.shape else scale
+                    return [((mul if term.op == "mul" else div)(c, wide), r) for c, r in pairs]
+    raise Underivable("a write that is no sum of outer products")
 
 
 # ---- products written out -----------------------------------------------------------------------
@@ -233,6 +267,25 @@ def times(term: Term, parts: list[Affine]) -> Affine | None:
     which = 0 if parts[0].factor is not None else 1
     other = term.args[1 - which]
     return scaled(parts[which], lambda t: mul(t, other))
+
+
+def implicit_step(example: Example, rate: Term) -> Term | None:
+    """The surprise after the step that minimises objective + |M - kept|^2 / (2 rate), from the one
+    at the kept state, or None where the objective is not quadratic (memory-family.md B2.5).
+
+    With s = f y + r and y = M x: y_new = y - rate s_new |x|^2, so s_new = s / (1 + rate f |x|^2).
+    """
+    line = affine(example.surprise, example.output)
+    if line is None or len(example.input.shape) != len(example.surprise.shape):
+        return None
+    if line.factor is None:
+        return example.surprise
+    x = example.input
+    squares = make("sum", power(x, 2), shape=x.shape[:-1], info=1)
+    met = mul(rate, squares)
+    return div(
+        example.surprise, add(constant(1.0, x), mul(column(met) if met.shape else met, line.factor))
+    )
 
 
 # ---- optimizers in linear form

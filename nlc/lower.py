@@ -7,18 +7,33 @@ What no lowering covers yet is NL701: the reference interpreter runs it.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
-from .backward import Underivable, make
-from .derive import affine, gradient, linear_rule, topological
+from .backward import Underivable, constant, make
+from .derive import affine, given_write, gradient, implicit_step, linear_rule, topological
 from .diagnostics import Diagnostic
 from .plan import ArrayRule, Attention, Lowering, Openness, Plan
-from .rules import Affine, Example, Gradient
-from .system import ALL, Box, Learn, Level, Slot, State, System, Term
+from .rules import Affine, Example, Gradient, LinearRule
+from .system import (
+    ALL,
+    Box,
+    Learn,
+    Level,
+    Line,
+    Slot,
+    State,
+    System,
+    Term,
+    line_terms,
+)
 from .text import Span
 
 # Operations that no generated code has yet.
 UNLOWERED = {"fade", "top", "qr", "dropout", "across", "copy", "fresh", "index"}
+
+
+# Lowerings of memories that write at every token.
+MEMORIES = ("recurrence", "frozen", "solved")
 
 
 class NotLowered(Exception):
@@ -152,7 +167,7 @@ def check_edges(
             )
         check_orders(system, lowering, training)
         if (
-            lowering.kind in ("recurrence", "frozen")
+            lowering.kind in MEMORIES
             and level is not None
             and level.name in training.first_order ^ inner.first_order & inner.levels
         ):
@@ -175,7 +190,7 @@ def check_orders(system: System, lowering: Lowering, training: Openness) -> None
     memory (2.11.3).
     """
     box = lowering.box
-    if lowering.kind not in ("recurrence", "frozen") or box.level is None:
+    if lowering.kind not in MEMORIES or box.level is None:
         return
     for t in system.transfers:
         other = t.truncate != training.truncate.get(box.level.name)
@@ -266,8 +281,6 @@ def check_body(box: Box) -> None:
 
 
 def body_roots(box: Box) -> list[Term]:
-    from .system import line_terms
-
     return [*line_terms(box.lines), *([box.read] if box.read is not None else [])]
 
 
@@ -337,105 +350,177 @@ def own_objective(box: Box) -> Lowering:
     if box.level.clock.period != 1:
         raise NotLowered(f"`{box.name}` {box.level.clock} with a rule of its own", box.span)
     check_body(box)
-    frozen = box.linearise is not None
-    if not frozen and all(s.rule.objective is not None for s in box.states if s.rule.changes):
-        check_recurrence(box)
-    gradients = {s.name: derived(box, s) for s in box.states if s.rule.changes}
-    arrays = tuple(
-        rule
-        for s in box.states
-        if s.rule.changes
-        for rule in array_rules(box, s, gradients[s.name], frozen)
-    )
-    if frozen:
-        return Lowering(
-            box,
-            "frozen",
-            f"gradients at the start of every {box.linearise} tokens, in dual form (class iv)",
-            arrays=arrays,
-            gradients=gradients,
-        )
-    exact = (
-        "the write does not read the state (class i)"
-        if arrays[0].error and arrays[0].error.factor is None
-        else "one triangular solve a chunk (class ii)"
-    )
-    return Lowering(box, "recurrence", exact, arrays=arrays, gradients=gradients)
-
-
-def check_recurrence(box: Box) -> None:
     changing = [s for s in box.states if s.rule.changes]
-    if len(box.states) != 1 or len(changing) != 1 or box.states[0].form.kind != "matrix":
-        raise NotLowered(
-            f"`{box.name}`, exactly, with several or deep memories,",
-            box.span,
-            "`linearise every 16 tokens` is lowered, and is another model; `nlc.reference` runs it",
-        )
-    for t in (t for root in body_roots(box)[:-1] for t in root.walk()):
-        if t.op in ("apply", "state") and not t.info.foreign:
-            raise NotLowered(
-                f"a plain line of `{box.name}` that reads its own state at every token", t.span
-            )
+    gradients = {s.name: derived(box, s) for s in changing}
+    if box.linearise is not None:
+        arrays = tuple(r for s in changing for r in array_rules(box, s, gradients[s.name], True))
+        why = f"gradients at the start of every {box.linearise} tokens, in dual form (class iv)"
+        return Lowering(box, "frozen", why, arrays=arrays, gradients=gradients)
+    rule = one_solve(box, gradients)
+    if rule is not None:
+        reads = rule.error is not None and rule.error.factor is not None
+        why = "one triangular solve a chunk (class ii)"
+        if not reads:
+            why = "the write does not read the state (class i)"
+        return Lowering(box, "recurrence", why, arrays=(rule,), gradients=gradients)
+    arrays = tuple(r for s in changing for r in array_rules(box, s, gradients[s.name], False))
+    why = "each write from those before it, by Picard iteration in dual form (class iv, exact)"
+    return Lowering(box, "solved", why, arrays=arrays, gradients=gradients)
 
 
 def derived(box: Box, state: State) -> Gradient:
     rule = state.rule
-    if rule.objective is None or rule.write is not None or rule.set is not None:
-        raise NotLowered(
-            f"`{'set' if rule.set is not None else 'write'}` of `{state.name}` at every token",
-            state.span,
-        )
+    if rule.set is not None:
+        raise NotLowered(f"`set` of `{state.name}` at every token", state.span)
     if rule.through or rule.onto:
         raise NotLowered(f"`retain .. through` and `onto` of `{state.name}`", state.span)
     if rule.once:
         raise NotLowered("`once`", state.span)
     if state.start is not None and state.start.op not in ("zeros", "normal"):
         raise NotLowered(f"the start of `{state.name}`", state.span)
+    what = rule.write if rule.write is not None else rule.objective
+    if what is None:
+        raise NotLowered(f"`{state.name}`, which nothing is written to,", state.span)
     try:
-        check_terms(rule.objective)
-        return gradient(box, state)
+        check_terms(what)
+        return given_write(box, state) if what is rule.write else gradient(box, state)
     except Underivable as error:
-        raise NotLowered(f"the gradient of `{state.name}` ({error})", state.span) from None
+        told = "the gradient" if what is rule.objective else "the write"
+        raise NotLowered(f"{told} of `{state.name}` ({error})", state.span) from None
 
 
-def array_rules(box: Box, state: State, grad: Gradient, frozen: bool) -> Iterator[ArrayRule]:
-    for array in state.form.arrays:
-        examples = [e for e in grad.examples if e.array == array.name]
-        if len(examples) != 1:
-            raise NotLowered(
-                f"an objective of `{state.name}` that calls it {len(examples)} times", state.span
-            )
-        yield array_rule(box, state, array.name, examples[0], frozen)
+# ---- class i and ii: one matrix, an affine write
+# -----------------------------------------------------
 
 
-def array_rule(box: Box, state: State, array: str, example: Example, frozen: bool) -> ArrayRule:
-    learn = state.rule.learn.get(array)
-    if learn is None or not learn.optimizers or learn.steps > 1 or learn.streams:
-        raise NotLowered(
-            f"the learning rule of `{state.name}`", learn.span if learn else state.span
-        )
+def one_solve(box: Box, gradients: Mapping[str, Gradient]) -> ArrayRule | None:
+    """The rule of the box's one matrix, if its write is affine in what it says; else None."""
+    if len(box.states) != 1 or box.states[0].form.kind != "matrix":
+        return None
+    state = box.states[0]
+    examples = gradients[state.name].examples
+    learn = state.rule.learn.get("")
+    if len(examples) != 1 or learn is None or touches_state(box, box.lines):
+        return None
+    if learn.steps > 1 or learn.rule == "implicit":
+        return None
+    example = examples[0]
+    optimizer = learned_rule(state, "", learn)
+    if len(example.input.shape) != len(state.per) + 1 or depends_on_state(example.input):
+        return None
+    if state.rule.after_retain and optimizer.erase is not None:
+        return None
+    error = affine(example.surprise, example.output)
+    if error is not None and error.factor is not None:
+        factor = one_number(error.factor)
+        error = None if factor is None else Affine(factor, error.rest)
+    gates = [*learn.settings.values(), *([state.rule.retain] if state.rule.retain else [])]
+    if error is None or any(depends_on_state(g) for g in gates):
+        return None
+    if not narrow_rates(state, learn, optimizer.momentum is not None):
+        return None
+    return ArrayRule(
+        state.name, "", example.input, example.surprise, error, optimizer, learn.settings
+    )
+
+
+def touches_state(box: Box, lines: tuple[Line, ...]) -> bool:
+    """Whether a plain line reads the box's own state."""
+    return any(
+        t.op in ("apply", "state") and t.info.box is box
+        for root in line_terms(lines)
+        for t in root.walk()
+    )
+
+
+def learned_rule(state: State, array: str, learn: Learn) -> LinearRule:
+    if not learn.optimizers or learn.streams:
+        raise NotLowered(f"the learning rule of `{state.name}`", learn.span)
     shape = next(a.shape for a in state.form.arrays if a.name == array)
     rule = linear_rule(learn.optimizers[shape])
     if rule is None:
         raise NotLowered(
             f"`{learn.rule}`, which is not linear in the gradient, at every token", learn.span
         )
+    return rule
+
+
+# ---- class iv: any memory that multiplies
+# ------------------------------------------------------------
+
+
+def array_rules(box: Box, state: State, grad: Gradient, frozen: bool) -> Iterator[ArrayRule]:
+    for array in state.form.arrays:
+        examples = [e for e in grad.examples if e.array == array.name]
+        if len(examples) != 1 and frozen:
+            raise NotLowered(
+                f"an objective of `{state.name}` that calls it {len(examples)} times", state.span
+            )
+        for example in examples:
+            yield array_rule(box, state, array.name, example, frozen)
+
+
+def array_rule(box: Box, state: State, array: str, example: Example, frozen: bool) -> ArrayRule:
+    settings: Mapping[str, Term] = {}
+    rule = LinearRule(constant(1.0, example.surprise))
+    surprise = example.surprise
+    learn = state.rule.learn.get(array)
+    if state.rule.write is None:
+        if learn is None:
+            raise NotLowered(f"the learning rule of `{state.name}`", state.span)
+        settings = learn.settings
+        if learn.rule == "implicit":
+            rule, surprise = proximal(box, state, learn, example)
+        else:
+            rule = learned_rule(state, array, learn)
+        check_rates(state, array, learn, rule.momentum is not None, frozen)
+        if learn.steps > 1 and (frozen or rule.momentum is not None or learn.rule == "implicit"):
+            raise NotLowered(f"`steps = {learn.steps}` of `{learn.rule}`", learn.span)
     if state.rule.after_retain and (frozen or rule.erase is not None):
         raise NotLowered(f"`after retain` of `{state.name}` with frozen gradients", state.span)
-    check_rates(box, state, learn, rule.momentum is not None)
-    error = None if frozen else affine(example.surprise, example.output)
-    if error is not None and error.factor is not None:
-        factor = one_number(error.factor)
-        error = None if factor is None else Affine(factor, error.rest)
-    if not frozen and error is None:
-        raise NotLowered(
-            f"an error of `{state.name}` that is not linear in what it says, exactly", state.span
-        )
-    if not frozen and depends_on_state(example.input):
-        raise NotLowered(f"an input of `{state.name}` that its own state has made", state.span)
-    return ArrayRule(
-        state.name, array, example.input, example.surprise, error, rule, learn.settings
-    )
+    check_retention(state, array, rule, frozen)
+    return ArrayRule(state.name, array, example.input, surprise, None, rule, settings)
+
+
+def proximal(box: Box, state: State, learn: Learn, example: Example) -> tuple[LinearRule, Term]:
+    """`implicit(rate)`: the rate is inside the surprise (2.9.4)."""
+    rate = learn.settings.get("rate", constant(1.0, example.surprise))
+    single = state.form.kind == "matrix" and len(state.form.arrays) == 1
+    surprise = implicit_step(example, rate) if single else None
+    if surprise is None or learn.steps > 1:
+        raise NotLowered(f"`implicit` on an objective of `{state.name}` of this form", learn.span)
+    return LinearRule(rate), surprise
+
+
+def check_rates(state: State, array: str, learn: Learn, momentum: bool, frozen: bool) -> None:
+    """One number a memory (or head); exactly, without momentum, or one a channel of a matrix."""
+    for name, term in learn.settings.items():
+        own = term.shape[len(state.per) :]
+        channel = not frozen and not momentum and state.form.kind == "matrix" and name == "rate"
+        if own not in ((), (1,)) and not (channel and len(own) <= 2):
+            raise NotLowered(f"a `{name}` for each channel of `{state.name}`", learn.span)
+
+
+def check_retention(state: State, array: str, rule: LinearRule, frozen: bool) -> None:
+    retain = state.rule.retain
+    if retain is None:
+        return
+    own = retain.shape[len(state.per) :] if len(retain.shape) >= len(state.per) else retain.shape
+    single = state.form.kind == "matrix" and rule.momentum is None and len(own) == 1
+    if own not in ((), (1,)) and not single:
+        raise NotLowered(f"a retention of this shape for `{state.name}`", state.span)
+
+
+def narrow_rates(state: State, learn: Learn, momentum: bool) -> bool:
+    """One number a memory (or head); a retention may be one an input channel, without momentum."""
+    per = len(state.per)
+    if any(t.shape[per:] not in ((), (1,)) for t in learn.settings.values()):
+        return False
+    retain = state.rule.retain
+    if retain is None:
+        return True
+    own = retain.shape[per:] if len(retain.shape) >= per else retain.shape
+    return own in ((), (1,)) or not momentum and len(own) == 1
 
 
 def one_number(term: Term) -> Term | None:
@@ -453,24 +538,6 @@ def one_number(term: Term) -> Term | None:
 
 def depends_on_state(term: Term) -> bool:
     return any(t.op in ("product", "apply", "state") for t in topological(term))
-
-
-def check_rates(box: Box, state: State, learn: Learn, momentum: bool) -> None:
-    """One number a memory (or head); a retention may be one an input channel of a single matrix,
-    without momentum.
-    """
-    for name, term in learn.settings.items():
-        own = term.shape[len(state.per) :]
-        if own not in ((), (1,)):
-            raise NotLowered(f"a `{name}` for each channel of `{state.name}`", learn.span)
-    retain = state.rule.retain
-    if retain is not None:
-        own = (
-            retain.shape[len(state.per) :] if len(retain.shape) >= len(state.per) else retain.shape
-        )
-        single = state.form.kind == "matrix" and not momentum and len(own) == 1
-        if own not in ((), (1,)) and not single:
-            raise NotLowered(f"a retention of this shape for `{state.name}`", state.span)
 
 
 # ---- attention

@@ -66,7 +66,28 @@ class Span:
 
     def read(self, q: Tensor, before_write: bool = False) -> Tensor:
         """[..., T, m]: W_t q_t, or W_{t-1} q_t, for q [..., T, n]."""
-        view = View.BEFORE if before_write else View.AFTER
+        return self._read(q, View.BEFORE if before_write else View.AFTER)
+
+    def retained(self, q: Tensor) -> Tensor:
+        """[..., T, m]: keep_t W_{t-1} q_t, for q [..., T, n]."""
+        return self._read(q, View.RETAINED)
+
+    def back(self, e: Tensor, retained: bool = False) -> Tensor:
+        """[..., T, n]: W_{t-1}' e_t, or keep_t W_{t-1}' e_t, for e [..., T, m]."""
+        view = View.RETAINED if retained else View.BEFORE
+        if e.ndim > self.state.ndim:
+            rows = replace(self, retention=self.retention.asked(e.shape[-2]))
+            return rows.back(e.flatten(-3, -2), retained).unflatten(-2, e.shape[-3:-1])
+        with _state_arithmetic(self.x):
+            u = e.to(self.x.dtype)
+            near = times(self.retention.pairs(u, self.wrote, view), self.x)
+            far = times(self.retention.carry(u, view), _turned(self.state, self.has_momentum))
+            return (near + far).to(e.dtype)
+
+    def _read(self, q: Tensor, view: View) -> Tensor:
+        if q.ndim > self.state.ndim:
+            rows = replace(self, retention=self.retention.asked(q.shape[-2]))
+            return rows._read(q.flatten(-3, -2), view).unflatten(-2, q.shape[-3:-1])
         with _state_arithmetic(self.x):
             u = q.to(self.x.dtype)
             near = times(self.retention.pairs(u, self.x, view), self.wrote)
@@ -111,6 +132,54 @@ class Span:
         """[..., m, s]."""
         start = faded(self.state, self.retention.left())
         return start + times(self.wrote.mT, self.retention.tail(self.x))
+
+
+@dataclass(frozen=True)
+class Start:
+    """A span whose writes are not known yet, nor what is kept if `retention` is None. `like` tells
+    its leading axes and its ticks.
+    """
+
+    retention: Retention | None
+    state: Tensor
+    has_momentum: bool
+    like: Tensor
+
+    def span(self, x: Tensor, wrote: Tensor, keep: Tensor | None = None) -> Span:
+        """The span in which tick t writes wrote_t x_t': [..., T, m] and [..., T, n], or as many
+        of each at a tick as they have rows, [..., T, r, m] and [..., T, r, n].
+        """
+        retention = self.retention or kept(keep, x)
+        if x.ndim > self.like.ndim:
+            retention = retention.rows(x.shape[-2])
+            x, wrote = x.flatten(-3, -2), wrote.flatten(-3, -2)
+        return Span(retention, self.state, x, wrote, self.has_momentum)
+
+    def nothing(self) -> tuple[Tensor, ...]:
+        """Writes of nought, x and wrote; and all kept, where that is not known."""
+        *lead, m, s = self.state.shape
+        ticks = self.like.shape[-2]
+        n = s // 2 if self.has_momentum else s
+        new = self.state.new_zeros
+        none = new(*lead, ticks, n), new(*lead, ticks, m)
+        return none if self.retention is not None else (*none, new(*lead, ticks) + 1)
+
+
+def begin(
+    W0: Tensor,
+    like: Tensor,
+    keep: Number | None = 1.0,
+    momentum: Number | None = None,
+    S0: Tensor | None = None,
+) -> Start:
+    """The start of a span for which `solved` finds the writes. Arguments as in `span`; `like` is
+    any stream [..., T, *] with all the leading axes; keep None: as `solved` will find.
+    """
+    with _state_arithmetic(like):
+        given = _Ticks(like, like, 1.0, 1.0 if keep is None else keep, momentum, 0.0)
+        state, ticks = _widened(W0, S0, given)
+        retention = None if keep is None else ticks.retention()
+        return Start(retention, state, momentum is not None, ticks.x)
 
 
 @dataclass(frozen=True)
@@ -207,9 +276,9 @@ class _Ticks:
 
     def writes(self, view: View) -> _Writes:
         amount = -_column(self.rate, self.x) * self.e
-        return _Writes(self._retention(), self.x, amount, self._strength(), view)
+        return _Writes(self.retention(), self.x, amount, self._strength(), view)
 
-    def _retention(self) -> Retention:
+    def retention(self) -> Retention:
         if isinstance(self.keep, Tensor) and self.keep.ndim == self.x.ndim:
             assert self.momentum is None, "one keep for each channel does not go with momentum"
             return kept_by_channel(self.keep)
@@ -364,6 +433,13 @@ def _solve(system: Tensor, right: Tensor) -> Tensor:
     if system.ndim == right.ndim:
         return unit_solve(system, right)
     return unit_solve(system, right.mT.unsqueeze(-1)).squeeze(-1).mT
+
+
+def _turned(state: Tensor, has_momentum: bool) -> Tensor:
+    """[..., s, n]: W', below it S' if there is momentum, for what meets the two side by side."""
+    if not has_momentum:
+        return state
+    return torch.cat(state.chunk(2, -1), -2)
 
 
 def _column(value: Number, x: Tensor) -> Number:

@@ -22,7 +22,7 @@ The state is [..., m, s]: W alone (s = n), or W beside S (s = 2 n).
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 from typing import Any, Protocol
 
@@ -53,6 +53,12 @@ class Retention(Protocol):
 
     def left(self) -> tuple[Tensor, ...]:
         """What is left at the end of the start state, for `faded`."""
+
+    def rows(self, many: int) -> Retention:
+        """The same, where each tick makes `many` writes, one after the other in x."""
+
+    def asked(self, many: int) -> Retention:
+        """The same, where each tick asks `many` times, one after the other in u."""
 
 
 def faded(state: Tensor, left: Sequence[Tensor]) -> Tensor:
@@ -139,8 +145,13 @@ class ScalarRetention:
     writes: Tensor
     last: Tensor | None
     momentum: Tensor | None = None
+    queries: int = 1
 
     def _at(self, table: Tensor, view: View) -> Tensor:
+        found = self._of_tick(table, view)
+        return found if self.queries == 1 else found.repeat_interleave(self.queries, -2)
+
+    def _of_tick(self, table: Tensor, view: View) -> Tensor:
         if view is View.AFTER:
             return table[..., 1:, :]
         before = table[..., :-1, :]
@@ -156,6 +167,13 @@ class ScalarRetention:
 
     def tail(self, x: Tensor) -> Tensor:
         return x if self.last is None else _outer(x, self.last)
+
+    def rows(self, many: int) -> ScalarRetention:
+        last = None if self.last is None else self.last.repeat_interleave(many, -2)
+        return replace(self, writes=self.writes.repeat_interleave(many, -1), last=last)
+
+    def asked(self, many: int) -> ScalarRetention:
+        return replace(self, queries=many)
 
     def left(self) -> tuple[Tensor, ...]:
         if self.start is None:
@@ -244,6 +262,49 @@ class ChannelRetention:
 
     def left(self) -> tuple[Tensor, ...]:
         return (self.whole,)
+
+    def rows(self, many: int) -> ManyAtATick:
+        return ManyAtATick(self, many)
+
+    def asked(self, many: int) -> ManyAtATick:
+        return ManyAtATick(self, 1, many)
+
+
+@dataclass(frozen=True)
+class ManyAtATick:
+    """A retention by channel where a tick writes, or asks, several times."""
+
+    one: ChannelRetention
+    writes: int = 1
+    queries: int = 1
+
+    def carry(self, u: Tensor, view: View) -> Tensor:
+        parts = [self.one.carry(p, view) for p in _each(u, self.queries)]
+        return torch.stack(parts, -2).flatten(-3, -2)
+
+    def pairs(self, u: Tensor, x: Tensor, view: View) -> Tensor:
+        rows = [
+            torch.stack([self.one.pairs(p, w, view) for w in _each(x, self.writes)], -1).flatten(-2)
+            for p in _each(u, self.queries)
+        ]
+        return torch.stack(rows, -2).flatten(-3, -2)
+
+    def tail(self, x: Tensor) -> Tensor:
+        return torch.stack([self.one.tail(w) for w in _each(x, self.writes)], -2).flatten(-3, -2)
+
+    def left(self) -> tuple[Tensor, ...]:
+        return self.one.left()
+
+    def rows(self, many: int) -> ManyAtATick:
+        return replace(self, writes=many)
+
+    def asked(self, many: int) -> ManyAtATick:
+        return replace(self, queries=many)
+
+
+def _each(x: Tensor, many: int) -> tuple[Tensor, ...]:
+    """[..., C many, n] -> as many [..., C, n]."""
+    return torch.unflatten(x, -2, (-1, many)).unbind(-2)
 
 
 def _join(table: Tensor, corner: Tensor) -> Tensor:

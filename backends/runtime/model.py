@@ -101,6 +101,9 @@ class Model(nn.Module):
     INNER_OPEN: ClassVar[bool] = False
     SOURCE: ClassVar[str] = ""
 
+    # Picard rounds of memories that are solved exactly: None, until nothing changes.
+    rounds: int | None = None
+
     def __init__(
         self, seed: int = 0, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32
     ) -> None:

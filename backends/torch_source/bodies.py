@@ -188,7 +188,10 @@ class Body:
         learn the model's loss: its answer is a function of what it is given.
         """
         level = box.level.name if box.level is not None else ""
-        return level not in self.plan.inner.levels and self.plan.of(box).kind == "frozen"
+        return level not in self.plan.inner.levels and self.plan.of(box).kind in (
+            "frozen",
+            "solved",
+        )
 
     def argument(self, term: Term, own: Shape, lead: Shape, box: Box) -> str:
         """An input with the axes of the map before time."""

@@ -21,6 +21,7 @@ from .common import (
 )
 from .expressions import ATOM, Value
 from .frozen import frozen
+from .solved import solved
 
 
 def write_box(module: Module, box: Box) -> None:
@@ -32,6 +33,7 @@ def write_box(module: Module, box: Box) -> None:
         "attention": attention,
         "recurrence": recurrence,
         "frozen": frozen,
+        "solved": solved,
     }[module.plan.of(box).kind](module, box)
 
 

@@ -48,8 +48,10 @@ class Amount:
 
 class Frozen:
     """Writes a box that linearises: lines that read no state, then what each stretch writes, then
-    what it reads.
+    what it reads. `anchored`: some lines have their value at the start of the stretch.
     """
+
+    anchored = True
 
     def __init__(self, module: Module, box: Box) -> None:
         self.module = module
@@ -66,6 +68,18 @@ class Frozen:
         self.read_roots = [
             box.read,
             *(v for n, v in self.values.items() if n in self.touching and n not in self.used),
+        ]
+
+    @property
+    def period(self) -> int:
+        """How many ticks a stretch has at most."""
+        assert self.box.linearise is not None
+        return self.box.linearise
+
+    def told(self) -> list[str]:
+        return [
+            f"What at most {self.period} ticks write: lines and gradients are taken",
+            "at the state where the stretch started.",
         ]
 
     # ---- heads ---------------------------------------------------------------------------------
@@ -113,7 +127,7 @@ class Frozen:
         roots: list[Term] = []
         for state in self.box.states:
             rule = state.rule
-            roots += [t for t in (rule.objective, rule.retain) if t is not None]
+            roots += [t for t in (rule.objective, rule.retain, rule.write) if t is not None]
             roots += [t for learn in rule.learn.values() for t in learn.settings.values()]
         return roots
 
@@ -127,6 +141,10 @@ class Frozen:
                     found.add(t.info)
                     stack.append(self.values[t.info])
         return found
+
+    def needed(self) -> set[str]:
+        """The lines that read the states and are needed for what is read."""
+        return self.reach(self.read_roots) & self.touching
 
     def lines_touching_state(self) -> set[str]:
         """Lines that depend on the box's own states."""
@@ -164,7 +182,7 @@ class Frozen:
             for t in root.walk()
             if t.op == "apply" and t.info.box is self.box
         }
-        return [r for r in self.rules if r.state in names]
+        return list({(r.state, r.array): r for r in self.rules if r.state in names}.values())
 
     # ---- the method of the box
     # ------------------------------------------------------------------------
@@ -174,7 +192,7 @@ class Frozen:
         keep_states(
             self.module,
             box,
-            ".start",
+            *([".start"] if self.anchored else []),
             *([".m"] if any(r.rule.momentum is not None for r in self.rules) else []),
         )
         body = Body(self.module, box)
@@ -190,7 +208,7 @@ class Frozen:
         self.read_method()
 
     def stretches(self, body: Body) -> None:
-        """At most `linearise` ticks at a time; training's gradient may be cut at longer ones."""
+        """At most `period` ticks at a time; training's gradient may be cut at longer ones."""
         box, code = self.box, self.code
         method = self.module.method(box)
         level = box.level.name if box.level is not None else ""
@@ -210,14 +228,16 @@ class Frozen:
 
         w = ", w" if box.path in self.module.has_weights else ""
         code.add(f"{reads} = []")
-        periods = f"{box.linearise}, {cut}" if cut is not None else f"{box.linearise}"
+        periods = f"{self.period}, {cut}" if cut is not None else f"{self.period}"
         asked = slices(self.given(self.read_roots), False)
+        if not self.anchored:
+            fresh = "_"
         with code.block(f"for {a}, {b}, {fresh}, {cuts} in s.stretches({periods}):"):
             if cut is not None:
                 with code.block(f"if {cuts}:"):
                     code.add("self.cut(s, at)")
             written = slices(self.given(self.write_roots), True)
-            given = f"s, at{w}, {fresh}{written}"
+            given = f"s, at{w}{f', {fresh}' if self.anchored else ''}{written}"
             if body.held_inside:
                 code.add(f'{runs} = s.writes(f"{{at}}{{{a}}}", self.{method}_writes, {given})')
             else:
@@ -260,24 +280,16 @@ class Frozen:
         taken = ["s", "at", "w", "fresh"]
         parameters = self.parameters(body, self.given(self.write_roots), taken)
         w = ", w: Part" if box.path in module.has_weights else ""
+        fresh = ", fresh: bool" if self.anchored else ""
         with code.function(
             f"def {module.method(box)}_writes"
-            f"(self, s: Stream, at: str{w}, fresh: bool{parameters}) -> tuple[Span, ...]:",
+            f"(self, s: Stream, at: str{w}{fresh}{parameters}) -> tuple[Span, ...]:",
             taken,
         ):
-            code.docstring(
-                [
-                    f"What at most {box.linearise} ticks write: lines and gradients are taken",
-                    "at the state where the stretch started.",
-                ]
-            )
+            code.docstring(self.told())
             if self.folder is not None:
                 self.enter_batch(body)
-            self.anchors(body, fresh=True)
-            for name, value in self.values.items():
-                if name in self.touching and name in self.used:
-                    body.assign(Assign(name, self.fold(value)))
-            self.amounts(body)
+            self.writes_body(body)
             wanted = [body.runs[r.state, r.array] for r in self.runs_read()]
             code.add(
                 f"return {', '.join(wanted)}{',' if len(wanted) == 1 else ''}"
@@ -285,6 +297,14 @@ class Frozen:
                 else "return ()"
             )
         code.add("")
+
+    def writes_body(self, body: StretchBody) -> None:
+        """Lines and gradients at the start of the stretch, and the recurrences made of them."""
+        self.anchors(body, fresh=True)
+        for name, value in self.values.items():
+            if name in self.touching and name in self.used:
+                body.assign(Assign(name, self.fold(value)))
+        self.amounts(body)
 
     def enter_batch(self, body: StretchBody) -> None:
         """Every stream that is given, with its heads in the batch."""
@@ -308,6 +328,26 @@ class Frozen:
                 start = f"s[{body.key(state_path(box, state.name, array.name) + '.start')}]"
                 code.add(f"{name} = {self.into(start) if body.folded else start}")
                 body.anchors[state.name, array.name] = name
+
+    def unchanging(self, body: StretchBody) -> None:
+        """States that keep their start."""
+        for state in self.box.states:
+            if state.rule.changes or not self.named(state):
+                continue
+            for array in state.form.arrays:
+                name = self.code.name(f"{state.name}_{array.name}" if array.name else state.name)
+                key = body.key(state_path(self.box, state.name, array.name))
+                self.code.add(f"{name} = {self.into(f's[{key}]')}")
+                body.anchors[state.name, array.name] = name
+
+    def named(self, state: State) -> bool:
+        """Whether the lines or the read use the state."""
+        roots = [*self.values.values(), *self.read_roots, *self.write_roots]
+        return any(
+            t.op == "apply" and t.info.box is self.box and t.info.name == state.name
+            for root in roots
+            for t in root.walk()
+        )
 
     def paths(self) -> list[str]:
         return [
@@ -509,11 +549,13 @@ class Frozen:
             when = "before" if box.read_before else "after"
             code.docstring([f"What the stretch answers, each tick {when} its own write."])
             frozen_lines = self.reach(self.read_roots) & self.touching & self.used
-            if frozen_lines:
+            if frozen_lines and self.anchored:
                 self.anchors(body, fresh=False)
                 for name, value in self.values.items():
                     if name in frozen_lines:
                         body.assign(Assign(name, value))
+            if not self.anchored:
+                self.unchanging(body)
             names = [
                 code.name(f"{r.state}_{r.array}" if r.array else r.state) for r in self.runs_read()
             ]
@@ -530,8 +572,9 @@ class Frozen:
         box = self.box
         assert box.read is not None
         body.running, body.before = True, True
+        running = self.touching - self.used if self.anchored else self.needed()
         for name, value in self.values.items():
-            if name in self.touching and name not in self.used:
+            if name in running:
                 body.assign(Assign(name, value))
         body.before = box.read_before
         body.e.done.clear()

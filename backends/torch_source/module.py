@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import hashlib
 import keyword
+import re
 from collections.abc import Iterable, Sequence
 
 from nlc.lower import NotLowered
@@ -22,6 +23,14 @@ from .expressions import ATOM, Value
 from .layout import entry, laid_out
 from .rules import RuleWriter, Written, fitted
 
+
+def is_used(name: str, text: str) -> bool:
+    """Whether code calls a function, or names a type."""
+    return (
+        re.search(rf"\b{name}\b" if name[0].isupper() else rf"(?<![\w.]){name}\(", text) is not None
+    )
+
+
 HEADER = """from __future__ import annotations
 
 from typing import Any
@@ -32,7 +41,8 @@ from torch import Tensor
 
 from nlc.backends.ops import parts
 from nlc.backends.ops.attention import attend
-from nlc.backends.ops.recurrence import Span, scan, span
+from nlc.backends.ops.recurrence import Span, begin, scan, span
+from nlc.backends.ops.solving import Writes, amount, solved
 from nlc.backends.runtime import Model, Optimizer, Part, Stream
 """
 
@@ -108,15 +118,12 @@ class Writer:
         tail = body.split("\n\n\n", 1)[1] if "\n\n\n" in body else body
         out = []
         for line in lines:
-            if line.startswith("from nlc.backends.ops.recurrence"):
-                names = [
-                    n
-                    for n, mark in (("Span", "Span,"), ("scan", "scan("), ("span", "span("))
-                    if mark in tail
-                ]
-                if not names:
+            if line.startswith("from nlc.backends.ops.") and ".attention" not in line:
+                start, listed = line.split(" import ")
+                found = [n for n in listed.split(", ") if is_used(n, tail)]
+                if not found:
                     continue
-                line = f"from nlc.backends.ops.recurrence import {', '.join(names)}"
+                line = f"{start} import {', '.join(found)}"
             elif (
                 line.startswith("from nlc.backends.ops.attention")
                 and used["attend"] not in tail

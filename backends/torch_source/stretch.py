@@ -27,6 +27,12 @@ class StretchBody(Body):
         self.joined: dict[tuple[str, str], str] = {}  # of states alike, by the first of them
         self.many = 1  # how many states alike are being written as one
         self.heads: Heads | None = None
+        self.exact = False  # what is written now is a tick's own, at the state before it
+        self.in_line = True  # a plain line sees the state before retention (2.8.1)
+        self.retained: set[str] = set()  # states whose objective sees it after retention
+        self.offsets: dict[
+            tuple[str, str], list[tuple[str, str]]
+        ] = {}  # by earlier steps, a tick's
 
     def fold_lead(self) -> None:
         """From here on the heads are part of the batch."""
@@ -56,8 +62,21 @@ class StretchBody(Body):
         turned = f"{matrix}{'' if back else '.mT'}"
         return f"torch.bmm({x.code}, {turned})"
 
+    def later_step(self, state: str, pairs: dict[str, list[tuple[str, str]]]) -> None:
+        """The next step on the same data: the state with what was written so far."""
+        self.offsets |= {(state, array): list(made) for array, made in pairs.items()}
+        self.e = Expressions(self.code, self.lead, dict(self.e.names), self.e.hooks)
+
+    def first_step(self) -> None:
+        self.offsets = {}
+
     def apply(self, term: Term) -> Value:
         handle: Handle = term.info
+        if self.exact and handle.box is self.box:
+            outer, self.in_line = self.in_line, True
+            value = super().apply(term)
+            self.in_line = outer
+            return value
         if not self.running or self.heads is None or handle.box is not self.box:
             return super().apply(term)
         return self.asked(term, handle, self.heads)
@@ -75,8 +94,11 @@ class StretchBody(Body):
         before = ", before_write=True" if self.before else ""
 
         def product(t: Term) -> Value:
-            run = self.runs[handle.name, t.info.array.name]
+            run = self.runs.get((handle.name, t.info.array.name))
             v = inner(t.args[0])
+            if run is None:
+                still = self.anchors[handle.name, t.info.array.name]
+                return Value(f"{v.atom} @ {still}.mT", ATOM - 2, True, v.own)
             return Value(f"{run}.read({v.code}{before})", ATOM, True, v.own)
 
         inner.hooks["product"] = product
@@ -109,8 +131,37 @@ class StretchBody(Body):
         if not self.running or run is None:
             return super().product(term)
         x = self.e(term.args[0])
+        if self.exact:
+            return self.met(term, run, x)
         before = ", before_write=True" if self.before else ""
-        if handle.state.per:
+        if handle.state.per and not self.folded:
             turned = f".transpose({self.lead - 1}, {self.lead})"
             return Value(f"{run}.read({x.atom}{turned}{before}){turned}", ATOM, True, x.own)
         return Value(f"{run}.read({x.code}{before})", ATOM, True, x.own)
+
+    def product_back(self, term: Term) -> Value:
+        handle: Handle = term.info.handle
+        run = self.runs.get((handle.name, term.info.array.name)) if handle.box is self.box else None
+        if not self.exact or run is None:
+            return super().product_back(term)
+        return self.met(term, run, self.e(term.args[0]), back=True)
+
+    def met(self, term: Term, run: str, x: Value, back: bool = False) -> Value:
+        """W x, or W' x, of the state that this tick's predecessors have left."""
+        handle: Handle = term.info.handle
+        turned = f".transpose({self.lead - 1}, {self.lead})"
+        swap = turned if handle.state.per and not self.folded else ""
+        asked = f"{x.atom}{swap}" if swap else x.code
+        later = not self.in_line and handle.name in self.retained
+        if back:
+            code = f"{run}.back({asked}{', retained=True' if later else ''})"
+        else:
+            code = (
+                f"{run}.retained({asked})" if later else f"{run}.read({asked}, before_write=True)"
+            )
+        for row, column in self.offsets.get((handle.name, term.info.array.name), []):
+            one, other = (column, row) if back else (row, column)
+            code += f" + ({one} * {x.atom}{swap}).sum(-1, keepdim=True) * {other}"
+        if self.offsets.get((handle.name, term.info.array.name)):
+            code = f"({code})"
+        return Value(f"{code}{swap}", ATOM, True, x.own)

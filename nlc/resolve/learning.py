@@ -106,10 +106,9 @@ class Learning(Stage):
             return None
         steps = self.steps(body, placed, named.pop("steps", None))
         if name in BUILT_IN_RULES:
-            settings = {k: self.setting(body, placed, a, extra, ()) for k, a in named.items()}
             return Learn(
                 name,
-                {k: t for k, t in settings.items() if isinstance(t, Term)},
+                {k: self.built_in(body, placed, a, extra) for k, a in named.items()},
                 {},
                 {},
                 targets,
@@ -159,6 +158,15 @@ class Learning(Stage):
             return body.array(value, arg.value.span)
         except Stop:
             return POISON
+
+    def built_in(
+        self, body: Body, placed: Placed, arg: S.Argument, extra: Mapping[str, Any]
+    ) -> Term:
+        """A setting of a rule that is no spec: a number stays one, as a term."""
+        value = self.setting(body, placed, arg, extra, ())
+        if isinstance(value, Poison):
+            return Term("const", (), (), 1.0, None, arg.value.span)
+        return body.array(value, arg.value.span)
 
     def optimizer_line(
         self,

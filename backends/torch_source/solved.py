@@ -1,0 +1,260 @@
+"""Boxes whose writes are solved exactly: each tick's at the state that those before it have left.
+
+The body of a stretch is a function `ticks` of the spans, which says what each tick writes if the
+others write what the spans hold; `solved` (backends/ops/solving.py) finds the spans it agrees with.
+"""
+
+from __future__ import annotations
+
+from nlc.backward import make, mul
+from nlc.derive import substitute
+from nlc.diagnostics import InternalError
+from nlc.plan import ArrayRule
+from nlc.system import Assign, Box, State, Term
+
+from .bodies import Module, state_path
+from .common import equation, named, rows, transparent
+from .expressions import Expressions
+from .frozen import Frozen
+from .stretch import StretchBody
+
+CHUNK = 16  # ticks solved at a time; no result depends on it
+
+
+class Solved(Frozen):
+    """Writes a box whose gradients are exact."""
+
+    anchored = False
+
+    @property
+    def period(self) -> int:
+        return CHUNK
+
+    def told(self) -> list[str]:
+        return ["What a few ticks write, each at the state that those before it have left."]
+
+    def writes_body(self, body: StretchBody) -> None:
+        code = self.code
+        transparent(body)
+        self.unchanging(body)
+        arrays = [(s, a.name) for s in self.box.states if s.rule.changes for a in s.form.arrays]
+        gates = [self.gates(body, *key) for key in arrays]
+        begins = [self.begin(body, *key, g) for key, g in zip(arrays, gates, strict=True)]
+        runs = [code.name(f"{s.name}_{a}" if a else s.name) for s, a in arrays]
+        body.runs = {(s.name, a): n for (s, a), n in zip(arrays, runs, strict=True)}
+        ticks = code.name("ticks")
+        outer, taken = body.e, set(code.taken)
+        code.add("")
+        with code.block(f"def {ticks}({', '.join(f'{n}: Span' for n in runs)}) -> Writes:"):
+            body.e = Expressions(code, body.lead, dict(outer.names), outer.hooks)
+            body.exact = body.running = body.before = True
+            body.retained = {s.name for s, _ in arrays if self.at_retained(s)}
+            for name, value in self.values.items():
+                if name in self.touching and name in self.used:
+                    body.assign(Assign(name, self.fold(value)))
+            body.in_line = False
+            made: dict[tuple[str, str], str] = {}
+            for state in dict.fromkeys(s for s, _ in arrays):
+                made |= self.of_state(body, state, dict(zip(body.runs, gates, strict=True)))
+            code.add(f"return {', '.join(made[key] for key in body.runs)},")
+        code.add("")
+        body.e, code.taken = outer, taken | {ticks}
+        body.running = False
+        targets, listed = (", ".join(n) + "," * (len(n) == 1) for n in (runs, begins))
+        code.add(f"{targets} = solved({ticks}, ({listed}), self.rounds)")
+        for state, array in arrays:
+            key = body.key(state_path(self.box, state.name, array))
+            memory = body.key(state_path(self.box, state.name, array) + ".m")
+            momentum = self.rules_of(state, array)[0].rule.momentum is not None
+            self.ends(
+                body.runs[state.name, array], [key], [memory] if momentum else None, None, False
+            )
+
+    def at_retained(self, state: State) -> bool:
+        """Whether the objective sees the retained state (2.8.3); a proximal step ends there."""
+        return state.rule.after_retain or any(
+            l.rule == "implicit" for l in state.rule.learn.values()
+        )
+
+    def rules_of(self, state: State, array: str) -> list[ArrayRule]:
+        return [r for r in self.rules if (r.state, r.array) == (state.name, array)]
+
+    # ---- before the ticks ------------------------------------------------------------------------
+
+    def touches(self, term: Term | None) -> bool:
+        """Whether a term depends on the box's own states."""
+        return term is not None and any(
+            t.op == "apply"
+            and t.info.box is self.box
+            or t.op == "local"
+            and t.info in self.touching
+            for t in term.walk()
+        )
+
+    def keep_of(self, state: State, rule: ArrayRule) -> Term | None:
+        """The line's own retention times the optimizer's."""
+        keep = state.rule.retain
+        if rule.rule.keep is None:
+            return keep
+        own = substitute(rule.rule.keep, rule.settings)
+        return own if keep is None else mul(keep, own)
+
+    def gates(self, body: StretchBody, state: State, array: str) -> dict[str, str]:
+        """rate, keep, momentum and erase as Python; those that depend on the state are left out."""
+        rule = self.rules_of(state, array)[0]
+        parts = {
+            "rate": (rule.rule.rate, True),
+            "keep": (self.keep_of(state, rule), False),
+            "momentum": (rule.rule.momentum, True),
+            "erase": (rule.rule.erase, True),
+        }
+        found = {}
+        for name, (term, settings) in parts.items():
+            whole = substitute(term, rule.settings) if settings and term is not None else term
+            if whole is not None and not self.touches(whole):
+                found[name] = body.name_row(self.gate(body, state, whole), name)
+        return found
+
+    def gate(self, body: StretchBody, state: State, term: Term) -> str:
+        """A number a tick, or one a channel, as the ops take it."""
+        per = () if body.folded else state.per
+        own = term.shape[len(state.per) :]
+        column = len(own) == 2 and own[-1] == 1
+        channels = 1 if len(own) == 1 and own != (1,) or column else 0
+        if column:
+            term = make("squeeze", term, shape=term.shape[:-1])
+        return rows(body, self.fold(term), per, channels)
+
+    def begin(self, body: StretchBody, state: State, array: str, gates: dict[str, str]) -> str:
+        """The array's start, with its gates where they are known before the ticks."""
+        code, box = self.code, self.box
+        rule = self.rules_of(state, array)[0]
+        key = body.key(state_path(box, state.name, array))
+        name = code.name(f"start_{state.name}_{array}" if array else f"start_{state.name}")
+        arguments = {k: v for k, v in gates.items() if k in ("keep", "momentum")}
+        if self.touches(self.keep_of(state, rule)):
+            arguments["keep"] = "None"
+        if rule.rule.momentum is not None:
+            memory = body.key(state_path(box, state.name, array) + ".m")
+            arguments["S0"] = self.into(f"s[{memory}]")
+        start = self.into(f"s[{key}]")
+        code.comment(equation(rule, f"{state.name}.{array}" if array else state.name))
+        code.add(f"{name} = begin({start}, {self.like(body, state)}{named(arguments)})")
+        return name
+
+    def like(self, body: StretchBody, state: State) -> str:
+        """Some stream with all the leading axes."""
+        given = next((v for v in body.e.names.values() if v.lead and v.own), None)
+        if given is None:
+            raise InternalError("a memory that is given no stream")
+        per = () if body.folded else state.per
+        code = f"{given.code}.flatten({body.lead})" if given.own > 1 else given.code
+        if per:
+            shape = f"{code}.unsqueeze({body.lead - 1})"
+            return f"{shape}.expand(-1, {', '.join(map(str, per))}, -1, -1)"
+        return code
+
+    # ---- one tick
+    # -------------------------------------------------------------------------------------
+
+    def of_state(
+        self, body: StretchBody, state: State, gates: dict[tuple[str, str], dict[str, str]]
+    ) -> dict[tuple[str, str], str]:
+        """What each array of a state is written at a tick, as Python: x, the amounts, and what is
+        kept if that depends on the state.
+        """
+        told = state.rule.objective if state.rule.write is None else state.rule.write
+        assert told is not None
+        body.cite_line(told)
+        rules = [r for r in self.rules if r.state == state.name]
+        steps = max((l.steps for l in state.rule.learn.values()), default=1)
+        pairs: dict[str, list[tuple[str, str, bool]]] = {r.array: [] for r in rules}
+        for step in range(steps):
+            if step:
+                body.later_step(state.name, {a: [p[:2] for p in ps] for a, ps in pairs.items()})
+            folded = [(r, self.fold(r.input), self.fold(r.surprise)) for r in rules]
+            body.e.count([t for _, x, e in folded for t in (x, e)])
+            new = [(r.array, self.pair(body, state, r, x, e, gates)) for r, x, e in folded]
+            for array, pair in new:
+                pairs[array].append(pair)
+        body.first_step()
+        return {
+            (state.name, a): self.together_of(body, state, a, ps, gates) for a, ps in pairs.items()
+        }
+
+    def pair(
+        self, body: StretchBody, state: State, rule: ArrayRule, x: Term, e: Term,
+        gates: dict[tuple[str, str], dict[str, str]],
+    ) -> tuple[str, str, bool]:  # fmt: skip
+        """One outer product of a tick: its row, its column, and whether they are several."""
+        per = () if body.folded else state.per
+        own = len(state.per) if not body.folded else 0
+        several = len(x.shape) - own == 2
+        seen = body.row(x, per, "seen") if not several else rows(body, x, per, 2)
+        error = rows(body, e, per, 2 if several else 1)
+        level = self.box.level.name if self.box.level is not None else ""
+        if level in self.module.plan.training.first_order and state.rule.write is None:
+            seen, error = f"{seen}.detach()", f"({error}).detach()"
+        known = gates[state.name, rule.array]
+        rate = known.get("rate") or self.gate(
+            body, state, substitute(rule.rule.rate, rule.settings)
+        )
+        run = body.runs[state.name, rule.array]
+        shape = substitute(rule.rule.rate, rule.settings).shape[len(state.per) :]
+        given = (
+            f", erase={known['erase']}, met={run}.read({seen}, before_write=True)"
+            if "erase" in known
+            else ""
+        )
+        if len(shape) == 1 and shape != (1,):
+            seen = f"{rate}{'.unsqueeze(-2)' * several} * {seen}"
+            rate = "1.0"
+        elif len(shape) == 2:
+            error = f"{rate}{'.unsqueeze(-2)' * several} * ({error})"
+            rate = "1.0"
+        name = self.code.name("written")
+        self.code.add(f"{name} = amount({rate}, {bare(error)}{given})")
+        return seen, name, several
+
+    def together_of(
+        self, body: StretchBody, state: State, array: str, pairs: list[tuple[str, str, bool]],
+        gates: dict[tuple[str, str], dict[str, str]],
+    ) -> str:  # fmt: skip
+        """(x, amounts), side by side if a tick writes several times."""
+        rule = self.rules_of(state, array)[0]
+        parts = [", ".join(pairs[0][:2])]
+        if len(pairs) > 1:
+            parts = [
+                side_by_side([(row, several) for row, _, several in pairs]),
+                side_by_side([(column, several) for _, column, several in pairs]),
+            ]
+        keep = self.keep_of(state, rule)
+        if keep is not None and self.touches(keep):
+            parts.append(self.gate(body, state, keep))
+        return f"({', '.join(parts)})"
+
+
+def side_by_side(parts: list[tuple[str, bool]]) -> str:
+    """Vectors, or several of them, of one tick on one axis."""
+    rows = [code if several else f"{atom(code)}.unsqueeze(-2)" for code, several in parts]
+    return f"torch.cat([{', '.join(rows)}], -2)"
+
+
+def atom(code: str) -> str:
+    return code if code.isidentifier() else f"({code})"
+
+
+def solved(module: Module, box: Box) -> None:
+    if any(not isinstance(line, Assign) for line in box.lines):
+        raise InternalError("a loop in a box")
+    Solved(module, box).write()
+
+
+def bare(code: str) -> str:
+    """An argument without the brackets around the whole of it."""
+    depth = 0
+    for i, c in enumerate(code):
+        depth += (c == "(") - (c == ")")
+        if depth == 0 and i < len(code) - 1:
+            return code
+    return code[1:-1]

@@ -1,0 +1,272 @@
+"""Memories whose writes depend on each other in ways no closed form covers: solved, and exact."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+import torch
+
+import nlc
+from nlc.backends.ops.recurrence import begin
+from nlc.backends.ops.solving import solved
+
+SYSTEM = """nl 1
+use "optim/gradient"
+use "optim/momentum"
+use "optim/dgd"
+use "memory/gated_delta_2"
+use "memory/rwkv7"
+use "memory/longhorn"
+use "memory/surprise_gate"
+{memory}
+system test(vocab = 11, width = 8) {{
+  level training every step {{
+    objective loss
+    learn gradient(rate = 0.01)
+  }}
+  level mem(x[n]) every token {{
+    q = split(linear(x, n), 2)
+    k = unit(split(linear(x, n), 2))
+    v = split(linear(x, n), 2)
+    alpha = sigmoid(linear(x, 2) + 2)
+    eta = 0.3 * sigmoid(linear(x, 2))
+    mu = 0.6 * sigmoid(linear(x, 2))
+    a = sigmoid(split(linear(x, n), 2))
+    b = sigmoid(split(linear(x, n), 2))
+    read join({call})
+  }}
+  transfer backprop mem -> training
+  flow(tokens) {{
+    x = embed(tokens, vocab, width)
+    x = x + mem(x)
+    logits = unembed(norm(x), vocab)
+    loss = cross_entropy(logits, next(tokens))
+    return logits
+  }}
+}}
+"""
+
+HEAD = "memory r(q[n], k[n], v[n]"
+
+MEMORIES = {
+    "l_p": (
+        HEAD
+        + """, alpha, eta) {
+  state M : matrix(n, n)
+  objective sum(smooth_abs(M(k) - v)^3) / 20
+  retain alpha
+  learn gradient(rate = eta)
+  read M(q)
+}""",
+        "r(q, k, v, alpha, eta)",
+    ),
+    "huber, after retain": (
+        HEAD
+        + """, alpha, eta) {
+  state M : matrix(n, n)
+  e = 0.3
+  objective sum(where(abs(M(k) - v) <= e, (M(k) - v)^2 / 2, e * smooth_abs(M(k) - v))) after retain
+  retain alpha
+  learn gradient(rate = eta)
+  read M(q)
+}""",
+        "r(q, k, v, alpha, eta)",
+    ),
+    "mlp with momentum": (
+        HEAD
+        + """, alpha, eta, mu) {
+  state M : residual(mlp(n, 3*n))
+  objective sum((M(k) - v)^2)
+  retain alpha
+  learn momentum(rate = eta, keep = mu)
+  read M(q)
+}""",
+        "r(q, k, v, alpha, eta, mu)",
+    ),
+    "layer norm, read before": (
+        HEAD
+        + """, eta) {
+  state M : residual(layernorm(mlp(n, 3*n)))
+  objective sum((M(k) - v)^2) / 2
+  learn gradient(rate = eta / n)
+  read M(q) before write
+}""",
+        "r(q, k, v, eta)",
+    ),
+    "gated mlp": (
+        HEAD
+        + """, alpha, eta) {
+  state M : gated_mlp(n, 2*n)
+  objective -dot(M(k), v)
+  retain alpha
+  learn gradient(rate = eta)
+  read M(q)
+}""",
+        "r(q, k, v, alpha, eta)",
+    ),
+    "dgd on an mlp": (
+        HEAD
+        + """, alpha, eta) {
+  state M : residual(mlp(n, 3*n))
+  objective sum((M(k) - v)^2)
+  retain alpha
+  learn dgd(rate = eta)
+  read M(q)
+}""",
+        "r(q, k, v, alpha, eta)",
+    ),
+    "three steps": (
+        HEAD
+        + """, alpha, eta) {
+  state M : residual(mlp(n, 3*n))
+  objective sum((M(k) - v)^2)
+  retain alpha
+  learn gradient(rate = eta / 10, steps = 3)
+  read M(q)
+}""",
+        "r(q, k, v, alpha, eta)",
+    ),
+    "a line through a state that stays": (
+        HEAD
+        + """, alpha, eta) {
+  state K : matrix(n, n) = normal(0.5)
+  w = unit(K(k))
+  state M : matrix(n, n) {
+    objective sum((M(w) - v)^2) / 2
+    retain alpha
+    learn gradient(rate = eta)
+  }
+  read M(K(q))
+}""",
+        "r(q, k, v, alpha, eta)",
+    ),
+    "two writes a tick": (
+        """memory r(q[n], k[n], v[n], k2[n], v2[n], alpha, eta) {
+  state M : matrix(n, n)
+  e1 = eta * (v - M(k))
+  retain alpha
+  e2 = eta * (v2 - M(k2) - e1 * dot(k, k2))
+  write outer(e1, k) + outer(e2, k2)
+  read M(q)
+}""",
+        "r(q, k, v, a, b, alpha, eta)",
+    ),
+    "a rate for each output": (
+        HEAD
+        + """, eta, a[n]) {
+  state M : matrix(n, n)
+  objective sum((M(k) - v)^2)
+  retain a
+  learn gradient(rate = column(eta * a))
+  read M(q)
+}""",
+        "r(q, k, v, eta, a)",
+    ),
+    "its own keys and values": (
+        """memory r(x[n], alpha, eta) {
+  state M[a, b] : matrix(n, n) = normal(0.5)
+  k = unit(M.a(x))
+  v = M.b(x)
+  retain alpha
+  objective sum((M(k) - stop(v))^2)
+  learn dgd(rate = eta)
+  read M.a(x) + M.b(x)
+}""",
+        "r(v, alpha, eta)",
+    ),
+    "erase and write apart": ("", "gated_delta_2(q, k, v, a, b, a)"),
+    "rwkv7": ("", "rwkv7(q, a, k, v, k, b)"),
+    "implicit": ("", "longhorn(q, k, v, a)"),
+    "gates made of the state": ("", "surprise_gate(q, k, v, alpha, eta)"),
+}
+
+
+def written(name: str, folder: Path) -> Path:
+    memory, call = MEMORIES[name]
+    text = SYSTEM.format(memory=memory, call=call)
+    unused = [
+        line
+        for line in text.split("\n")
+        if (made := re.match(r"    (\w+) = .*\(", line))
+        and made[1] in {"q", "k", "v", "alpha", "eta", "mu", "a", "b"}
+        and not re.search(rf"\b{made[1]}\b", call)
+    ]
+    path = folder / "test.nl"
+    path.write_text("\n".join(line for line in text.split("\n") if line not in unused))
+    return path
+
+
+@pytest.mark.parametrize("name", MEMORIES)
+def test_solved_equals_the_reference(name: str, tmp_path: Path) -> None:
+    """Outputs and every gradient, over a chunk and a bit; the same in any split."""
+    spec = nlc.load(written(name, tmp_path))
+    model = nlc.compile(spec, dtype=torch.float64)
+    draw = torch.Generator().manual_seed(0)
+    tokens = torch.randint(0, 11, (2, 19), generator=draw)
+    truth = nlc.reference(spec, model.state_dict())
+    wanted, _ = truth(tokens)
+    found, _ = model(tokens)
+    assert near(found, wanted) < 1e-11
+
+    loss, counted, _ = model.losses(tokens)
+    loss[counted].mean().backward()
+    for path, gradient in truth.gradients(tokens).items():
+        weight = dict(model.named_weights())[path]
+        assert weight.grad is not None, path
+        assert near(weight.grad, gradient) < 1e-9, path
+
+    state, parts = None, []
+    for part in tokens.split([1, 3, 8, 7], 1):
+        with torch.no_grad():
+            answer, state = model(part, state)
+        parts.append(answer)
+    assert near(torch.cat(parts, 1), wanted) < 1e-11
+
+
+def near(found: torch.Tensor, wanted: torch.Tensor) -> float:
+    assert wanted.abs().max() > 0
+    return float(((found - wanted).abs().max() / wanted.abs().max()).detach())
+
+
+def test_as_many_rounds_as_ticks_are_exact(tmp_path: Path) -> None:
+    model = nlc.compile(nlc.load(written("l_p", tmp_path)), dtype=torch.float64)
+    tokens = torch.randint(0, 11, (1, 16), generator=torch.Generator().manual_seed(1))
+
+    def off(rounds: int) -> float:
+        model.rounds = rounds
+        return near(model(tokens)[0], exact)
+
+    with torch.no_grad():
+        exact, _ = model(tokens)
+        one, four, all_ = off(1), off(4), off(16)
+    assert 1e-6 < four < one and all_ < 1e-12
+
+
+def test_a_sample_settles_by_itself() -> None:
+    """What one sample holds, not a number included, does not change a bit of another."""
+    x = torch.randn(3, 16, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    memory = torch.zeros(3, 4, 4, dtype=torch.float64)
+
+    def run(x: torch.Tensor) -> torch.Tensor:
+        def ticks(run):  # type: ignore[no-untyped-def]
+            return ((x, torch.tanh(x - run.read(x, before_write=True)) / 4),)
+
+        (found,) = solved(ticks, (begin(memory[: x.shape[0]], x),))
+        return found.wrote
+
+    alone = run(x[:1])
+    x[1] *= 3
+    x[2, 4] = torch.nan
+    together = run(x)
+    assert torch.equal(together[:1], alone)
+    assert together[1].isfinite().all() and not together[2].isfinite().all()
+
+
+def test_no_second_derivative_in_silence(tmp_path: Path) -> None:
+    model = nlc.compile(nlc.load(written("l_p", tmp_path)), dtype=torch.float64)
+    answer, _ = model(torch.arange(5)[None])
+    weight = next(p for n, p in model.named_weights() if n == "mem.k.linear")
+    with pytest.raises(RuntimeError, match="second derivative"):
+        torch.autograd.grad(answer.sum(), weight, create_graph=True)
