@@ -145,10 +145,43 @@ def mixer(
         ("every 16 tokens from 32", "reset every 16 tokens", ["NL203"]),
         ("every 2 sequences", "reset every sequence", ["NL203"]),
         ("every 2 steps", "reset every 3 steps", ["NL206"]),
+        ("every 16 tokens", "reset every 16 tokens from 8", ["NL206"]),
+        ("every 16 tokens", "reset every 8 tokens from 32", ["NL206"]),
+        ("every 16 tokens", "reset every 16 tokens from 32", []),
+        ("never", "reset never", []),
     ],
 )
 def test_periods_and_resets(clock: str, reset: str, codes: list[str]) -> None:
     assert mixer(clock, reset) == codes
+
+
+@pytest.mark.parametrize(
+    ("clock", "reset", "codes"),
+    [
+        ("every 16 tokens", "", ["NL206"]),
+        ("every 16 tokens", "partial flush", []),
+        ("every 16 tokens", "partial drop", []),
+        ("every 16 tokens", "reset never", []),
+        ("every 16 tokens", "reset every sequence", ["NL206"]),
+        ("every 16 tokens", "reset every 2 sequences", ["NL206"]),
+        ("every 16 tokens", "reset every 4 sequences", []),
+        ("every 16 tokens", "reset every 4 sequences from 2", ["NL206"]),
+        ("every 16 tokens", "reset every 32 tokens", []),
+        ("every 16 tokens from 4", "", []),
+        ("every 20 tokens", "", []),
+        ("every token", "", []),
+        ("every 101 tokens", "", ["NL203"]),
+        ("every 200 tokens", "reset every 2 sequences", []),
+        ("every 201 tokens", "reset every 2 sequences", ["NL203"]),
+        ("every 2 sequences", "", []),
+    ],
+)
+def test_periods_and_resets_of_sequences_of_100_tokens(
+    clock: str, reset: str, codes: list[str]
+) -> None:
+    text = MIXER.format(clock=clock, reset=reset, rule="gradient(rate = 0.1)", transfer="")
+    text = text.replace("width = 64) {", "width = 64) {\n  assume sequence = 100 tokens")
+    assert [d.code for d in told(text)] == codes
 
 
 @pytest.mark.parametrize(

@@ -16,14 +16,13 @@ from .terms import exact
 def nl203(facts: Facts) -> Iterator[Diagnostic]:
     """A level, or one inside an optimizer, whose first firing comes after its reset (2.6.2)."""
     for level in facts.system.levels:
-        ends = resets_after(level, facts.system.assume)
-        if ends is None:
+        lives = lifetimes(level, facts.system.assume)
+        if not lives:
             continue
-        ticks = level.clock.unit not in ("never", "always")
-        if ticks and first(level.clock) > ends and level.partial != "flush":
+        if first(level.clock) > max(lives) and level.partial != "flush":
             yield never_fires(level, facts.system.assume)
             continue
-        yield from inner_levels(facts, level, ends)
+        yield from inner_levels(facts, level, max(lives))
 
 
 def never_fires(level: Level, assume: int | None) -> Diagnostic:
@@ -39,8 +38,6 @@ def never_fires(level: Level, assume: int | None) -> Diagnostic:
 
 def inner_levels(facts: Facts, level: Level, ends: int) -> Iterator[Diagnostic]:
     """A step of a level inside an optimizer is one firing of the level served, until its reset."""
-    if level.clock.unit in ("never", "always"):
-        return
     start, period = first(level.clock), level.clock.period
     firings = (ends - start) // period + 1
     for box in facts.boxes_of[level.name]:
@@ -68,14 +65,18 @@ def first(clock: Clock) -> int:
     return clock.period if clock.phase is None else clock.phase
 
 
-def resets_after(level: Level, assume: int | None) -> int | None:
-    """Ticks of the level's own unit from one reset to the next, where that is known."""
+def lifetimes(level: Level, assume: int | None) -> tuple[int, ...]:
+    """Ticks of the level's own unit from one reset to the next, where that is known: until the
+    first reset, and between the others.
+    """
     reset, unit = level.resets, level.clock.unit
+    if unit in ("never", "always"):
+        return ()
     if reset.unit == unit:
-        return reset.period
+        return first(reset), reset.period
     if reset.unit == "sequence" and unit == "token" and assume is not None:
-        return reset.period * assume
-    return None
+        return first(reset) * assume, reset.period * assume
+    return ()
 
 
 def nl205(facts: Facts) -> Iterator[Diagnostic]:
@@ -105,12 +106,28 @@ def nl205(facts: Facts) -> Iterator[Diagnostic]:
 def nl206(facts: Facts) -> Iterator[Diagnostic]:
     """A reset inside a period cuts it short, and what was summed is lost (2.6.5)."""
     for level in facts.system.levels:
-        reset, clock = level.reset, level.clock
-        if reset is None or reset.unit != clock.unit or level.partial != "carry":
+        lives = lifetimes(level, facts.system.assume)
+        if not lives or level.partial != "carry" or first(level.clock) > max(lives):
             continue
-        ends = reset.period
-        if ends >= first(clock) and (ends - first(clock)) % clock.period:
-            message = f"`reset {reset}` falls inside a period of {clock.period}"
-            span = inside(level.span, "reset")
-            help = "make it a multiple, or say `partial flush` or `partial drop`"
-            yield Diagnostic("NL206", message, span, help)
+        if any(cut_short(level.clock, ticks) for ticks in lives):
+            yield resets_inside(level, facts.system.assume)
+
+
+def cut_short(clock: Clock, ticks: int) -> bool:
+    """Whether the last of so many ticks is not one at which the clock fires."""
+    return ticks < first(clock) or (ticks - first(clock)) % clock.period != 0
+
+
+def resets_inside(level: Level, assume: int | None) -> Diagnostic:
+    period = level.clock.period
+    if level.reset is None:
+        what = f"each sequence of {assume} tokens ends, and with it `{level.name}` is reset, inside"
+        help = f"make {assume} a multiple of {period}, or say `partial flush` or `partial drop`"
+    elif level.reset.unit == level.clock.unit:
+        what = f"`reset {level.reset}` falls inside"
+        help = "make it a multiple, or say `partial flush` or `partial drop`"
+    else:
+        what = f"`reset {level.reset}`, of {assume} tokens each, falls inside"
+        help = f"make {assume} a multiple of {period}, or say `partial flush` or `partial drop`"
+    span = inside(level.span, "reset")
+    return Diagnostic("NL206", f"{what} a period of {period}", span, help)

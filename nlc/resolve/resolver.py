@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import re
 from collections import ChainMap
-from collections.abc import Hashable, Iterable, Iterator, Mapping
+from collections.abc import Hashable, Iterable, Iterator, Mapping, MutableMapping
 from contextlib import contextmanager
 from dataclasses import replace
 from difflib import get_close_matches
@@ -75,7 +75,7 @@ class Resolver:
         self.level_boxes: dict[str, list[Box]] = {}
         self.levels: list[Level] = []
         self.settings: set[str] = set()  # of the system
-        self.system_names: dict[str, Any] | None = None  # what its levels and its flow see of it
+        self.system_names: MutableMapping[str, Any] | None = None  # what its bodies see of it
         self.expanding: list[tuple[Any, Span]] = []
         self.rule_weights: dict[tuple[str, Shape], Weight] = {}
         self.rule_prefixes: dict[tuple[str, int], str] = {}
