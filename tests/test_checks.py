@@ -181,7 +181,10 @@ def test_periods_and_resets_of_sequences_of_100_tokens(
 ) -> None:
     text = MIXER.format(clock=clock, reset=reset, rule="gradient(rate = 0.1)", transfer="")
     text = text.replace("width = 64) {", "width = 64) {\n  assume sequence = 100 tokens")
-    assert [d.code for d in told(text)] == codes
+    found = told(text)
+    assert [d.code for d in found] == codes
+    if codes == ["NL206"]:  # a warning where no reset is written: the run is what 2.6.5 says
+        assert found[0].severity == ("error" if "reset" in reset else "warning")
 
 
 @pytest.mark.parametrize(

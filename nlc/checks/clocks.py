@@ -119,6 +119,7 @@ def cut_short(clock: Clock, ticks: int) -> bool:
 
 
 def resets_inside(level: Level, assume: int | None) -> Diagnostic:
+    """Where nobody wrote a reset it is a warning: `assume` changes nothing else (2.6.3)."""
     period = level.clock.period
     if level.reset is None:
         what = f"each sequence of {assume} tokens ends, and with it `{level.name}` is reset, inside"
@@ -130,4 +131,5 @@ def resets_inside(level: Level, assume: int | None) -> Diagnostic:
         what = f"`reset {level.reset}`, of {assume} tokens each, falls inside"
         help = f"make {assume} a multiple of {period}, or say `partial flush` or `partial drop`"
     span = inside(level.span, "reset")
-    return Diagnostic("NL206", f"{what} a period of {period}", span, help)
+    severity = "warning" if level.reset is None else "error"
+    return Diagnostic("NL206", f"{what} a period of {period}", span, help, severity=severity)

@@ -114,8 +114,8 @@ CODES: dict[str, Code] = {
         its second period, and the eight tokens since its last firing would be lost. That is seldom
         meant. Make the reset a multiple of the period; or say what shall happen to a period cut
         short: `partial flush` fires first, on what there is, and `partial drop` forgets it. A level
-        on tokens is reset at the end of each sequence, if it does not say otherwise; `assume
-        sequence = 1000 tokens` says where that is.""",
+        on tokens is reset at the end of each sequence, if it does not say otherwise; where
+        that falls by `assume sequence = 1000 tokens` is told as a warning.""",
         _clocked("every 16 tokens", reset="reset     every 24 tokens"),
         _clocked("every 16 tokens", reset="reset     every 48 tokens"),
     ),
