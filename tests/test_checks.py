@@ -196,11 +196,26 @@ def test_periods_and_resets_of_sequences_of_100_tokens(
         ("transfer init mixer -> mixer", ["NL302"]),
         ("transfer condition mixer -> training", ["NL302"]),
         ("transfer generate training -> mixer", ["NL302"]),
+        ("transfer generate training -> mixer first order", ["NL302"]),
+        ("transfer init training -> mixer through 8 tokens first order", []),
         ("transfer backprop training -> mixer", ["NL302"]),
     ],
 )
 def test_transfers(transfer: str, codes: list[str]) -> None:
     assert mixer(transfer=transfer) == codes
+
+
+@pytest.mark.parametrize(
+    ("lines", "codes"),
+    [
+        ("transfer init frozen -> mixer", []),
+        ("transfer init frozen -> mixer first order", ["NL302"]),
+        ("transfer init training -> frozen -> mixer first order", []),
+    ],
+)
+def test_a_start_that_never_learns_has_no_order(lines: str, codes: list[str]) -> None:
+    frozen = "level frozen() never { state E : vector(width) }"
+    assert mixer(transfer=f"{frozen}; {lines}") == codes
 
 
 ALONE = """nl 1

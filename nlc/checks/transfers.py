@@ -71,6 +71,24 @@ def nl302(facts: Facts) -> Iterator[Diagnostic]:
             told.add(span)
             yield found[0]
     yield from twice(facts)
+    yield from (idle_clause(t) for t in edges if t.span not in told and clause_is_idle(facts, t))
+
+
+def clause_is_idle(facts: Facts, t: Transfer) -> bool:
+    """`first order` and `through` where no gradient passes (2.11.3)."""
+    if not t.first_order and t.truncate is None:
+        return False
+    frozen = t.kind == "init" and t.source.clock.unit == "never"
+    starts = (u for u in facts.system.transfers if u.kind == "init" and u.target is t.source)
+    return t.kind in ("condition", "generate") or frozen and not any(starts)
+
+
+def idle_clause(t: Transfer) -> Diagnostic:
+    through = f"through {t.truncate} tokens" if t.truncate is not None else ""
+    clause = f"{through} {'first order' * t.first_order}".strip()
+    why = f"`{t.source.name}` never learns" if t.kind == "init" else f"`{t.kind}` passes none"
+    message = f"`{clause}` carries nothing: it is said of a gradient, and {why}"
+    return Diagnostic("NL302", message, t.span, f"take `{clause}` out")
 
 
 def empty(facts: Facts, t: Transfer) -> Diagnostic | None:

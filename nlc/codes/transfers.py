@@ -72,7 +72,8 @@ CODES: dict[str, Code] = {
         a body uses (`condition`), a gradient that enters a state (`backprop`), a start (`init`),
         or a state made from another (`generate`). Here the second level uses nothing of the first,
         so the line says what the system does not do. Either the line is left over, or a use of it
-        was forgotten in the flow.""",
+        was forgotten in the flow. `first order` and `through 512 tokens` say how a gradient goes;
+        on a line that passes none they carry nothing either.""",
         _started("transfer generate slow -> fast"),
         _started("transfer init slow -> fast"),
     ),

@@ -311,12 +311,24 @@ class Learning(Stage):
         prefix = self.resolver.rule_prefix(outer, node, name)
         body = Body(self.resolver, ChainMap({}, names_of(decl)), prefix, outer.loops, box)
         inputs: list[tuple[str, Shape]] = []
+        self.has_write(decl.node)
         with self.resolver.inside(decl.node, node.span):
             for p in decl.node.params:
                 self.optimizer_param(body, p, shape, values, per, inputs, node)
             box.inputs = tuple(inputs)
             self.fill(body, decl.node.body)
         return box
+
+    def has_write(self, node: S.Optimizer) -> None:
+        """An optimizer ends in `write` (2.9.6)."""
+        if not any(isinstance(s, S.Write) for s in node.body.statements):
+            self.resolver.absent(
+                "NL207",
+                f"optimizer `{node.name.text or node.name.id}` has no `write`, so nothing that it "
+                "makes of a gradient reaches the weight",
+                node.name.span,
+                "end it with `write e`: what is added to the weight",
+            )
 
     def optimizer_param(
         self,
