@@ -210,7 +210,6 @@ def test_transfers(transfer: str, codes: list[str]) -> None:
     [
         ("transfer init frozen -> mixer", []),
         ("transfer init frozen -> mixer first order", ["NL302"]),
-        ("transfer init training -> frozen -> mixer first order", []),
     ],
 )
 def test_a_start_that_never_learns_has_no_order(lines: str, codes: list[str]) -> None:

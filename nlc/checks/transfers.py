@@ -71,16 +71,15 @@ def nl302(facts: Facts) -> Iterator[Diagnostic]:
             told.add(span)
             yield found[0]
     yield from twice(facts)
-    yield from (idle_clause(t) for t in edges if t.span not in told and clause_is_idle(facts, t))
+    yield from (idle_clause(t) for t in edges if t.span not in told and clause_is_idle(t))
 
 
-def clause_is_idle(facts: Facts, t: Transfer) -> bool:
+def clause_is_idle(t: Transfer) -> bool:
     """`first order` and `through` where no gradient passes (2.11.3)."""
     if not t.first_order and t.truncate is None:
         return False
     frozen = t.kind == "init" and t.source.clock.unit == "never"
-    starts = (u for u in facts.system.transfers if u.kind == "init" and u.target is t.source)
-    return t.kind in ("condition", "generate") or frozen and not any(starts)
+    return t.kind in ("condition", "generate") or frozen
 
 
 def idle_clause(t: Transfer) -> Diagnostic:

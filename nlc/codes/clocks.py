@@ -124,8 +124,8 @@ CODES: dict[str, Code] = {
         """An objective says what a state is asked to do; `learn` says by which rule it gets there.
         Without a rule the objective changes nothing, and the state keeps its start. Add a `learn`
         line, or take the objective out. So it is with an optimizer that ends without `write`: what
-        it makes of the gradient is added to nothing. Weights that shall stay as they were drawn, or as a file
-        gives them, belong to a level that is `never`.""",
+        it makes of the gradient is added to nothing. Weights that shall stay as they were drawn, or
+        as a file gives them, belong to a level that is `never`.""",
         _ruled("objective sum((M(unit(x)) - x)^2)"),
         _ruled("objective sum((M(unit(x)) - x)^2)\nlearn gradient(rate = 0.01)"),
     ),
