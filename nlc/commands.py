@@ -6,6 +6,7 @@ Each imports what it needs when it runs, so that a check does not wait for torch
 from __future__ import annotations
 
 import difflib
+import json
 import os
 import re
 import sys
@@ -271,6 +272,10 @@ def _explain(arguments: Arguments) -> int:
 
 def _build_words(parser: Parser) -> None:
     _add_file(parser)
+    parser.add(
+        "--no-verify", dest="verify", action="store_false",
+        help="do not measure what the file says of itself (see nlc verify)",
+    )  # fmt: skip
     _add_output(parser)
 
 
@@ -278,7 +283,81 @@ def _build(arguments: Arguments) -> int:
     spec = _load(arguments)
     from .backends.torch_source import build
 
-    return _emit(build(spec), arguments.output)
+    source = build(spec)
+    if not arguments.verify:
+        return _emit(source, arguments.output)
+    from .verify import headed, quick
+
+    certificate = quick(spec)
+    _emit(headed(source, certificate), arguments.output)
+    if not certificate.holds:
+        print("nlc: what is written does not hold:", file=sys.stderr)
+        print("\n".join(certificate.header()), file=sys.stderr)
+    return 0 if certificate.holds else 1
+
+
+# ---- verify ------------------------------------------------------------------------------------
+
+
+def _verify_words(parser: Parser) -> None:
+    _add_file(parser)
+    parser.add(
+        "--tokens", metavar="N", type=several,
+        help="of each stream (default: past the shortest chunk or period, 17 to 65)",
+    )  # fmt: skip
+    parser.add("--batch", metavar="N", type=positive, default=2, help="samples (default: 2)")
+    parser.add("--seed", metavar="N", type=natural, default=0, help="of weights and streams")
+    parser.add(
+        "--long", metavar="N", type=natural, default=4096,
+        help="tokens that memories must outlive; 0 leaves it out (default: 4096)",
+    )  # fmt: skip
+    parser.add("--format", choices=("text", "json"), default="text", help="of the output")
+    _add_output(parser)
+
+
+def _verify(arguments: Arguments) -> int:
+    spec = _load(arguments)
+    from . import verify as V
+
+    options = V.Options(arguments.tokens, arguments.batch, arguments.seed, arguments.long)
+    verifier = V.Verifier(spec, options)
+    if verifier.lacking:
+        print_diagnostics(verifier.lacking, sys.stderr)
+    shown = arguments.format == "text" and arguments.output is None
+    certificate = _measured(verifier, _say if shown else _silent)
+    if arguments.format == "json":
+        _emit(json.dumps(certificate.data(), indent=2, ensure_ascii=False), arguments.output)
+    elif arguments.output is not None:
+        _emit(certificate.text(), arguments.output)
+    return 0 if certificate.holds else 1
+
+
+def _measured(verifier: Any, say: Callable[[str], None]) -> Any:
+    """Each row as soon as it is measured; on a terminal, also what is being measured."""
+    from .verify import row
+
+    say("\n".join(verifier.title()) + "\n")
+    found = []
+    for what, measured in verifier.measure():
+        if measured is None:
+            _pending(f"  {what} ..")
+        else:
+            _pending("")
+            found.append(measured)
+            say(row(measured) + "\n")
+    certificate = verifier.certificate(tuple(found))
+    say("\n".join(certificate.ending()) + "\n")
+    return certificate
+
+
+def _pending(text: str) -> None:
+    """A line that the next one takes the place of."""
+    if sys.stderr.isatty():
+        print(f"\r\x1b[K{text}", end="", file=sys.stderr, flush=True)
+
+
+def _silent(text: str) -> None:
+    """Says nothing: the whole is written at the end."""
 
 
 # ---- train, generate -------------------------------------------------------------------------
@@ -363,6 +442,7 @@ VERBS = {
     "schedule": Verb("who updates when", _schedule_words, _schedule),
     "explain": Verb("the derived update rules, or a diagnostic's page", _explain_words, _explain),
     "build": Verb("write the PyTorch module", _build_words, _build),
+    "verify": Verb("measure what must hold of a system", _verify_words, _verify),
     "train": Verb("train on real text", _train_words, _train),
     "generate": Verb("stream text from a trained run", _generate_words, _generate),
 }

@@ -15,6 +15,7 @@ from nlc.backends.runtime import Model
 from nlc.backends.torch_source import build as build_source
 from nlc.backends.torch_source import module_class
 from nlc.driver import Spec
+from nlc.verify.streams import distance as distance
 
 torch.set_num_threads(1)
 
@@ -69,12 +70,3 @@ def truth_of(name: str, model: Model) -> Reference:
 def tokens(batch: int, time: int, seed: int = 0, vocab: int = 11) -> Tensor:
     generator = torch.Generator().manual_seed(1000 * seed + time)
     return torch.randint(0, vocab, (batch, time), generator=generator)
-
-
-def distance(a: Tensor, b: Tensor) -> float:
-    """The largest difference, in parts of the largest number."""
-    assert a.shape == b.shape, (a.shape, b.shape)
-    if not a.numel():
-        return 0.0
-    a, b = a.detach(), b.detach()
-    return float((a - b).abs().max()) / max(float(b.abs().max()), 1e-300)

@@ -1,0 +1,309 @@
+"""A system's certificate: what always holds, measured on the user's own spec and shapes.
+
+    certificate = verify(nlc.load("hope", width=64))
+    print(certificate.text())
+    certificate.holds
+
+In: a checked spec. Out: one measured number for each property, and the bar it is held to.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any
+
+import torch
+
+from ..backends.reference import Reference
+from ..backends.runtime import Model
+from ..backends.torch_source import build, module_class
+from ..diagnostics import Diagnostic
+from ..driver import Spec, SpecError
+from ..system import System
+from . import properties as P
+from .properties import Measured
+from .streams import Run, Streams, Truth, random_streams, run_of, truth_of
+
+FEWEST, MOST = 17, 65  # tokens, if a call does not say how many
+LONG = 4096
+Step = tuple[str, Callable[[], Measured]]
+
+
+@dataclass(frozen=True)
+class Options:
+    """`tokens`: None takes a few more than the shortest chunk or period. `long`: tokens of the
+    stream that memories must outlive; 0 leaves it out.
+    """
+
+    tokens: int | None = None
+    batch: int = 2
+    seed: int = 0
+    long: int = LONG
+
+
+QUICK = Options(batch=1, long=0)
+
+
+@dataclass(frozen=True)
+class Certificate:
+    """What was run, what was measured, and what could not be."""
+
+    system: System
+    options: Options
+    tokens: int
+    measured: tuple[Measured, ...]
+    lacking: tuple[Diagnostic, ...]  # NL701: the parts that have no algorithm
+    notes: tuple[str, ...]
+
+    @property
+    def holds(self) -> bool:
+        return not self.lacking and all(m.holds for m in self.measured)
+
+    def text(self) -> str:
+        rows = [row(m) for m in self.measured]
+        head = title(self.system, self.options, self.tokens, not self.lacking)
+        return "\n".join([*head, *rows, *self.ending()])
+
+    def ending(self) -> list[str]:
+        """What it comes to, after the rows."""
+        failed = [m.name for m in self.measured if not m.holds]
+        count = len(self.measured)
+        said = f"All {count} hold." if not failed else f"{len(failed)} of {count} do not hold."
+        if self.lacking:
+            said = f"Not compiled (NL701); of the reference alone: {said[0].lower()}{said[1:]}"
+        return ["", said, *(f"note: {note}" for note in self.notes)]
+
+    def data(self) -> dict[str, Any]:
+        """For programs."""
+        return {
+            "system": self.system.name,
+            "settings": dict(self.system.settings),
+            "tokens": self.tokens,
+            "batch": self.options.batch,
+            "seed": self.options.seed,
+            "holds": self.holds,
+            "properties": [
+                {
+                    "name": m.name,
+                    "measured": m.value if math.isfinite(m.value) else None,
+                    "bar": m.bar,
+                    "holds": m.holds,
+                    "at": m.at,
+                }
+                for m in self.measured
+            ],
+            "not_lowered": [d.message for d in self.lacking],
+            "notes": list(self.notes),
+        }
+
+    def header(self) -> list[str]:
+        """Lines for a generated file: each number as the next power of ten, so that they are the
+        same wherever they are measured.
+        """
+        said = "Verified" if self.holds else "NOT verified"
+        ran = f"{self.tokens} tokens, {amount(self.options.batch, 'sample')}, float64"
+        rows = [
+            f"    {m.name}: {within(m.value)} (bar {short(m.bar)}){'' if m.holds else ', FAILS'}"
+            for m in self.measured
+        ]
+        return [f"{said} by nlc on {ran}:", *rows, *(f"    note: {note}" for note in self.notes)]
+
+
+class Verifier:
+    """What the properties share: the module, the reference, and what both are run on."""
+
+    def __init__(self, spec: Spec, options: Options = Options()) -> None:
+        self.spec, self.system, self.options = spec, spec.system, options
+        self.tokens = options.tokens or default_tokens(spec.system)
+
+    @cached_property
+    def built(self) -> type[Model] | tuple[Diagnostic, ...]:
+        """The generated module, or the parts that have no algorithm."""
+        try:
+            return module_class(build(self.spec), self.system.name)
+        except SpecError as error:
+            if any(d.code != "NL701" for d in error.diagnostics):
+                raise
+            return error.diagnostics
+
+    @property
+    def lacking(self) -> tuple[Diagnostic, ...]:
+        return self.built if isinstance(self.built, tuple) else ()
+
+    def module(self, dtype: torch.dtype) -> Model:
+        assert not isinstance(self.built, tuple)
+        return self.built(seed=self.options.seed, dtype=dtype)
+
+    @cached_property
+    def model(self) -> Model:
+        return self.module(torch.float64)
+
+    @cached_property
+    def reference(self) -> Reference:
+        weights = {} if self.lacking else self.model.state_dict()
+        return Reference(self.system, weights, self.options.seed, traced=())
+
+    @cached_property
+    def streams(self) -> Streams:
+        return random_streams(self.system, self.options.batch, self.tokens, self.options.seed)
+
+    @cached_property
+    def several(self) -> Streams:
+        """At least three samples."""
+        batch = max(3, self.options.batch)
+        return random_streams(self.system, batch, self.tokens, self.options.seed)
+
+    @cached_property
+    def truth(self) -> Truth:
+        return truth_of(self.reference, self.streams)
+
+    @cached_property
+    def long_run(self) -> P.LongRun:
+        model = self.module(torch.float32)
+        return P.long_run(model, self.system, self.options.long, self.options.seed)
+
+    def title(self) -> list[str]:
+        return title(self.system, self.options, self.tokens, not self.lacking)
+
+    # ---- what is measured ------------------------------------------------------------------------
+
+    def steps(self) -> Iterator[Step]:
+        """What is being measured, and how, in the order of the certificate."""
+        if self.lacking:
+            yield from self.of_the_run(self.reference)
+            return
+        yield from self.against_reference()
+        yield from self.of_the_run(run_of(self.model))
+        yield from self.of_gradients()
+        yield "clocks", lambda: P.off_the_clock(self.model, self.system, self.streams)
+        if self.options.long:
+            yield "a long stream", lambda: P.answers_keep_their_size(self.long_run)
+            yield "a long stream", lambda: P.memories_keep_their_size(self.long_run)
+
+    def against_reference(self) -> Iterator[Step]:
+        model, x = self.model, self.streams
+        yield "the reference, token by token", lambda: P.same_outputs(model, x, self.truth)
+        if self.learns:
+            yield "losses", lambda: P.same_losses(model, x, self.truth)
+            yield "gradients", lambda: P.same_gradients(model, x, self.truth)
+
+    def of_the_run(self, run: Run) -> Iterator[Step]:
+        system, seed = self.system, self.options.seed
+        yield "calls of one token", lambda: P.streamed(run, self.streams)
+        yield "random splits", lambda: P.random_splits(run, self.streams, seed)
+        yield "later tokens", lambda: P.later_tokens(run, system, self.streams)
+        yield "samples", lambda: P.other_samples(run, system, self.several)
+
+    def of_gradients(self) -> Iterator[Step]:
+        model, system, x = self.model, self.system, self.streams
+        seed = self.options.seed
+        yield "the Jacobian", lambda: P.jacobian(model, system, self.tokens, seed)
+        if self.learns:
+            yield "gradients through calls", lambda: P.gradients_across_calls(model, x)
+            yield "what gets a gradient", lambda: P.without_gradient(model, x)
+
+    @property
+    def learns(self) -> bool:
+        return self.system.flow.loss is not None
+
+    # ---- the whole -------------------------------------------------------------------------------
+
+    def measure(self) -> Iterator[tuple[str, Measured | None]]:
+        """Each step twice: what it is, before it runs, and what was measured."""
+        for what, run in self.steps():
+            yield what, None
+            yield what, run()
+
+    def certificate(self, measured: tuple[Measured, ...]) -> Certificate:
+        return Certificate(
+            self.system, self.options, self.tokens, measured, self.lacking, tuple(self.notes())
+        )
+
+    def notes(self) -> Iterator[str]:
+        """What was too short to show, or is not there to be shown."""
+        if not self.learns:
+            yield "the flow binds no loss, so there are no gradients to compare"
+        spans = {f"level {l.name} fires {l.clock}": l.clock.period for l in late(self.system)}
+        spans |= {
+            f"gradients of {b.name} are those at the start of {b.linearise} tokens": b.linearise
+            for b in self.system.boxes
+            if b.linearise is not None
+        }
+        for said, needed in spans.items():
+            if needed >= self.tokens:
+                more = f"--tokens {needed + 1}, or a smaller one by --set"
+                yield f"{said}, more than were run: {more}"
+
+
+def verify(spec: Spec, options: Options = Options()) -> Certificate:
+    """The whole certificate of a checked spec."""
+    verifier = Verifier(spec, options)
+    return verifier.certificate(tuple(m for _, m in verifier.measure() if m is not None))
+
+
+def late(system: System) -> Iterator[Any]:
+    return (l for l in system.levels if l.clock.unit == "token")
+
+
+def default_tokens(system: System) -> int:
+    """An odd number, past the end of the shortest chunk or period if that is short."""
+    spans = [l.clock.period for l in late(system)]
+    spans += [b.linearise for b in system.boxes if b.linearise is not None]
+    shortest = min((n for n in spans if n > 1), default=0)
+    return min(max(shortest + 1, FEWEST), MOST) // 2 * 2 + 1
+
+
+def quick(spec: Spec, options: Options = QUICK) -> Certificate:
+    """What `nlc build` writes into its file: one sample, no long stream."""
+    return verify(spec, replace(options, long=0))
+
+
+# ---- text ----------------------------------------------------------------------------------------
+
+
+def title(system: System, options: Options, tokens: int, compiled: bool) -> list[str]:
+    """What is run, and the head of the table."""
+    settings = ", ".join(f"{k} = {v}" for k, v in system.settings.items())
+    ran = f"{tokens} tokens, {amount(options.batch, 'sample')}, seed {options.seed}, float64"
+    long = f"; {options.long:,} tokens in float32" if options.long and compiled else ""
+    head = f"  {'':42}{'measured':>9}   {'bar':>6}"
+    return [f"{system.name}({settings})", ran + long, "", head]
+
+
+def row(m: Measured) -> str:
+    said = "holds" if m.holds else "FAILS"
+    at = m.at if m.contrast > 0 else "nothing depends on what was changed"
+    return f"  {m.name:42}{number(m.value):>9}   {short(m.bar):>6}   {said}   {at}".rstrip()
+
+
+def number(value: float) -> str:
+    return f"{value:.0f}" if value < 1e6 and value == int(value) else short(value, 2)
+
+
+def short(value: float, digits: int = 6) -> str:
+    """`1e-9`, where Python writes 1e-09."""
+    return f"{value:.{digits}g}".replace("e-0", "e-")
+
+
+def within(value: float) -> str:
+    """`0`, `below 1e-13`, `below 10`."""
+    if value == 0 or not math.isfinite(value):
+        return short(value)
+    return f"below {short(10.0 ** math.ceil(math.log10(value) + 1e-9))}"
+
+
+def amount(count: int, what: str) -> str:
+    return f"{count} {what}{'' if count == 1 else 's'}"
+
+
+def headed(source: str, certificate: Certificate) -> str:
+    """A generated file with the certificate at the end of its docstring."""
+    end = source.index('"""', 3)
+    lines = [source[:end].rstrip("\n"), *certificate.header()]
+    return "\n".join(lines) + '\n"""' + source[end + 3 :]
+
+
+__all__ = ["Certificate", "Measured", "Options", "Verifier", "headed", "quick", "verify"]

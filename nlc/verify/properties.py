@@ -1,0 +1,335 @@
+"""What always holds of a system, one function for each property: each runs it and measures.
+
+A measured value may be at most its bar: a difference in parts of the largest number, a count, or a
+factor. Where 0 is asked for, `contrast` is the same number where it must not be 0.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+import torch
+from torch import Tensor
+
+from ..backends.parameters import paths
+from ..backends.reference import Reference
+from ..backends.runtime import Model, State
+from ..backends.torch_source.bodies import state_path
+from ..system import Clock, System
+from .streams import (
+    Nudged,
+    Run,
+    Streams,
+    Truth,
+    changed,
+    distance,
+    farthest,
+    gradients,
+    in_calls,
+    random_streams,
+    run_of,
+    ticks,
+    truth_of,
+)
+
+EXACT = 1e-9  # of the largest number, float64
+ALIVE = 10.0  # a norm may change by this factor
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One property, what was measured, and the most it may be. `at`: where the worst was."""
+
+    name: str
+    value: float
+    bar: float
+    at: str = ""
+    contrast: float = math.inf
+
+    @property
+    def holds(self) -> bool:
+        return self.value <= self.bar and self.contrast > 0
+
+
+# ---- exactness -----------------------------------------------------------------------------------
+
+
+def same_outputs(model: Model, streams: Streams, truth: Truth) -> Measured:
+    """Answers, with and without gradients kept."""
+    off = distance(model(*streams)[0], truth.outputs)
+    with torch.no_grad():
+        off = max(off, distance(model(*streams)[0], truth.outputs))
+    return Measured("outputs == reference", off, EXACT)
+
+
+def same_losses(model: Model, streams: Streams, truth: Truth) -> Measured:
+    """The loss of every token, and which tokens have one."""
+    with torch.no_grad():
+        losses, labelled, _ = model.losses(*streams)
+    same = torch.equal(labelled, truth.labelled)
+    off = distance(losses, truth.losses) if same else math.inf
+    return Measured("losses == reference", off, EXACT)
+
+
+def same_gradients(model: Model, streams: Streams, truth: Truth) -> Measured:
+    """Of the mean loss, to every weight and every start that is trained."""
+    off, where = farthest(gradients(model, streams), truth.gradients)
+    return Measured("gradients == reference", off, EXACT, where)
+
+
+def handed_over(model: Model, reference: Reference, streams: Streams, cut: int) -> Measured:
+    """Answers of two calls, the second with the state of the first, on both sides."""
+    first, second = ticks(streams, 0, cut), ticks(streams, cut)
+    wanted, before = reference(first)
+    y, state = model(*first)
+    off = distance(y, wanted)
+    off = max(off, distance(model(*second, state=state)[0], reference(second, before)[0]))
+    return Measured("two calls == reference", off, EXACT)
+
+
+def gradients_handed_over(
+    model: Model, reference: Reference, streams: Streams, cut: int
+) -> Measured:
+    """Gradients of the second of two calls, the state between them detached."""
+    _, before = reference(ticks(streams, 0, cut))
+    _, state = model(*ticks(streams, 0, cut))
+    wanted = truth_of(reference, ticks(streams, cut), before).gradients
+    found = gradients(model, ticks(streams, cut), state.detach())
+    reached = {n: g for n, g in wanted.items() if float(g.abs().max()) > 0}
+    astray = [n for n, g in found.items() if n not in reached and float(g.abs().max()) > 0]
+    off, where = farthest({n: found[n] for n in reached}, reached)
+    off, where = (math.inf, astray[0]) if astray else (off, where)
+    return Measured("gradients of a second call == reference", off, EXACT, where)
+
+
+# ---- any split -----------------------------------------------------------------------------------
+
+
+@torch.no_grad()
+def streamed(run: Run, streams: Streams) -> Measured:
+    """One token a call."""
+    whole, _ = run(streams, None)
+    off = distance(in_calls(run, streams, range(1, whole.shape[1])), whole)
+    return Measured("streamed == in one call", off, EXACT)
+
+
+@torch.no_grad()
+def random_splits(run: Run, streams: Streams, seed: int | str = 0, splits: int = 3) -> Measured:
+    whole, _ = run(streams, None)
+    rng, worst, where = random.Random(seed), 0.0, ""
+    for _ in range(splits):
+        inner = range(1, whole.shape[1])
+        cuts = sorted(rng.sample(inner, rng.randint(1, min(6, len(inner)))))
+        off = distance(in_calls(run, streams, cuts), whole)
+        if not off <= worst:
+            worst, where = off, f"calls that end at {cuts}"
+    return Measured("random splits == in one call", worst, EXACT, where)
+
+
+def gradients_across_calls(model: Model, streams: Streams) -> Measured:
+    """A state that is not detached carries the gradient to the calls before."""
+    named = [(n, p) for n, p in model.named_weights() if p.requires_grad]
+    last = streams[0].shape[1]
+    found = []
+    for cuts in ([], sorted({1, (last + 1) // 3, max(1, last - 2)})):
+        y = in_calls(run_of(model), streams, cuts)
+        weight = torch.linspace(-1, 1, y.numel(), dtype=y.dtype, device=y.device).view_as(y)
+        grads = torch.autograd.grad((weight * y).sum(), [p for _, p in named], allow_unused=True)
+        pairs = zip(named, grads, strict=True)
+        found.append({n: torch.zeros_like(p) if g is None else g for (n, p), g in pairs})
+    off, where = farthest(found[1], found[0])
+    return Measured("gradients through calls == in one call", off, EXACT, where)
+
+
+# ---- no token changes an earlier one, no sample another ------------------------------------------
+
+
+def jacobian(model: Model, system: System, time: int, seed: int = 0) -> Measured:
+    """The largest derivative of an answer by a later token; `contrast` is the least by its own."""
+    streams = random_streams(system, 1, time, seed, distinct=True)
+    leaves = [x.requires_grad_() if x.is_floating_point() else x for x in streams]
+    with Nudged() as nudged:
+        y, _ = model(*leaves)
+    sides = [x for x in leaves if x.is_floating_point()] + list(nudged.nudges.values())
+    pick = torch.Generator().manual_seed(seed)
+    late, own, where = 0.0, math.inf, ""
+    for t in range(y.shape[1] if sides else 0):
+        weight = torch.randn(y[:, t].shape, generator=pick, dtype=torch.float64).to(y)
+        grads = torch.autograd.grad(
+            (weight * y[:, t]).sum(), sides, retain_graph=True, allow_unused=True
+        )
+        reach = reached(leaves, grads)
+        own = min(own, float(reach[t]))
+        off = float(reach[t + 1 :].amax()) if t + 1 < len(reach) else 0.0
+        if not off <= late:
+            late, where = off, f"token {t + 1}"
+    return Measured("Jacobian to later tokens", late, 0.0, where, own)
+
+
+def reached(inputs: Sequence[Tensor], grads: Iterable[Tensor | None]) -> Tensor:
+    """How far each tick [time] is reached by a gradient to the inputs that are numbers, and then to
+    the rows of the tables that the ids look up.
+    """
+    reach = torch.zeros(inputs[0].shape[1])
+    numbers = [x for x in inputs if x.is_floating_point()]
+    ids = [x[0] for x in inputs if not x.is_floating_point()]
+    for i, g in enumerate(grads):
+        if g is None:
+            continue
+        at = [g[0]] if i < len(numbers) else [g[rows] for rows in ids]
+        for value in at:
+            reach = torch.maximum(reach, value.abs().flatten(1).amax(1).to(reach))
+    return reach
+
+
+def later_tokens(run: Run, system: System, streams: Streams, training: bool = False) -> Measured:
+    """Inputs other from some tick on: the largest change before it; `contrast`, least at it."""
+    time = streams[0].shape[1]
+    late, own, where = 0.0, math.inf, ""
+    with torch.set_grad_enabled(training):
+        whole, _ = run(streams, None)
+        for t in sorted({1, 3, time // 3, 2 * time // 3, time - 1} & set(range(1, time))):
+            other, _ = run(changed(streams, system, t), None)
+            own = min(own, float((other[:, t] - whole[:, t]).detach().abs().max()))
+            off = float((other[:, :t] - whole[:, :t]).detach().abs().max())
+            if not off <= late:
+                late, where = off, f"token {t + 1} was changed"
+    return Measured("change by later tokens", late, 0.0, where, own)
+
+
+@torch.no_grad()
+def other_samples(run: Run, system: System, streams: Streams) -> Measured:
+    """The second sample is another one: the largest change of the rest."""
+    one, _ = run(streams, None)
+    two, _ = run(changed(streams, system, 0, sample=1), None)
+    off = (two - one).abs().flatten(1).amax(1)
+    rest = torch.cat([off[:1], off[2:]])
+    return Measured("change by another sample", float(rest.max()), 0.0, "", float(off[1]))
+
+
+# ---- what learns ---------------------------------------------------------------------------------
+
+
+def without_gradient(model: Model, streams: Streams) -> Measured:
+    """How many trained arrays get no gradient, or one that is not finite; a start that is one for
+    each head counts by its heads.
+    """
+    found = gradients(model, streams)
+    missing = [n for n, g in found.items() if not all_reached(g)]
+    at = f"{', '.join(missing[:3])}{', ..' * (len(missing) > 3)}" or f"of {len(found)}"
+    return Measured("arrays without a gradient", len(missing), 0.0, at)
+
+
+def all_reached(gradient: Tensor) -> bool:
+    heads = gradient.flatten(0, -3) if gradient.ndim > 2 else gradient[None]
+    return bool(gradient.isfinite().all()) and bool((heads.flatten(1).abs().amax(1) > 0).all())
+
+
+# ---- a long stream -------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class LongRun:
+    """A long stream at the default initialisation: the deviation of the answers in its first and
+    last piece, and the norms of the memories before it, after the first piece, and at the end.
+    """
+
+    time: int
+    answers: tuple[float, float]
+    norms: tuple[dict[str, float], dict[str, float], dict[str, float]]
+
+
+@torch.no_grad()
+def long_run(model: Model, system: System, time: int, seed: int = 0) -> LongRun:
+    """One sample, in eight calls."""
+    streams = tuple(
+        x.to(model.dtype) if x.is_floating_point() else x
+        for x in random_streams(system, 1, time, seed)
+    )
+    memories = clocked(system)
+    state, sizes, kept = None, [], [norms(model.reset(1), memories)]
+    for first, last in pairwise([time * i // 8 for i in range(9)]):
+        y, state = model(*ticks(streams, first, last), state=state)
+        sizes.append(float(y.std()) if bool(y.isfinite().all()) else math.nan)
+        kept.append(norms(state, memories))
+    last_size = math.nan if any(map(math.isnan, sizes)) else sizes[-1]
+    return LongRun(time, (sizes[0], last_size), (kept[0], kept[1], kept[-1]))
+
+
+def norms(state: State, paths: Iterable[str]) -> dict[str, float]:
+    return {p: float(state.arrays[p].norm()) for p in paths if p in state.arrays}
+
+
+def answers_keep_their_size(run: LongRun) -> Measured:
+    """By which factor the deviation of the answers changed."""
+    return Measured(f"answers after {run.time:,} tokens", factor(*run.answers), ALIVE)
+
+
+def memories_keep_their_size(run: LongRun) -> Measured:
+    """By which factor the norm of a memory changed; of one that starts at nothing, since an eighth
+    of the tokens.
+    """
+    start, early, end = run.norms
+    worst, where = 1.0, ""
+    for path, after in end.items():
+        before = start[path] or early[path]
+        change = factor(before, after) if before or not math.isfinite(after) else 1.0
+        if not change <= worst:
+            worst, where = change, path
+    return Measured(f"memories after {run.time:,} tokens", worst, ALIVE, where)
+
+
+def factor(before: float, after: float) -> float:
+    """10 for ten times as much, and for a tenth."""
+    if not (math.isfinite(after) and math.isfinite(before)):
+        return math.inf
+    if after == before:
+        return 1.0
+    return max(after / before, before / after) if after > 0 and before > 0 else math.inf
+
+
+# ---- clocks --------------------------------------------------------------------------------------
+
+
+def clocked(system: System) -> dict[str, Clock]:
+    """The arrays that levels on tokens write, and their clocks."""
+    found = {}
+    for box in system.boxes:
+        if box.level is None or box.level.clock.unit != "token":
+            continue
+        for state in box.states:
+            for array in state.form.arrays:
+                for path in paths(state_path(box, state.name, array.name), box.loops):
+                    found[path] = box.level.clock
+    return found
+
+
+@torch.no_grad()
+def off_the_clock(model: Model, system: System, streams: Streams) -> Measured:
+    """How often an array changed though its level did not fire, or a weight did; `contrast`, the
+    least share of its firings that changed an array. A firing that waits for its label is the first
+    thing of the next call (2.7.3).
+    """
+    clocks = clocked(system)
+    waits = {path for _, _, learning in model.LEARNERS for path in learning}
+    weights = {n: p.clone() for n, p in model.named_weights()}
+    state, wrong = model.reset(streams[0].shape[0]), []
+    fired: dict[str, list[bool]] = {path: [] for path in clocks}
+    for t in range(1, streams[0].shape[1] + 1):
+        before = state
+        _, state = model(*ticks(streams, t - 1, t), state=state)
+        for path, clock in clocks.items():
+            same = torch.equal(state.arrays[path], before.arrays[path])
+            late = path in waits
+            if t > late and clock.fires(t - late):
+                fired[path].append(not same)
+            elif not same:
+                wrong.append(f"{path} at token {t}")
+    wrong += [n for n, p in model.named_weights() if not torch.equal(p, weights[n])]
+    shares = [sum(changed) / len(changed) for changed in fired.values() if changed]
+    at = wrong[0] if wrong else ""
+    return Measured("changes off the clock", len(wrong), 0.0, at, min(shares, default=math.inf))
