@@ -20,8 +20,8 @@ def gradient(box: Box, state: State) -> Gradient:
     """
     assert state.rule.objective is not None
     value = written_out(state.rule.objective, box, state)
-    examples = reverse(value)
-    return Gradient(state.name, tuple(examples), value)
+    examples, direct = reverse(value)
+    return Gradient(state.name, tuple(examples), value, tuple(("", t) for t in direct))
 
 
 def given_write(box: Box, state: State) -> Gradient:
@@ -76,7 +76,7 @@ def written_out(root: Term, box: Box, state: State) -> Term:
             new = known.get(("own", id(x))) or application(term.info, x, term)
             known["own", id(x)] = new
         elif term.op == "state" and is_own(term.info, box, state):
-            raise Underivable(f"`{state.name}` is used as an array in its own objective")
+            new = known.setdefault("array", as_array(term, state))
         else:
             args = tuple(visit(a) for a in term.args)
             same = all(a is b for a, b in zip(args, term.args, strict=True))
@@ -86,6 +86,15 @@ def written_out(root: Term, box: Box, state: State) -> Term:
         return new
 
     return visit(root)
+
+
+def as_array(term: Term, state: State) -> Term:
+    """A state that is named and not called: a vector is what a matrix of one column says of 1."""
+    if state.form.kind != "vector":
+        return Term("array", (), term.shape, term.info, None, term.span)
+    one = Term("const", (), (1,), 1.0, None, term.span)
+    product = Product(term.info, state.form.arrays[0])
+    return Term("product", (one,), term.shape, product, None, term.span)
 
 
 def squared(term: Term) -> Term:
@@ -155,15 +164,21 @@ def apply_form(handle: Handle, form: Form, x: Term, at: Term) -> Term:
 # -----------------------------------------------------------------------------------
 
 
-def reverse(root: Term) -> list[Example]:
-    """Cotangents from the objective down to every product, in the order of the products."""
+def reverse(root: Term) -> tuple[list[Example], list[Term]]:
+    """Cotangents from the objective down to every product, in the order of the products; and what
+    reaches the state where it is an array.
+    """
     order = topological(root)
     live = depends(order)
     cotangents: dict[int, Term] = {id(root): constant(1.0, root)}
     examples: list[Example] = []
+    direct: list[Term] = []
     for term in reversed(order):
         bar = cotangents.get(id(term))
         if bar is None or id(term) not in live or term.op == "stop":
+            continue
+        if term.op == "array":
+            direct.append(bar)
             continue
         if term.op == "product":
             examples.append(Example(term.info.array.name, term.args[0], bar, term))
@@ -175,7 +190,7 @@ def reverse(root: Term) -> list[Example]:
         for arg, part in zip(term.args, parts, strict=True):
             if part is not None and id(arg) in live:
                 accumulate(cotangents, arg, sum_to(part, arg.shape))
-    return list(reversed(examples))
+    return list(reversed(examples)), direct
 
 
 def vjp(term: Term, bar: Term) -> tuple[Term | None, ...]:
@@ -208,10 +223,12 @@ def topological(root: Term) -> list[Term]:
 
 
 def depends(order: list[Term]) -> set[int]:
-    """The terms that depend on a product."""
+    """The terms that depend on the state."""
     live: set[int] = set()
     for term in order:
-        if term.op == "product" or (term.op != "stop" and any(id(a) in live for a in term.args)):
+        if term.op in ("product", "array") or (
+            term.op != "stop" and any(id(a) in live for a in term.args)
+        ):
             live.add(id(term))
     return live
 

@@ -33,11 +33,11 @@ UNLOWERED = {"fade", "top", "qr", "dropout", "across", "copy", "fresh", "index"}
 
 
 # Lowerings of memories that write at every token.
-MEMORIES = ("recurrence", "frozen", "solved")
+MEMORIES = ("recurrence", "frozen", "solved", "fired")
 
 
 class NotLowered(Exception):
-    """Carries the NL701 of one box to `lower`, which collects them."""
+    """Carries the NL701 of one box to `lower`, which collects them. Its text says what."""
 
     def __init__(self, why: str, span: Span, help: str = "") -> None:
         super().__init__(why)
@@ -197,8 +197,13 @@ def check_orders(system: System, lowering: Lowering, training: Openness) -> None
         if t.kind == "init" and t.target is box.level and other:
             why = f"`init` and `backprop` of `{box.level.name}`, `through` different lengths"
             raise NotLowered(why, t.span)
-    rule = lowering.arrays[0]
-    reads = rule.error is None or rule.error.factor is not None or rule.rule.erase is not None
+    rule = lowering.arrays[0] if lowering.arrays else None
+    reads = (
+        rule is None
+        or rule.error is None
+        or rule.error.factor is not None
+        or rule.rule.erase is not None
+    )
     if not reads and box.level.name not in training.levels:
         return  # neither the start nor a stream goes into what is written
     constant = box.level.name in training.first_order
@@ -265,7 +270,8 @@ def lower_box(box: Box) -> Lowering:
 
 def check_clock(box: Box, level: Level) -> None:
     clock = level.clock
-    if clock.unit in ("sequence",) or clock.phase is not None or level.partial != "carry":
+    late = clock.phase is not None and any(s.rule.uses_loss for s in box.states)
+    if clock.unit in ("sequence",) or late or level.partial != "carry":
         raise NotLowered(f"the clock of `{level.name}` ({clock})", level.span)
     if (
         level.reset is not None
@@ -346,10 +352,20 @@ def uses_examples(rule: Box) -> bool:
 
 
 def own_objective(box: Box) -> Lowering:
+    """In the dual form if the rule has one; else as the recurrence stands."""
     assert box.level is not None
-    if box.level.clock.period != 1:
-        raise NotLowered(f"`{box.name}` {box.level.clock} with a rule of its own", box.span)
     check_body(box)
+    clock = box.level.clock
+    if clock.period > 1 or clock.phase is not None:
+        why = f"gradients summed over {clock.period} tokens at the state that stands (class v)"
+        return at_firings(box, why)
+    try:
+        return in_dual_form(box)
+    except NotLowered as error:
+        return at_firings(box, f"tick by tick: {error} has no parallel form (class iv-d)")
+
+
+def in_dual_form(box: Box) -> Lowering:
     changing = [s for s in box.states if s.rule.changes]
     gradients = {s.name: derived(box, s) for s in changing}
     if box.linearise is not None:
@@ -368,6 +384,46 @@ def own_objective(box: Box) -> Lowering:
     return Lowering(box, "solved", why, arrays=arrays, gradients=gradients)
 
 
+def at_firings(box: Box, why: str) -> Lowering:
+    """Any optimizer and any state; the gradient is taken at the state that stands."""
+    level = box.level
+    assert level is not None
+    if box.linearise is not None and (level.clock.period > 1 or level.clock.phase is not None):
+        raise NotLowered(f"`linearise` of `{box.name}` {level.clock}", box.span)
+    gradients = {}
+    for state in box.states:
+        rule = state.rule
+        if state.start is not None and state.start.op not in ("zeros", "normal"):
+            raise NotLowered(f"the start of `{state.name}`", state.span)
+        if rule.after_retain and level.clock.period > 1:
+            raise NotLowered(f"`after retain` of `{state.name}` {level.clock}", state.span)
+        if rule.once and level.clock.period > 1:
+            raise NotLowered("`once`", state.span)
+        for term in (t for t in (rule.objective, rule.retain, rule.write, rule.set) if t):
+            check_terms(term)
+        for array in state.form.arrays if rule.objective is not None else ():
+            fires_with(state, array.name)
+        if rule.objective is not None:
+            try:
+                gradients[state.name] = gradient(box, state)
+            except Underivable as error:
+                told = f"the gradient of `{state.name}` ({error})"
+                raise NotLowered(told, state.span) from None
+    return Lowering(box, "fired", why, gradients=gradients)
+
+
+def fires_with(state: State, array: str) -> None:
+    learn = state.rule.learn.get(array)
+    if learn is None or not learn.optimizers or learn.steps > 1:
+        raise NotLowered(
+            f"the learning rule of `{state.name}`", learn.span if learn else state.span
+        )
+    if any(s not in ("grad", "weight") for s in learn.streams):
+        raise NotLowered(f"a stream given to `{learn.rule}`", learn.span)
+    if any(uses_examples(rule) for rule in learn.optimizers.values()):
+        raise NotLowered(f"`{learn.rule}`, which asks for its examples, at a firing", learn.span)
+
+
 def derived(box: Box, state: State) -> Gradient:
     rule = state.rule
     if rule.set is not None:
@@ -381,6 +437,13 @@ def derived(box: Box, state: State) -> Gradient:
     what = rule.write if rule.write is not None else rule.objective
     if what is None:
         raise NotLowered(f"`{state.name}`, which nothing is written to,", state.span)
+    named = any(
+        t.op == "state" and t.info.box is box
+        for root in [*body_roots(box), what]
+        for t in root.walk()
+    )
+    if named:
+        raise NotLowered(f"a state of `{box.name}` as an array", state.span)
     try:
         check_terms(what)
         return given_write(box, state) if what is rule.write else gradient(box, state)

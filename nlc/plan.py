@@ -18,6 +18,7 @@ class Lowering:
     attention   softmax over the past          recurrence a matrix written by rank-one amounts,
     exactly, in chunks
     frozen      gradients at the start of N tokens, in dual form
+    fired       gradients summed over a period, then any optimizer; each tick by itself if need be
     solved      any memory that multiplies, exactly: each write from those before it, a fixed point
     loss        the model's own loss at a token clock: what it writes comes from the runtime
     """

@@ -38,12 +38,13 @@ class Example:
 @dataclass(frozen=True, slots=True, eq=False)
 class Gradient:
     """The gradient of one state's objective, and `value`, the objective with its products written
-    out.
+    out. `direct`: by name of the array, what reaches it where it is used as an array.
     """
 
     state: str
     examples: tuple[Example, ...]
     value: Term
+    direct: tuple[tuple[str, Term], ...] = ()
 
 
 @dataclass(frozen=True, slots=True, eq=False)

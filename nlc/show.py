@@ -66,7 +66,7 @@ class Writer:
                 return f"{self.turned(name)}{self.at}{self.text(term.args[0], UNARY)}", PRODUCT
             case "input" | "local" | "argument":
                 return self.name(term.info), ATOM
-            case "state":
+            case "state" | "array":
                 return self.name(self.handle(term.info)), ATOM
             case "loss" | "position" | "count" | "zeros":
                 return self.name(term.op), ATOM

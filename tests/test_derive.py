@@ -333,13 +333,21 @@ def test_the_gradient_of_an_objective(form: str, objective: str) -> None:
 # ---- what cannot be derived ---------------------------------------------------------------------
 
 NOT_DERIVED = {
-    "sum(M^2)": "used as an array",
     "sum(outer(M(k), v))": "`outer`",
     "frobenius(outer(M(k), v))": "derivative of",
     "sum(mod(M(k), 2))": "`mod`",
     "sum(abs(v) ^ M(k))": "a power that is not a number",
     "sum(concat(M(k), v))": "`concat`",
 }
+
+
+def test_a_state_that_is_an_array() -> None:
+    """What reaches it directly is beside what reaches it through products."""
+    found = gradient(*memory("matrix(3, 4)", "sum(M^2) + dot(M(k), v)"))
+    assert [name for name, _ in found.direct] == [""]
+    assert [e.array for e in found.examples] == [""]
+    ((_, bar),) = found.direct
+    assert bar.shape == (4, 3) and any(t.op == "array" for t in bar.walk())
 
 
 @pytest.mark.parametrize("objective", NOT_DERIVED)

@@ -1,4 +1,4 @@
-"""Memories whose writes depend on each other in ways no closed form covers: solved, and exact."""
+"""Memories that no closed form covers: solved as a fixed point, or fired as they stand; exact."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ import pytest
 import torch
 
 import nlc
-from nlc.backends.ops.recurrence import begin
-from nlc.backends.ops.solving import solved
+from nlc.backends.ops.recurrence import Span, begin
+from nlc.backends.ops.solving import Writes, solved
 
 SYSTEM = """nl 1
 use "optim/gradient"
@@ -20,13 +20,21 @@ use "memory/gated_delta_2"
 use "memory/rwkv7"
 use "memory/longhorn"
 use "memory/surprise_gate"
+use "memory/sphere"
+use "memory/elastic"
+use "memory/oja"
+use "memory/memora"
+use "memory/ttt_linear"
+use "memory/momentum_delta"
+use "optim/adam"
+use "optim/muon"
 {memory}
 system test(vocab = 11, width = 8) {{
   level training every step {{
     objective loss
     learn gradient(rate = 0.01)
   }}
-  level mem(x[n]) every token {{
+  level mem(x[n]) {clock} {{
     q = split(linear(x, n), 2)
     k = unit(split(linear(x, n), 2))
     v = split(linear(x, n), 2)
@@ -180,12 +188,67 @@ MEMORIES = {
     "rwkv7": ("", "rwkv7(q, a, k, v, k, b)"),
     "implicit": ("", "longhorn(q, k, v, a)"),
     "gates made of the state": ("", "surprise_gate(q, k, v, alpha, eta)"),
+    "a threshold after each write": ("", "elastic(q, k, v, alpha, eta)"),
+    "read as a matrix": ("", "oja(q, k, v, a, eta)"),
+    "a dual, linearised": ("", "memora(q, k, v, alpha, eta)"),
+    "a vector beside a matrix": ("", "ttt_linear(q, k, v, eta)"),
+    "momentum with a gain": ("", "momentum_delta(q, k, v, alpha, eta, mu)"),
+    "adam at every token": (
+        HEAD
+        + """, alpha, eta) {
+  state M : residual(mlp(n, 2*n))
+  objective sum((M(k) - v)^2)
+  retain alpha
+  learn adam(rate = eta / 10)
+  read M(q)
+}""",
+        "r(q, k, v, alpha, eta)",
+    ),
+    "muon every 4 tokens": (
+        HEAD
+        + """, alpha, eta) {
+  state M : residual(mlp(n, 2*n))
+  objective sum((M(k) - v)^2)
+  retain alpha
+  learn muon(rate = eta / 10)
+  read M(q)
+}""",
+        "r(q, k, v, alpha, eta)",
+        "every 4 tokens",
+    ),
+    "a phase": (
+        HEAD
+        + """, alpha, eta) {
+  state M : matrix(n, n)
+  retain alpha
+  write eta * outer(v - M(k), k)
+  read M(q)
+}""",
+        "r(q, k, v, alpha, eta)",
+        "every 4 tokens from 2",
+    ),
+    "rows of one length": ("", "sphere(q, k, v, eta)", "every 4 tokens"),
+    "states that are set": (
+        """memory r(x[n], a[n]) {
+  state h : vector(n) { set tanh(c) * a }
+  state c : vector(n) { set 0.5 * c + x * sigmoid(h) }
+  read h
+}""",
+        "r(v, a)",
+    ),
+    "a matrix that is set": (
+        """memory r(q[n], k[n], v[n], alpha) {
+  state M : matrix(n, n) { set tanh(alpha * M + outer(v, k)) }
+  read q @ M
+}""",
+        "r(q, k, v, alpha)",
+    ),
 }
 
 
 def written(name: str, folder: Path) -> Path:
-    memory, call = MEMORIES[name]
-    text = SYSTEM.format(memory=memory, call=call)
+    memory, call, *clock = MEMORIES[name]
+    text = SYSTEM.format(memory=memory, call=call, clock=clock[0] if clock else "every token")
     unused = [
         line
         for line in text.split("\n")
@@ -199,7 +262,7 @@ def written(name: str, folder: Path) -> Path:
 
 
 @pytest.mark.parametrize("name", MEMORIES)
-def test_solved_equals_the_reference(name: str, tmp_path: Path) -> None:
+def test_compiled_equals_the_reference(name: str, tmp_path: Path) -> None:
     """Outputs and every gradient, over a chunk and a bit; the same in any split."""
     spec = nlc.load(written(name, tmp_path))
     model = nlc.compile(spec, dtype=torch.float64)
@@ -208,21 +271,21 @@ def test_solved_equals_the_reference(name: str, tmp_path: Path) -> None:
     truth = nlc.reference(spec, model.state_dict())
     wanted, _ = truth(tokens)
     found, _ = model(tokens)
-    assert near(found, wanted) < 1e-11
+    assert near(found, wanted) < 1e-10
 
     loss, counted, _ = model.losses(tokens)
-    loss[counted].mean().backward()
+    loss[counted].mean().backward()  # type: ignore[no-untyped-call]
     for path, gradient in truth.gradients(tokens).items():
         weight = dict(model.named_weights())[path]
         assert weight.grad is not None, path
         assert near(weight.grad, gradient) < 1e-9, path
 
     state, parts = None, []
-    for part in tokens.split([1, 3, 8, 7], 1):
+    for part in torch.split(tokens, [1, 3, 8, 7], 1):
         with torch.no_grad():
             answer, state = model(part, state)
         parts.append(answer)
-    assert near(torch.cat(parts, 1), wanted) < 1e-11
+    assert near(torch.cat(parts, 1), wanted) < 1e-10
 
 
 def near(found: torch.Tensor, wanted: torch.Tensor) -> float:
@@ -250,11 +313,12 @@ def test_a_sample_settles_by_itself() -> None:
     memory = torch.zeros(3, 4, 4, dtype=torch.float64)
 
     def run(x: torch.Tensor) -> torch.Tensor:
-        def ticks(run):  # type: ignore[no-untyped-def]
+        def ticks(run: Span) -> Writes:
             return ((x, torch.tanh(x - run.read(x, before_write=True)) / 4),)
 
         (found,) = solved(ticks, (begin(memory[: x.shape[0]], x),))
-        return found.wrote
+        wrote: torch.Tensor = found.wrote
+        return wrote
 
     alone = run(x[:1])
     x[1] *= 3

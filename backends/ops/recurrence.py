@@ -24,21 +24,25 @@ from chunk to chunk only R and the state at the end are.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, fields, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from functools import partial, reduce
 from itertools import repeat
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from .retention import (
+    ManyAtATick,
     Retention,
     View,
+    each,
     faded,
     kept,
     kept_by_channel,
     kept_with_momentum,
+    plus,
     times,
     unit_inverse,
     unit_solve,
@@ -53,16 +57,16 @@ CHUNK = 32
 class Span:
     """A span whose amounts are known: it answers reads at every tick without making a state.
 
-    state  [..., m, s]    W at the start, beside S if there is momentum
+    w, s   [..., m, n]    the state at the start; s is None without momentum
     x      [..., T, n]
     wrote  [..., T, m]    r_t
     """
 
     retention: Retention
-    state: Tensor
+    w: Tensor
+    s: Tensor | None
     x: Tensor
     wrote: Tensor
-    has_momentum: bool
 
     def read(self, q: Tensor, before_write: bool = False) -> Tensor:
         """[..., T, m]: W_t q_t, or W_{t-1} q_t, for q [..., T, n]."""
@@ -75,63 +79,86 @@ class Span:
     def back(self, e: Tensor, retained: bool = False) -> Tensor:
         """[..., T, n]: W_{t-1}' e_t, or keep_t W_{t-1}' e_t, for e [..., T, m]."""
         view = View.RETAINED if retained else View.BEFORE
-        if e.ndim > self.state.ndim:
+        if e.ndim > self.w.ndim:
             rows = replace(self, retention=self.retention.asked(e.shape[-2]))
-            return rows.back(e.flatten(-3, -2), retained).unflatten(-2, e.shape[-3:-1])
+            return torch.unflatten(rows.back(e.flatten(-3, -2), retained), -2, e.shape[-3:-1])
         with _state_arithmetic(self.x):
             u = e.to(self.x.dtype)
             near = times(self.retention.pairs(u, self.wrote, view), self.x)
-            far = times(self.retention.carry(u, view), _turned(self.state, self.has_momentum))
-            return (near + far).to(e.dtype)
+            turned = self.w.mT, None if self.s is None else self.s.mT
+            return (near + self.retention.far(u, view, *turned)).to(e.dtype)
 
     def _read(self, q: Tensor, view: View) -> Tensor:
-        if q.ndim > self.state.ndim:
+        if q.ndim > self.w.ndim:
             rows = replace(self, retention=self.retention.asked(q.shape[-2]))
-            return rows._read(q.flatten(-3, -2), view).unflatten(-2, q.shape[-3:-1])
+            return torch.unflatten(rows._read(q.flatten(-3, -2), view), -2, q.shape[-3:-1])
         with _state_arithmetic(self.x):
             u = q.to(self.x.dtype)
-            near = times(self.retention.pairs(u, self.x, view), self.wrote)
-            return (near + times(self.retention.carry(u, view), self.state.mT)).to(q.dtype)
+            far = self.retention.far(u, view, self.w, self.s)
+            return plus(far, self.retention.pairs(u, self.x, view), self.wrote).to(q.dtype)
 
     def end(self) -> tuple[Tensor, Tensor | None]:
         """(W_T, S_T), S_T None without momentum."""
         with _state_arithmetic(self.x):
-            return _parts(self.last_state(), self.has_momentum)
+            return self.retention.end(self.w, self.s, self.x, self.wrote)
 
     def rows(self, first: int, last: int) -> Span:
         """The same span for some of the rows of W only."""
+        s = None if self.s is None else self.s[..., first:last, :]
         return replace(
-            self, state=self.state[..., first:last, :], wrote=self.wrote[..., first:last]
+            self, w=self.w[..., first:last, :], s=s, wrote=self.wrote[..., first:last]
         )
 
     def member(self, i: int, members: int) -> Span:
         """One of several matrices that are side by side on the first axis, gates and all."""
-
-        def part(*tensors: Tensor) -> tuple[Tensor, ...]:
-            return tuple(
-                t.chunk(members)[i] if t.shape[0] == self.x.shape[0] else t for t in tensors
-            )
-
-        return self.held(part)
+        size = self.x.shape[0]
+        return self._each(
+            lambda t, own: t.chunk(members)[i] if t.ndim > own and t.shape[0] == size else t
+        )
 
     def pick(self, i: int) -> Span:
         """One of several matrices stacked on the first axis, whose gates do not have it."""
-        return replace(self, state=self.state[i], x=self.x[i], wrote=self.wrote[i])
+        s = None if self.s is None else self.s[i]
+        return replace(self, w=self.w[i], s=s, x=self.x[i], wrote=self.wrote[i])
 
     def held(self, hold: Callable[..., tuple[Tensor, ...]]) -> Span:
         """The same span, all that it keeps passed through `hold` at once: what is asked of it is
         not.
         """
-        kept = {f.name: getattr(self.retention, f.name) for f in fields(self.retention)}  # type: ignore[arg-type]
-        names = [n for n, v in kept.items() if isinstance(v, Tensor)]
-        *tables, state, x, wrote = hold(*(kept[n] for n in names), self.state, self.x, self.wrote)
-        retention = replace(self.retention, **dict(zip(names, tables, strict=True)))  # type: ignore[type-var]
-        return Span(retention, state, x, wrote, self.has_momentum)
+        kept: list[Tensor] = []
+        self._each(lambda t, own: kept.append(t))
+        passed = iter(hold(*kept))
+        return self._each(lambda t, own: next(passed))
 
-    def last_state(self) -> Tensor:
-        """[..., m, s]."""
-        start = faded(self.state, self.retention.left())
-        return start + times(self.wrote.mT, self.retention.tail(self.x))
+    def _each(self, change: Callable[[Tensor, int], Any]) -> Span:
+        """Every array that it keeps, changed."""
+        w, s, x, wrote = each((self.w, self.s, self.x, self.wrote), 2, change)
+        return Span(_each_table(self.retention, change), w, s, x, wrote)
+
+
+def side_by_side(spans: Sequence[Span]) -> Span:
+    """Spans of one length, as one, each after the other on the first axis."""
+    lead = spans[0].x.shape[:-2]
+    kept: list[list[Tensor]] = [[] for _ in spans]
+    for span, arrays in zip(spans, kept, strict=True):
+        span._each(lambda t, own, arrays=arrays: arrays.append(t))  # type: ignore[misc]
+    together = zip(*kept, strict=True)
+
+    def joined(first: Tensor, own: int) -> Tensor:
+        parts = next(together)
+        if first.ndim == own and all(t is first for t in parts):
+            return first
+        return torch.cat([t.expand(*lead, *t.shape[t.ndim - own :]) for t in parts])
+
+    return spans[0]._each(joined)
+
+
+def _each_table(retention: Retention, change: Callable[[Tensor, int], Any]) -> Retention:
+    if isinstance(retention, ManyAtATick):
+        one = _each_table(retention.one, change)
+        return replace(retention, one=one)  # type: ignore[arg-type]
+    own = retention.OWN
+    return replace(retention, **{n: each(getattr(retention, n), k, change) for n, k in own.items()})
 
 
 @dataclass(frozen=True)
@@ -141,8 +168,8 @@ class Start:
     """
 
     retention: Retention | None
-    state: Tensor
-    has_momentum: bool
+    w: Tensor
+    s: Tensor | None
     like: Tensor
 
     def span(self, x: Tensor, wrote: Tensor, keep: Tensor | None = None) -> Span:
@@ -153,14 +180,13 @@ class Start:
         if x.ndim > self.like.ndim:
             retention = retention.rows(x.shape[-2])
             x, wrote = x.flatten(-3, -2), wrote.flatten(-3, -2)
-        return Span(retention, self.state, x, wrote, self.has_momentum)
+        return Span(retention, self.w, self.s, x, wrote)
 
     def nothing(self) -> tuple[Tensor, ...]:
         """Writes of nought, x and wrote; and all kept, where that is not known."""
-        *lead, m, s = self.state.shape
+        *lead, m, n = self.w.shape
         ticks = self.like.shape[-2]
-        n = s // 2 if self.has_momentum else s
-        new = self.state.new_zeros
+        new = self.w.new_zeros
         none = new(*lead, ticks, n), new(*lead, ticks, m)
         return none if self.retention is not None else (*none, new(*lead, ticks) + 1)
 
@@ -177,9 +203,8 @@ def begin(
     """
     with _state_arithmetic(like):
         given = _Ticks(like, like, 1.0, 1.0 if keep is None else keep, momentum, 0.0)
-        state, ticks = _widened(W0, S0, given)
-        retention = None if keep is None else ticks.retention()
-        return Start(retention, state, momentum is not None, ticks.x)
+        w, s, ticks = _widened(W0, S0, given)
+        return Start(None if keep is None else ticks.retention(), w, s, ticks.x)
 
 
 @dataclass(frozen=True)
@@ -217,11 +242,12 @@ class _Writes:
         assert self.erase is not None
         return self.erase if self.by_output else self.erase.unsqueeze(-1)
 
-    def to(self, state: Tensor) -> Tensor:
+    def to(self, w: Tensor, s: Tensor | None) -> Tensor:
         """R [..., C, m], for a start state."""
         if self.erase is None:
             return self.amount
-        return _solved(self.system(), self.amount, self.strength(), self.met(), state)
+        far = self.retention.far(self.x, self.view, w, s)
+        return _solve(self.system(), self.amount - self.strength() * far)
 
     def affine(self) -> tuple[Tensor, Tensor]:
         """(U [..., C, m], Y [..., C, s]) with R = U + Y state'."""
@@ -274,9 +300,9 @@ class _Ticks:
         """Time split in two: chunks, ticks of a chunk."""
         return self.each(lambda value, axis: torch.unflatten(value, axis, (-1, chunk)))
 
-    def writes(self, view: View) -> _Writes:
+    def writes(self, view: View, retention: Retention | None = None) -> _Writes:
         amount = -_column(self.rate, self.x) * self.e
-        return _Writes(self.retention(), self.x, amount, self._strength(), view)
+        return _Writes(retention or self.retention(), self.x, amount, self._strength(), view)
 
     def retention(self) -> Retention:
         if isinstance(self.keep, Tensor) and self.keep.ndim == self.x.ndim:
@@ -301,6 +327,13 @@ class _Ticks:
         return value if isinstance(value, Tensor) else self.x.new_full(self.x.shape[-2:-1], value)
 
 
+def retention_of(like: Tensor, keep: Number = 1.0, momentum: Number | None = None) -> Retention:
+    """What is left of each write of a span; arguments as in `span`, `like` as x there."""
+    with _state_arithmetic(like):
+        ticks = _Ticks(like, like, 1.0, keep, momentum, 0.0)
+        return _widened(like, None, ticks)[2].retention()
+
+
 def span(
     W0: Tensor,
     x: Tensor,
@@ -311,6 +344,7 @@ def span(
     S0: Tensor | None = None,
     erase: Number = 0.0,
     after_retain: bool = False,
+    retention: Retention | None = None,
 ) -> Span:
     """One chunk, exactly; the formula is on top of the file.
 
@@ -320,10 +354,11 @@ def span(
     keep       a number, [..., T], or, without momentum, [..., T, n] with as many axes as x
     momentum   None, a number, or [..., T]
     erase      a number or [..., T]
+    retention  what is left of each write, in place of keep and momentum
     """
     with _state_arithmetic(x):
-        state, ticks = _widened(W0, S0, _Ticks(x, e, rate, keep, momentum, erase))
-        return _alone(ticks, state, _view(after_retain))
+        w, s, ticks = _widened(W0, S0, _Ticks(x, e, rate, keep, momentum, erase))
+        return _alone(ticks, w, s, _view(after_retain), retention)
 
 
 def scan(
@@ -345,55 +380,52 @@ def scan(
     Arguments as in `span`; q [..., T, n]. No result depends on the chunk, but for rounding.
     """
     with _state_arithmetic(x):
-        state, ticks = _widened(W0, S0, _Ticks(x, e, rate, keep, momentum, erase))
+        w, s, ticks = _widened(W0, S0, _Ticks(x, e, rate, keep, momentum, erase))
         view, time = _view(after_retain), x.shape[-2]
-        has_momentum = momentum is not None
         if time == 1:
-            y, state = _one_tick(ticks, state, q, view, before_write)
-            return y, *_parts(state, has_momentum)
+            return _one_tick(ticks, w, s, q, view, before_write)
         reads = []
         whole = time - time % chunk if time >= 2 * chunk else 0
         if whole:
-            spans, state = _chunks(ticks.part(0, whole).chunks(chunk), state, view)
+            spans, w, s = _chunks(ticks.part(0, whole).chunks(chunk), w, s, view)
             asked = torch.unflatten(q.narrow(-2, 0, whole), -2, (-1, chunk))
             reads.append(spans.read(asked, before_write).flatten(-3, -2))
         if whole < time or not time:
-            rest = _alone(ticks.part(whole, time), state, view)
+            rest = _alone(ticks.part(whole, time), w, s, view)
             reads.append(rest.read(q.narrow(-2, whole, time - whole), before_write))
-            state = rest.last_state()
-        y = reads[0] if len(reads) == 1 else torch.cat(reads, -2)
-        return y, *_parts(state, has_momentum)
+            w, s = rest.end()
+        return reads[0] if len(reads) == 1 else torch.cat(reads, -2), w, s
 
 
 def _one_tick(
-    ticks: _Ticks, state: Tensor, q: Tensor, view: View, before_write: bool
-) -> tuple[Tensor, Tensor]:
+    ticks: _Ticks, old: Tensor, s: Tensor | None, q: Tensor, view: View, before_write: bool
+) -> tuple[Tensor, Tensor, Tensor | None]:
     """The recurrence as it stands on top, which for a stream of single tokens is the fastest."""
     x = ticks.x
-    old, s = _parts(state, ticks.momentum is not None)
     retained = _column(ticks.keep, x) * old
     error = ticks.e
     if isinstance(ticks.erase, Tensor) or ticks.erase != 0:
         probe = retained if view is View.RETAINED else old
         error = error + _column(ticks.erase, x) * (x @ probe.mT)
     written = (-_column(ticks.rate, x) * error).mT @ x
-    if s is None or ticks.momentum is None:
-        new = end = retained + written
-    else:
-        written = _column(ticks.momentum, x) * s + written
-        new = retained + written
-        end = torch.cat((new, written), -1)
-    return (q.to(x.dtype) @ (old if before_write else new).mT).to(q.dtype), end
+    if s is not None and ticks.momentum is not None:
+        s = written = _column(ticks.momentum, x) * s + written
+    new = retained + written
+    return (q.to(x.dtype) @ (old if before_write else new).mT).to(q.dtype), new, s
 
 
-def _alone(ticks: _Ticks, state: Tensor, view: View) -> Span:
-    writes = ticks.writes(view)
-    has_momentum = ticks.momentum is not None
-    return Span(writes.retention, state, writes.x, writes.to(state), has_momentum)
+def _alone(
+    ticks: _Ticks, w: Tensor, s: Tensor | None, view: View, retention: Retention | None = None
+) -> Span:
+    writes = ticks.writes(view, retention)
+    return Span(writes.retention, w, s, writes.x, writes.to(w, s))
 
 
-def _chunks(ticks: _Ticks, state: Tensor, view: View) -> tuple[Span, Tensor]:
+def _chunks(
+    ticks: _Ticks, w: Tensor, s: Tensor | None, view: View
+) -> tuple[Span, Tensor, Tensor | None]:
     """The spans of all chunks, on an axis before time, and the state at the end."""
+    state = w if s is None else torch.cat((w, s), -1)
     writes = ticks.writes(view)
     tail = writes.retention.tail(writes.x)
     chunks, kind = tail.shape[:-2], state.shape[-2:]
@@ -407,8 +439,9 @@ def _chunks(ticks: _Ticks, state: Tensor, view: View) -> tuple[Span, Tensor]:
         state = torch.baddbmm(faded(state, left_of), wrote[-1].mT, last)
     start = torch.stack(starts, 1).view(*chunks, *kind)
     amount = writes.amount if writes.erase is None else torch.stack(wrote, 1).view_as(writes.amount)
-    spans = Span(writes.retention, start, writes.x, amount, ticks.momentum is not None)
-    return spans, state.view(*chunks[:-1], *kind)
+    has_momentum = s is not None
+    spans = Span(writes.retention, *_parts(start, has_momentum), writes.x, amount)
+    return spans, *_parts(state.view(*chunks[:-1], *kind), has_momentum)
 
 
 def _by_chunk(value: Tensor) -> tuple[Tensor, ...]:
@@ -435,13 +468,6 @@ def _solve(system: Tensor, right: Tensor) -> Tensor:
     return unit_solve(system, right.mT.unsqueeze(-1)).squeeze(-1).mT
 
 
-def _turned(state: Tensor, has_momentum: bool) -> Tensor:
-    """[..., s, n]: W', below it S' if there is momentum, for what meets the two side by side."""
-    if not has_momentum:
-        return state
-    return torch.cat(state.chunk(2, -1), -2)
-
-
 def _column(value: Number, x: Tensor) -> Number:
     """A gate [..., T] or [..., T, m] beside a sequence [..., T, m]."""
     if not isinstance(value, Tensor) or value.ndim == x.ndim:
@@ -460,16 +486,16 @@ def _parts(state: Tensor, has_momentum: bool) -> tuple[Tensor, Tensor | None]:
     return w, s
 
 
-def _widened(W0: Tensor, S0: Tensor | None, ticks: _Ticks) -> tuple[Tensor, _Ticks]:
-    """The state [..., m, s] and the ticks in one type, float32 or wider."""
+def _widened(W0: Tensor, S0: Tensor | None, ticks: _Ticks) -> tuple[Tensor, Tensor | None, _Ticks]:
+    """The state, S nought where it is not given, and the ticks in one type, float32 or wider."""
     given = [W0, *(v for v in vars(ticks).values() if isinstance(v, Tensor))]
     wide = reduce(torch.promote_types, (v.dtype for v in given), torch.float32)
-    ticks = ticks.each(lambda value, axis: value.to(wide))
-    state = W0.to(wide)
-    if ticks.momentum is None:
-        return state, ticks
-    momentum = torch.zeros_like(state) if S0 is None else S0.to(wide)
-    return torch.cat((state, momentum), -1), ticks
+    if any(v.dtype != wide for v in given):
+        ticks = ticks.each(lambda value, axis: value.to(wide))
+    w = W0.to(wide)
+    if S0 is None:
+        return w, None if ticks.momentum is None else torch.zeros_like(w), ticks
+    return w, S0.to(wide), ticks
 
 
 def _state_arithmetic(x: Tensor) -> torch.autocast:

@@ -522,6 +522,10 @@ class Model(nn.Module):
         """1 where it holds, else 0."""
         return condition.to(self.dtype)
 
+    def counted(self, count: int) -> Tensor:
+        """Firings so far, for a schedule."""
+        return torch.tensor(float(count), dtype=torch.float64)
+
     def full(self, value: float | Tensor, shape: tuple[int, ...]) -> Tensor:
         return torch.as_tensor(value, device=self.device, dtype=self.dtype).expand(shape)
 

@@ -95,6 +95,20 @@ class Stream(dict[str, Tensor]):
             yield a, b, tick % period == 0, bool(cut) and tick > 0 and tick % cut == 0
             a = b
 
+    def periods(self, period: int, first: int) -> Iterator[tuple[int, int, int]]:
+        """Parts of this span that end where a clock fires, at `first` and every `period` ticks from
+        it: start, end, and which firing it is (0: none, the span ends before).
+        """
+        a = 0
+        while a < self.time:
+            tick = self.position + a
+            wait = first - tick if tick < first else period - (tick - first) % period
+            b = min(self.time, a + wait)
+            done = self.position + b - first
+            fires = done >= 0 and done % period == 0
+            yield a, b, done // period + 1 if fires else 0
+            a = b
+
 
 def constant(*tensors: Tensor) -> tuple[Tensor, ...]:
     return tuple(t.detach() for t in tensors)

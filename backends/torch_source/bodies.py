@@ -16,6 +16,7 @@ from nlc.system import Assign, Box, Handle, Line, Loop, Shape, Slot, Term, Weigh
 from ..runtime.model import Model
 from .code import Code, identifier
 from .expressions import ATOM, Expressions, Value
+from .rules import RuleWriter
 
 NOT_PARTS = set(dir(nn.Module()))  # names that every place in the tree of weights has
 NOT_METHODS = set(dir(Model()))  # what every module has
@@ -40,6 +41,7 @@ class Module:
     has_weights: frozenset[str]  # paths of boxes (templates) below which there are weights
     held: list[Held] = field(default_factory=list)
     methods: dict[str, str] = field(default_factory=dict)  # box path -> method name
+    rules: RuleWriter = field(default_factory=lambda: RuleWriter(Code(depth=1)))  # at tokens
 
     def method(self, box: Box) -> str:
         if box.path not in self.methods:
@@ -97,6 +99,7 @@ class Body:
             "conv": self.conv,
             "apply": self.apply,
             "state": self.state,
+            "array": self.state,
             "next": self.next,
             "product": self.product,
             "product_back": self.product_back,

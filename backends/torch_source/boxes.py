@@ -20,6 +20,7 @@ from .common import (
     written,
 )
 from .expressions import ATOM, Value
+from .fired import fired
 from .frozen import frozen
 from .solved import solved
 
@@ -34,6 +35,7 @@ def write_box(module: Module, box: Box) -> None:
         "recurrence": recurrence,
         "frozen": frozen,
         "solved": solved,
+        "fired": fired,
     }[module.plan.of(box).kind](module, box)
 
 

@@ -127,7 +127,10 @@ class Frozen:
         roots: list[Term] = []
         for state in self.box.states:
             rule = state.rule
-            roots += [t for t in (rule.objective, rule.retain, rule.write) if t is not None]
+            parts = (rule.objective, rule.retain, rule.write, rule.set)
+            roots += [t for t in parts if t is not None]
+            links = [*(rule.through or {}).values(), *(rule.onto or {}).values()]
+            roots += [link.body for link in links]
             roots += [t for learn in rule.learn.values() for t in learn.settings.values()]
         return roots
 

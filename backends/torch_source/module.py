@@ -339,16 +339,17 @@ class Writer:
     # ---------------------------------------------------------------------------------
 
     def fire(self) -> None:
+        code, writer = self.code, self.module.rules
         if not self.plan.learners:
+            code.lines += writer.code.lines
             return
-        code = self.code
-        writer = RuleWriter(code)
         branches: list[tuple[str, list[str]]] = []
         for level in self.plan.learners:
             lines: list[str] = []
             for box in self.loss_boxes(level):
                 lines += self.fire_box(writer, box)
             branches.append((level.name, lines))
+        code.lines += writer.code.lines
         with code.function(
             "def fire(self, level: str, s: Stream, grads: dict[str, Tensor], count: int) -> None:",
             [],

@@ -14,7 +14,7 @@ from nlc.lower import NotLowered
 from nlc.resolve.shapes import broadcast
 from nlc.system import Assign, Box, Shape, State, Term
 
-from .code import Code
+from .code import Code, identifier
 from .expressions import ATOM, Expressions, Value
 
 
@@ -35,13 +35,20 @@ class RuleWriter:
         self.known: dict[str, Written] = {}
 
     def method(
-        self, wish: str, rule: Box, lead: int, settings: dict[str, Term], streams: dict[str, Term]
+        self,
+        wish: str,
+        rule: Box,
+        lead: int,
+        settings: dict[str, Term],
+        streams: dict[str, Term],
+        passed: dict[str, int] | None = None,
     ) -> Written:
         """`(weight, grad, m, count) -> (what is kept of the weight, the amount)`; `m` holds the
-        rule's states.
+        rule's states. `passed`: settings and streams that are given as well, with how many axes
+        they have of their own.
         """
         inner = Code(depth=self.code.depth)
-        states = RuleBody(inner, rule, lead, settings, streams).write("NAME")
+        states = RuleBody(inner, rule, lead, settings, streams, passed or {}).write("NAME")
         text = inner.text()
         if text not in self.known:
             name, n = wish, 1
@@ -60,10 +67,16 @@ class RuleBody:
     """One optimizer on one kind of array."""
 
     def __init__(
-        self, code: Code, rule: Box, lead: int, settings: dict[str, Term], streams: dict[str, Term]
+        self,
+        code: Code,
+        rule: Box,
+        lead: int,
+        settings: dict[str, Term],
+        streams: dict[str, Term],
+        passed: dict[str, int],
     ) -> None:
         self.code, self.rule, self.lead = code, rule, lead
-        self.settings, self.streams = settings, streams
+        self.settings, self.streams, self.passed = settings, streams, passed
         self.suffixes: list[str] = []
         self.values: dict[tuple[int, str], str] = {}
 
@@ -94,6 +107,8 @@ class RuleBody:
         name = term.info
         if name in ("weight", "grad"):
             return Value(name, ATOM, True, len(term.shape))
+        if name in self.passed:
+            return Value(identifier(name), ATOM, True, self.passed[name])
         if name in self.settings:
             return self.setting(name)
         raise NotLowered(f"`{name}` of `{self.rule.name}` in a whole step", self.rule.span)
@@ -110,9 +125,11 @@ class RuleBody:
         rule, code = self.rule, self.code
         uses_across = any(t.op == "across" for s in self.streams.values() for t in s.walk())
         extra = ", across: Tensor" if uses_across else ""
+        extra += "".join(f", {identifier(n)}: Tensor" for n in self.passed)
         given = f"weight: Tensor, grad: Tensor, m: dict[str, Tensor], count: int{extra}"
         head = f"def {name}(self, {given}) -> tuple[Any, Tensor]:"
-        with code.function(head, ["weight", "grad", "m", "count", "across"]):
+        names = ["weight", "grad", "m", "count", "across", *map(identifier, self.passed)]
+        with code.function(head, names):
             where = f"{rule.span.source.name.rsplit('/', 1)[-1]}:{rule.span.line}"
             code.docstring(
                 [
@@ -193,13 +210,15 @@ class RuleBody:
                 raise NotLowered(f"the memory `{state.name}` of `{self.rule.name}`", state.span)
             rate = substitute(step.rate, learn.settings)
             slope_value, rate_value = e(slope), e(rate)
-            amount = f"-{rate_value.atom} * {slope_value.atom}"
+            own = len(state.form.sizes)
+            amount = f"-{e.fit(rate_value, own)} * {e.fit(slope_value, own)}"
         elif rule.write is not None:
             amount = e(rule.write).atom
         if rule.set is not None:
             self.code.add(f"{name} = {e(rule.set).code}")
         elif amount is not None or rule.retain is not None:
-            kept = f"{e(rule.retain).atom} * {name}" if rule.retain is not None else name
+            own = len(state.form.sizes)
+            kept = f"{e.fit(e(rule.retain), own)} * {name}" if rule.retain is not None else name
             sign = (
                 " - " + amount[1:]
                 if amount and amount.startswith("-")
