@@ -63,13 +63,15 @@ class Reference:
             n: given[n].detach().double().clone() if n in given else P.draw(p, seed)
             for n, p in self.specs.items()
         }
+        self.starts = dict(self.values)
+        self.leaves: dict[str, tuple[Tensor, int, Tensor]] = {}
         self.kept: dict[Any, dict[str, Tensor]] = {}
         self.rules: dict[Any, dict[Any, Instance]] = {}
         self.firings: dict[Key, int] = {}
         self.steps = 0
-        self.tasks = 0
-        self.sums: dict[Any, Any] = {}
-        self.last_run: Run | None = None
+        self.counts: dict[tuple[str, str], int] = {}  # a level's steps and tasks since its reset
+        self.sums: dict[str, training.Found] = {}
+        self.last_step: Pass | None = None
         self.trace: list[Record] = []
         self.traced = frozenset(traced)
         self.transfers = Transfers(system)
@@ -78,6 +80,15 @@ class Reference:
             for level in system.levels
             if stream.per_sample(level)
             and (level.owner and bool(level.learn) or learns_loss(system, level.name))
+        )
+        self.replayed = tuple(
+            dict.fromkeys(
+                b.level
+                for b in P.boxes(system)
+                if b.level in self.online
+                and b.linearise
+                and any(s.rule.uses_loss for s in b.states)
+            )
         )
         self.examples = any(
             t.op == "input" and t.info in ("input", "surprise") for t in rule_terms(system)
@@ -100,16 +111,24 @@ class Reference:
             answers = [stream.tick(run, at(streams, run.index, t)) for t in range(time)]
             stream.end_of_call(run)
             rows.append(torch.stack([a.detach() for a in answers if isinstance(a, Tensor)]))
-        self.last_run = runs[-1]
         return passing, torch.stack(rows), State(tuple(samples))
 
     def passing(self, train: bool) -> Pass:
-        leaves = {n: x.clone().requires_grad_(train) for n, x in self.values.items()}
+        leaves = {n: self.leaf(n) if train else x.clone() for n, x in self.values.items()}
         return Pass(
             self.system, self.transfers, leaves, self.kept, self.seed, self.steps,
-            train or bool(self.online), train, self.examples, self.trace, self.traced, self.online,
-            self.rules, self.firings,
+            train or bool(self.online), train, self.examples, self.trace, self.traced,
+            self.online, self.replayed, self.rules, self.firings,
         )  # fmt: skip
+
+    def leaf(self, name: str) -> Tensor:
+        """The same node until the numbers change: what steps have written remembers it."""
+        value = self.values[name]
+        known = self.leaves.get(name)
+        if known is None or known[0] is not value or known[1] != value._version:
+            known = value, value._version, value.clone().requires_grad_()
+            self.leaves[name] = known
+        return known[2]
 
     def streams(self, tokens: Streams) -> tuple[dict[str, Tensor | None], int, int]:
         """The flow's inputs by name, each [batch, time, ..]; one that is None is not given."""
@@ -124,12 +143,12 @@ class Reference:
         doubles = {n: None if x is None else x.double() for n, x in streams.items()}
         return doubles, some.shape[0], some.shape[1]
 
-    def finish(self, state: State) -> State:
-        """Ends the sequence of every stream (2.7.3)."""
+    def finish(self, state: State, task: bool = False) -> State:
+        """Ends the sequence of every stream (2.7.3), and with it a task."""
         passing = self.passing(False)
         samples = [s.fork() for s in state.samples]
         for i, sample in enumerate(samples):
-            stream.finish(Run(passing, sample, i))
+            stream.finish(Run(passing, sample, i), task)
         return State(tuple(samples))
 
     def losses(self, tokens: Streams, state: State | None = None) -> tuple[Tensor, Tensor]:

@@ -59,9 +59,12 @@ class Sample:
     products: dict[Any, list[Any]] = field(default_factory=dict)
     inputs: dict[int, dict[str, Tensor | None]] = field(default_factory=dict)
     losses: dict[int, Tensor] = field(default_factory=dict)
+    snapshots: dict[int, Sample] = field(default_factory=dict)  # before a tick, to be replayed
+    written: dict[tuple[int, Key], dict[str, Arrays]] = field(default_factory=dict)  # at its calls
     spans: dict[str, list[int]] = field(default_factory=dict)  # a level's ticks since it fired
     ticks: dict[str, int] = field(default_factory=dict)  # of a level, since its reset
-    sequences: dict[str, int] = field(default_factory=dict)
+    sequences: dict[str, int] = field(default_factory=dict)  # since its reset
+    tasks: dict[str, int] = field(default_factory=dict)
     resets: dict[str, int] = field(default_factory=dict)
     pending: Frame | None = None
     tick: int = 0
@@ -81,8 +84,11 @@ class Sample:
             "slot_keep",
             "inputs",
             "losses",
+            "snapshots",
+            "written",
             "ticks",
             "sequences",
+            "tasks",
             "resets",
         ):
             setattr(made, name, dict(getattr(self, name)))
@@ -109,6 +115,7 @@ class Pass:
     trace: list[Record]
     traced: frozenset[str]  # the events that it holds
     online: tuple[Level, ...]
+    replayed: tuple[Level, ...]  # of these, the ones whose gradients are frozen (2.9.7)
     rules: dict[Any, dict[Any, Instance]]  # optimizer states of what lives on steps
     firings: dict[Key, int]
     shared: dict[Key, Instance] = field(default_factory=dict)
@@ -138,6 +145,7 @@ class Run:
     sample: Sample
     index: int
     since: int = 0  # the tick before this call's first
+    was: dict[tuple[int, Key], dict[str, Arrays]] = field(default_factory=dict)  # in a replay
 
     def __post_init__(self) -> None:
         p = self.passing
@@ -301,9 +309,14 @@ class Run:
             source = self.start_cell(inst, state, frame, chain, 0)
             return {n: gate(a, allowed) for n, a in source.items()}
         made = self.drawn(inst, state, frame)
-        if lives_on(inst.level) and not state.rule.learn:
+        if lives_on(inst.level) and not self.named(inst, state):
             self.passing.kept[inst.key, state.name] = {n: a.detach() for n, a in made.items()}
         return made
+
+    def named(self, inst: Instance, state: State) -> bool:
+        """Whether its start is a parameter."""
+        names = (start_name(inst.key[0], state.name, a.name) for a in state.form.arrays)
+        return any(n in self.passing.leaves for n in names)
 
     def start_cell(
         self, inst: Instance, state: State, frame: Frame, chain: tuple[Level, ...], depth: int
@@ -443,12 +456,19 @@ class Run:
                 if box.read_before and box.read is not None:
                     self.read(frame, "read")
                 firing.fire(self, inst, [frame])
-                frame.after = {n: c.value for n, c in inst.cells.items()}
+                frame.after = self.written(inst, frame)
         elif not box.exact and any(s.rule.changes for s in box.states):
             inst.period.append(frame)
         if box.read is not None:
             self.read(frame, "read")
         self.commit(frame)
+
+    def written(self, inst: Instance, frame: Frame) -> dict[str, Arrays]:
+        """The states that a read sees after the write; in a replay, what is closed is as it was."""
+        made = {n: c.value for n, c in inst.cells.items()}
+        if self.passing.replayed:
+            self.sample.written[frame.tick, inst.key] = made
+        return self.was.get((frame.tick, inst.key), made)
 
     def level_tick(self, level: Level) -> int:
         return self.sample.ticks.get(level.name, 0)

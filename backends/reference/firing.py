@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import product
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -29,6 +29,16 @@ class Gradient:
 
     grads: dict[str, Tensor]
     examples: dict[str, list[tuple[Tensor, Tensor]]] = field(default_factory=dict)
+
+
+@dataclass(eq=False)
+class Replay:
+    """The period as it would have been with the states of the chunk's start (2.9.7): these, a node
+    for each tick, by instance and state.
+    """
+
+    run: Run
+    leaves: Mapping[Any, list[Arrays]]
 
 
 Weights = Mapping[int, float]  # of a frame in a mean; 1 where it is a sum
@@ -111,6 +121,7 @@ def fire(
     frames: Sequence[Frame],
     only: str | None = None,
     means: Weights | None = None,
+    replayed: Replay | None = None,
 ) -> None:
     """The states of a box change together, each from what all were before."""
     box = inst.box
@@ -118,7 +129,7 @@ def fire(
         return
     with torch.set_grad_enabled(run.recording and run.passing.entered(inst.level)):
         states = [s for s in box.states if s.rule.changes and (only is None or s.name == only)]
-        changed = Firing(run, inst, frames, states, means).new_states()
+        changed = Firing(run, inst, frames, states, means, replayed=replayed).new_states()
         for state in states:
             put(run, inst, state, changed[state.name], frames[-1])
         if only is None:
@@ -151,6 +162,8 @@ class Firing:
     kept: dict[str, Arrays] = field(default_factory=dict)
     offsets: dict[str, dict[str, Tensor]] = field(default_factory=dict)
     given: Mapping[str, Gradient] = field(default_factory=dict)  # summed over the steps of a period
+    runs: Mapping[int, Run] = field(default_factory=dict)  # of each frame, where they are several
+    replayed: Replay | None = None
 
     def new_states(self) -> dict[str, Arrays]:
         last = self.frames[-1]
@@ -182,7 +195,20 @@ class Firing:
         return Scope(self.run_of(frame), frame, "write", frame.frozen)
 
     def run_of(self, frame: Frame) -> Run:
-        return self.run.passing.runs.get(frame.sample, self.run)
+        return self.runs.get(id(frame)) or self.run.passing.runs.get(frame.sample, self.run)
+
+    def share(self, frame: Frame) -> float:
+        """Of a tick in the mean of its step; 1 where ticks add up (2.8)."""
+        return 1.0 if self.means is None else self.means.get(id(frame), 0.0)
+
+    def learned_from(self, state: State) -> Sequence[Frame]:
+        """`once`: the last tick alone, which on steps is the last step."""
+        if not state.rule.once:
+            return self.frames
+        if self.means is None:
+            return self.frames[-1:]
+        last = self.run_of(self.frames[-1]).passing
+        return [f for f in self.frames if self.run_of(f).passing is last]
 
     def retention(self, state: State, frame: Frame) -> Tensor | None:
         term = state.rule.retain
@@ -220,7 +246,7 @@ class Firing:
                 value = evaluate(term, Scope(self.run_of(frame), frame, "write", own))
             except Missing:
                 continue
-            share = 1.0 if self.means is None else self.means.get(id(frame), 0.0)
+            share = self.share(frame)
             total = {n: a + share * whole(value, self.shapes(state))[n] for n, a in total.items()}
         return total
 
@@ -264,7 +290,8 @@ class Firing:
     ) -> None:
         states = list({s.name: s for s, _ in served}.values())
         for step in range(line.steps):
-            found = {s.name: self.given.get(s.name) or self.gradient(s, step == 0) for s in states}
+            given = self.given if step == 0 else {}
+            found = {s.name: given.get(s.name) or self.gradient(s, step == 0) for s in states}
             jobs = [j for s, a in served for j in self.jobs(s, a, found[s.name], step == 0)]
             answers = optimizers.amounts(
                 self.run_of(self.frames[-1]), self.scope(self.frames[-1]), jobs
@@ -327,7 +354,7 @@ class Firing:
         losses: list[tuple[Tensor, Tensor]] = []
         with torch.enable_grad(), learning(OWN):
             total = torch.zeros((), dtype=torch.float64)
-            for frame in self.frames[-1:] if state.rule.once else self.frames:
+            for frame in self.learned_from(state):
                 total = total + self.term_of(state, objective, frame, first, named, log, losses)
             leaves = [leaf for _, leaf in losses]
             direct = own_gradient(total, self.cell(state).kept, named, log, leaves, self.recorded)
@@ -351,7 +378,7 @@ class Firing:
         run = self.run_of(frame)
         zero = torch.zeros((), dtype=torch.float64)
         leaf = {n: alias(a) for n, a in self.point(state, frame, first).items()}
-        known = run.sample.losses.get(frame.tick)
+        known = self.looked_at(run).sample.losses.get(frame.tick)
         loss = zero if known is None else alias(known)
         own = {**frame.frozen, state.name: leaf}
         notes: list[tuple[str, Tensor, Tensor]] = []
@@ -366,15 +393,14 @@ class Firing:
         log += notes
         if known is not None and state.rule.uses_loss:
             losses.append((known, loss))
-        share = 1.0 if self.means is None else self.means.get(id(frame), 0.0)
-        return value * share
+        return value * self.share(frame)
 
     def loss_gradient(
         self, state: State, losses: list[Tensor], coefficients: list[Tensor]
     ) -> Gradient:
         """Of the losses since the last firing, at the state that stood over them (2.10.1)."""
-        cell, level = self.cell(state), self.inst.level
-        standing = cell.standing
+        level = self.inst.level
+        standing = self.stood(state)
         notes = self.notes(state)
         pairs = [(x, c) for x, c in zip(losses, coefficients, strict=True) if x.requires_grad]
         wanted = [*standing.values(), *(y for _, _, _, y in notes)]
@@ -382,7 +408,10 @@ class Firing:
             raw = grads_of(pairs, wanted, self.recorded)
         allowed = self.run.transfers.enters(level)
         sealed_ = [None if g is None else sealed(g, allowed, standing) for g in raw]
-        grads = {n: zeros_if(g, a) for (n, a), g in zip(standing.items(), sealed_, strict=False)}
+        grads = {n: torch.zeros_like(a) for n, a in self.cell(state).kept.items()}
+        for name, g in zip(standing, sealed_, strict=False):
+            array = name.partition(":")[0]
+            grads[array] = grads[array] if g is None else grads[array] + g
         merged: dict[tuple[str, object], tuple[Tensor, Tensor]] = {}
         for (array, place, x, _), s in zip(notes, sealed_[len(standing) :], strict=True):
             if s is not None:
@@ -393,9 +422,24 @@ class Firing:
             examples.setdefault(array, []).append(pair)
         return Gradient(grads, examples)
 
+    @property
+    def ghost(self) -> Replay | None:
+        box = self.inst.box
+        return self.replayed if box is not None and box.linearise is not None else None
+
+    def looked_at(self, run: Run) -> Run:
+        return run if self.ghost is None else self.ghost.run
+
+    def stood(self, state: State) -> Arrays:
+        """The state that stood over the losses, by array; a node for each tick of a replay."""
+        if self.ghost is None:
+            return self.cell(state).standing
+        leaves = self.ghost.leaves[self.inst.key, state.name]
+        return {f"{n}:{i}": a for i, leaf in enumerate(leaves) for n, a in leaf.items()}
+
     def notes(self, state: State) -> list[tuple[str, object, Tensor, Tensor]]:
         """The products through this state since the last firing: array, place, x, result."""
-        runs = {id(r): r for r in map(self.run_of, self.frames)}
+        runs = {id(r): r for r in (self.looked_at(self.run_of(f)) for f in self.frames)}
         found = []
         for run in runs.values():
             for array in state.form.arrays:
@@ -425,10 +469,13 @@ class Firing:
                 (((at[n] - kept[n]) ** 2) / (2 * (1 if f is None else f))).sum()
                 for n, _, f in factors(state, kept, rate)
             )  # fmt: skip
-            for frame in self.frames[-1:] if state.rule.once else self.frames:
+            for frame in self.learned_from(state):
                 own = {**frame.frozen, state.name: at}
                 named = Scope(self.run_of(frame), frame, "write", own, objective=True)
-                total = total + named.array(objective).sum()
+                try:
+                    total = total + self.share(frame) * named.array(objective).sum()
+                except Missing:
+                    continue
             return torch.as_tensor(total)
 
         return solve.minimise(value, kept, self.recorded)

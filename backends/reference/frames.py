@@ -146,6 +146,7 @@ class Instance:
     period: list[Frame] = field(default_factory=list)
     firings: int = 0
     ticks: int = 0  # of a level inside an optimizer
+    tasks: int = 0  # over, of a level inside an optimizer
     frozen: dict[str, Cell] = field(default_factory=dict)  # at the start of the chunk (2.9.7)
     levels: dict[str, Instance] = field(default_factory=dict)  # inside an optimizer
     last: Frame | None = None  # the last tick's

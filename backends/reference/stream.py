@@ -16,8 +16,8 @@ from ..parameters import array_kind, start_name
 from . import firing, optimizers
 from .boxes import Run, Sample, writes_at_call
 from .evaluate import Scope, evaluate, resolve_later
-from .frames import Cell, Frame, Instance, Later, Missing, Value
-from .gates import Learner, gate, learning, sealed
+from .frames import Arrays, Cell, Frame, Instance, Later, Missing, Value
+from .gates import Learner, alias, gate, learning, sealed
 
 UNITS = ("never", "task", "step", "sequence", "token", "always")
 
@@ -41,19 +41,27 @@ def tick(run: Run, inputs: Mapping[str, Tensor | None]) -> Value:
         sample.tick += 1
         sample.inputs[sample.tick] = dict(inputs)
         settle(run)
-        frame = Frame(
-            None, None, ("", ()), sample=run.index, tick=sample.tick, position=sample.position
-        )
-        names: dict[str, object] = {}
-        given = dict(inputs)
-        frame.inputs = {"read": dict(given), "write": dict(given)}
-        frame.names = {"read": names, "write": names}
-        run.flow_lines(frame, run.system.flow.lines)
-        answer = evaluate(run.system.flow.result, Scope(run, frame))
-        run.commit(frame)
-        uncalled(run, frame)
-        sample.pending = frame
-        loss_of(run, frame)
+        if run.passing.replayed:
+            sample.snapshots[sample.tick] = sample.fork()
+        return flow(run)
+
+
+def flow(run: Run) -> Value:
+    """The flow in text order, and who looks at it without being called."""
+    sample = run.sample
+    frame = Frame(
+        None, None, ("", ()), sample=run.index, tick=sample.tick, position=sample.position
+    )
+    names: dict[str, object] = {}
+    given = sample.inputs[sample.tick]
+    frame.inputs = {"read": dict(given), "write": dict(given)}
+    frame.names = {"read": names, "write": names}
+    run.flow_lines(frame, run.system.flow.lines)
+    answer = evaluate(run.system.flow.result, Scope(run, frame))
+    run.commit(frame)
+    uncalled(run, frame)
+    sample.pending = frame
+    loss_of(run, frame)
     return answer
 
 
@@ -99,7 +107,7 @@ def settle(run: Run) -> None:
         fire_levels(run, due)
         for level in sorted(levels, key=speed):
             if level.resets.unit == "token" and level.resets.fires(sample.ticks[level.name]):
-                reset(run, level)
+                reset(run, level, frame.tick)
         truncate(run)
         forget(run)
         sample.position += 1
@@ -119,18 +127,99 @@ def forget(run: Run) -> None:
 def fire_levels(run: Run, due: list[Level]) -> None:
     """The order changes no number: what fires looks at what was (2.7.2)."""
     starts = [(level, start_gradients(run, level)) for level in due]
-    for level in due:
+    replays = [replay(run, level) for level in due]
+    for level, replayed in zip(due, replays, strict=True):
         for inst in instances(run, level):
             if inst.period:
-                firing.fire(run, inst, list(inst.period))
+                firing.fire(run, inst, list(inst.period), replayed=replayed)
     for level, found in starts:
         learn_starts(run, level, found)
         fire_weights(run, level)
         run.sample.spans[level.name] = []
+    waiting = [t for level in run.passing.replayed for t in run.sample.spans.get(level.name, [])]
+    since = min(waiting, default=run.sample.tick)
+    run.sample.snapshots = {t: s for t, s in run.sample.snapshots.items() if t >= since}
+    run.sample.written = {k: a for k, a in run.sample.written.items() if k[0] >= since}
 
 
 def instances(run: Run, level: Level) -> list[Instance]:
     return [i for i in run.sample.instances.values() if i.level is level]
+
+
+# ---- the loss at the start of the chunk (2.9.7, 2.10.1) ----------------------------------------
+
+
+def replay(run: Run, level: Level) -> firing.Replay | None:
+    """The ticks since the last firing, had the level's boxes read their states as they were at the
+    start of the N tokens; all else is as it was, but for what the gradient of `level` may enter.
+    """
+    span = run.sample.spans.get(level.name, [])
+    boxes = [i for i in instances(run, level) if i.box and i.box.linearise]
+    if level not in run.passing.replayed or not any(map(moved, boxes)):
+        return None
+    shared = {k: i.fork() for k, i in run.passing.shared.items()}
+    passing = replace(run.passing, traced=frozenset(), runs={}, shared=shared)
+    ghost = Run(passing, Sample(), run.index, was=closed_writes(run, level))
+    leaves: dict[Any, list[Arrays]] = {}
+    with torch.set_grad_enabled(run.recording):
+        for tick in span:
+            ghost.sample = as_it_was(run, ghost, level, tick)
+            for inst in boxes:
+                stand_at(ghost, inst, tick, leaves)
+            flow(ghost)
+        label = run.sample.inputs.get(span[-1] + 1)
+        if label is not None and ghost.sample.pending is not None:
+            ghost.sample.inputs[span[-1] + 1] = label
+            loss_of(ghost, ghost.sample.pending)
+    return firing.Replay(ghost, leaves)
+
+
+def closed_writes(run: Run, level: Level) -> dict[Any, dict[str, Arrays]]:
+    """What boxes wrote at their calls, that the gradient of `level` does not enter."""
+    closed = {
+        k
+        for k, i in run.sample.instances.items()
+        if i.level is not None and not run.transfers.backprop(i.level, level)
+    }
+    return {at: arrays for at, arrays in run.sample.written.items() if at[1] in closed}
+
+
+def moved(inst: Instance) -> bool:
+    """Whether a tick of the period reads another state than that at the start of its N tokens."""
+    return any(f.frozen[n] is not c.value for f in inst.period for n, c in inst.cells.items())
+
+
+def as_it_was(run: Run, ghost: Run, level: Level, tick: int) -> Sample:
+    """The sample before a tick; what the gradient of `level` enters goes on from the last one."""
+    sample, last = run.sample.snapshots[tick].fork(), ghost.sample
+    sample.products = last.products
+    if not last.tick:
+        return sample
+    last.tick, last.inputs[tick] = tick, sample.inputs[tick]
+    settle(ghost)
+    sample.losses |= {t: x for t, x in last.losses.items() if t in run.sample.spans[level.name]}
+    for other in run.system.levels:
+        if other is not level and run.transfers.backprop(other, level):
+            kept = {k: i for k, i in last.instances.items() if i.level is other}
+            sample.instances = {
+                k: i for k, i in sample.instances.items() if i.level is not other
+            } | kept
+            for slot in [k for k, of in last.slot_level.items() if of is other]:
+                sample.slots[slot] = last.slots.get(slot, ())
+    return sample
+
+
+def stand_at(ghost: Run, inst: Instance, tick: int, leaves: dict[Any, list[Arrays]]) -> None:
+    """The states of a box as they were at the start of the N tokens, as nodes of their own."""
+    frame = next((f for f in inst.period if f.tick == tick), None)
+    if frame is None or inst.box is None:
+        return
+    made = ghost.instance(inst.box, inst.key)
+    for name, value in frame.frozen.items():
+        leaf = {n: alias(a) for n, a in value.items()}
+        leaves.setdefault((inst.key, name), []).append(leaf)
+        made.cells[name] = Cell(frame.frozen_kept[name], leaf, leaf, inst.cells[name].start)
+    made.frozen = dict(made.cells)
 
 
 # ---- starts that a level on tokens learns (2.11.4) ---------------------------------------------
@@ -183,7 +272,8 @@ def learn_starts(run: Run, level: Level, found: Mapping[Any, dict[str, Tensor]])
     for key, arrays in made.items():
         old = run.sample.starts[key]
         run.sample.starts[key] = run.cell(level, arrays, arrays, arrays, old)
-        run.tell("fire", told_start(key), level, run.sample.tick, old.kept, arrays)
+        tick = run.sample.spans[level.name][-1]
+        run.tell("fire", told_start(key), level, tick, old.kept, arrays)
 
 
 def told_start(key: Any) -> str:
@@ -274,7 +364,8 @@ def fire_weights(run: Run, level: Level) -> None:
             name, old = job.name[0], cells[job.name[0]]
             kept = {"": (job.weight if keep is None else job.weight * keep) + amount}
             cells[name] = run.cell(level, kept, kept, old.start, old)
-            run.tell("fire", name, level, run.sample.tick, old.kept, kept)
+            tick = run.sample.spans[level.name][-1]
+            run.tell("fire", name, level, tick, old.kept, kept)
 
 
 def paths_of(path: str, loops: tuple[int, ...]) -> list[str]:
@@ -286,33 +377,34 @@ def paths_of(path: str, loops: tuple[int, ...]) -> list[str]:
 # ---- resets and ends ---------------------------------------------------------------------------
 
 
-def reset(run: Run, level: Level) -> None:
+def reset(run: Run, level: Level, tick: int) -> None:
     """State, optimizer states and pasts go back to their start; the period ends (2.6.4, 2.6.5)."""
     sample = run.sample
+    replayed = replay(run, level) if level.partial == "flush" else None
     for inst in instances(run, level):
         if level.partial == "flush" and inst.period:
-            firing.fire(run, inst, list(inst.period))
+            firing.fire(run, inst, list(inst.period), replayed=replayed)
         for name, cell in inst.cells.items():
-            tell_reset(run, level, f"{inst.where}.{name}", cell)
+            tell_reset(run, level, tick, f"{inst.where}.{name}", cell)
         inst.cells, inst.frozen, inst.period, inst.firings, inst.last = {}, {}, [], 0, None
     if level.owner:
         for name, cell in sample.weights.items():
-            tell_reset(run, level, name, cell)
+            tell_reset(run, level, tick, name, cell)
         sample.weights = {}
     for key in [k for k in sample.starts if k[3] == level.name]:
-        tell_reset(run, level, told_start(key), sample.starts.pop(key))
+        tell_reset(run, level, tick, told_start(key), sample.starts.pop(key))
     for slot in [k for k, of in sample.slot_level.items() if of is level]:
         sample.slots.pop(slot, None)
     for product in [k for k in sample.products if isinstance(k, tuple) and owns(run, level, k[0])]:
         del sample.products[product]
+    sample.sequences.pop(f"{level.name}:firings", None)
     sample.ticks[level.name] = 0
     sample.spans[level.name] = []
     sample.resets[level.name] = sample.resets.get(level.name, 0) + 1
 
 
-def tell_reset(run: Run, level: Level, path: str, cell: Cell) -> None:
+def tell_reset(run: Run, level: Level, tick: int, path: str, cell: Cell) -> None:
     """A state goes back to its start, and its optimizers' memories to theirs."""
-    tick = run.sample.tick
     run.tell("reset", path, level, tick, cell.kept, cell.start)
     for rule in cell.rules.values():
         for inst in (rule, *rule.levels.values()):
@@ -324,9 +416,10 @@ def owns(run: Run, level: Level, key: object) -> bool:
     return any(i.key == key and i.level is level for i in run.sample.instances.values())
 
 
-def finish(run: Run) -> None:
+def finish(run: Run, task: bool = False) -> None:
     """The end of a sequence: what waits happens without its label, then levels on sequences fire,
-    then the due are reset (2.7.3). A new sequence begins with what is not reset.
+    then the due are reset (2.7.3). A new sequence begins with what is not reset. `task`: so does a
+    new task.
     """
     sample = run.sample
     with torch.set_grad_enabled(run.recording):
@@ -334,6 +427,7 @@ def finish(run: Run) -> None:
         levels = [level for level in run.system.levels if per_sample(level)]
         for level in levels:
             sample.sequences[level.name] = sample.sequences.get(level.name, 0) + 1
+            sample.tasks[level.name] = sample.tasks.get(level.name, 0) + task
         due = [
             v
             for v in levels
@@ -341,16 +435,18 @@ def finish(run: Run) -> None:
         ]
         fire_levels(run, due)
         for level in sorted(levels, key=speed):
-            if ends_with_sequence(level.resets, sample.sequences[level.name]):
-                reset(run, level)
-                sample.sequences[level.name] = 0
+            if ends(level.resets, sample.sequences[level.name], sample.tasks[level.name], task):
+                reset(run, level, sample.tick)
+                sample.sequences[level.name] = sample.tasks[level.name] = 0
         for slot in [k for k, of in sample.slot_level.items() if of is None]:
             sample.slots.pop(slot, None)
         sample.position = 0
 
 
-def ends_with_sequence(clock: Clock, sequences: int) -> bool:
+def ends(clock: Clock, sequences: int, tasks: int, task: bool) -> bool:
     """Nothing that is reset within a sequence outlives it."""
+    if clock.unit == "task":
+        return task and clock.fires(tasks)
     return clock.unit == "token" or clock.unit == "sequence" and clock.fires(sequences)
 
 

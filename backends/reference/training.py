@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import product
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -17,37 +18,69 @@ from . import firing, optimizers
 from .boxes import Pass, Run
 from .evaluate import Scope
 from .firing import Firing, Gradient
-from .frames import Frame, Instance
+from .frames import Arrays, Frame, Instance, Key
 from .gates import Learner, alias, learning
+from .stream import speed
 
 if TYPE_CHECKING:
     from . import Reference
 
+T = TypeVar("T")
+V = TypeVar("V")
+
 
 @dataclass(eq=False)
 class Found:
-    """What one level on steps learns from one step."""
+    """What one level on steps learns from the steps since its last firing.
+
+    `frames`: the ticks of each box, each with its share in the mean of its step, for each state.
+    """
 
     grads: dict[str, Tensor] = field(default_factory=dict)
     examples: dict[str, list[tuple[Tensor, Tensor]]] = field(default_factory=dict)
     states: dict[Any, Gradient] = field(default_factory=dict)
+    once: set[Any] = field(default_factory=set)
+    frames: dict[Key, list[Frame]] = field(default_factory=dict)
+    shares: dict[tuple[Key, str], dict[int, float]] = field(default_factory=dict)
+    runs: dict[int, Run] = field(default_factory=dict)
 
     def __add__(self, other: Found) -> Found:
         """Steps add up (2.8)."""
+        sums = {k: add(g, other.states[k]) for k, g in self.states.items() if k in other.states}
+        last = {k: g for k, g in other.states.items() if k in other.once}
         return Found(
             {n: g + other.grads[n] for n, g in self.grads.items()},
-            {n: [*e, *other.examples.get(n, [])] for n, e in self.examples.items()},
-            {k: add(g, other.states[k]) for k, g in self.states.items()},
+            joined(self.examples, other.examples),
+            {**self.states, **other.states, **sums, **last},
+            self.once | other.once,
+            joined(self.frames, other.frames),
+            {k: self.shares.get(k, {}) | s for k, s in (self.shares | other.shares).items()},
+            self.runs | other.runs,
         )
 
 
+def joined(a: Mapping[T, list[V]], b: Mapping[T, list[V]]) -> dict[T, list[V]]:
+    return {k: [*a.get(k, []), *b.get(k, [])] for k in {**a, **b}}
+
+
 def add(a: Gradient, b: Gradient) -> Gradient:
-    examples = {n: [*e, *b.examples.get(n, [])] for n, e in a.examples.items()}
-    return Gradient({n: g + b.grads[n] for n, g in a.grads.items()}, examples)
+    return Gradient({n: g + b.grads[n] for n, g in a.grads.items()}, joined(a.examples, b.examples))
 
 
 def levels_on_steps(ref: Reference) -> list[Level]:
     return [level for level in ref.system.levels if lives_on(level)]
+
+
+def open_to(ref: Reference, level: Level, fired: Collection[Level]) -> bool:
+    """Whether the gradient of a level that has not fired may yet enter what this one writes: what
+    a level learns from is what stood since it fired (2.10.1, 2.11.4).
+    """
+    return any(
+        learner is not level and learner not in fired
+        for t in ref.system.transfers
+        for entered, learner in [(t.target, t.source) if t.kind == "init" else (t.source, t.target)]
+        if entered is level and t.kind in ("init", "backprop") and lives_on(learner)
+    )
 
 
 # ---- gradients ---------------------------------------------------------------------------------
@@ -57,25 +90,25 @@ def gradients(ref: Reference, passing: Pass) -> dict[str, Tensor]:
     made: dict[str, Tensor] = {}
     quiet(passing)
     for level in levels_on_steps(ref):
-        made |= by_name(ref, found_by(ref, passing, level))
+        made |= by_name(ref, level, found_by(ref, passing, level))
     return {n: made[n] for n, p in ref.specs.items() if p.trained_by is not None and n in made}
 
 
-def quiet(passing: Pass) -> None:
-    """The ticks are over: nothing slower looks at what follows."""
+def quiet(passing: Pass, recording: bool = False) -> None:
+    """The ticks are over: it is rare that a slower level looks at what follows."""
     for run in passing.runs.values():
-        run.recording = False
+        run.recording = recording
 
 
-def by_name(ref: Reference, found: Found) -> dict[str, Tensor]:
+def by_name(ref: Reference, level: Level, found: Found) -> dict[str, Tensor]:
     made = dict(found.grads)
-    for (inst_key, state, heads), gradient in found.states.items():
+    for ((path, heads), state), gradient in found.states.items():
         for array, grad in gradient.grads.items():
-            name = start_name(inst_key, state, array)
-            if name in ref.specs:
+            name = start_name(path, state, array)
+            if name in ref.specs and ref.specs[name].trained_by is level:
                 made.setdefault(name, torch.zeros(ref.specs[name].shape, dtype=torch.float64))[
                     heads
-                ] = grad
+                ] = grad.detach()
     return made
 
 
@@ -96,14 +129,23 @@ def found_by(ref: Reference, passing: Pass, level: Level) -> Found:
             if s is not None:
                 found.examples.setdefault(name, []).append((x.detach(), s))
     for inst in instances(passing, level):
-        for state in inst.box.states if inst.box else ():
-            if state.rule.learn and state.rule.objective is not None and inst.period:
-                shares = means(passing, inst.period, state)
-                gradient = Firing(anyone(passing), inst, inst.period, [state], shares).gradient(
-                    state
-                )
-                found.states[inst.key[0], state.name, inst.key[1]] = gradient
+        look_at_states(passing, inst, found)
     return found
+
+
+def look_at_states(passing: Pass, inst: Instance, found: Found) -> None:
+    """The ticks of a box on steps, and the gradients of its states."""
+    if inst.box is None or not inst.period:
+        return
+    found.frames[inst.key] = list(inst.period)
+    found.runs |= {id(f): passing.runs[f.sample] for f in inst.period}
+    for state in inst.box.states:
+        key = inst.key, state.name
+        found.shares[key] = means(passing, inst.period, state)
+        if state.rule.learn and state.rule.objective is not None:
+            firing_of = Firing(anyone(passing), inst, inst.period, [state], found.shares[key])
+            found.states[key] = firing_of.gradient(state)
+            found.once |= {key} if state.rule.once else set()
 
 
 def anyone(passing: Pass) -> Run:
@@ -166,37 +208,84 @@ def means(passing: Pass, frames: list[Frame], state: State) -> dict[int, float]:
 
 
 def step(ref: Reference, passing: Pass) -> dict[str, Tensor]:
-    """All levels on steps look at what was, then change together."""
-    quiet(passing)
+    """All levels on steps look at what was, then change together; then the due are reset."""
     ref.steps += 1
+    ref.last_step = passing
     made: dict[str, Tensor] = {}
-    with torch.no_grad():
-        found = {level.name: found_by(ref, passing, level) for level in levels_on_steps(ref)}
-        changes: dict[str, Tensor] = {}
-        for level in levels_on_steps(ref):
-            made |= by_name(ref, found[level.name])
-            before = ref.sums.get(level.name)
-            ref.sums[level.name] = (
-                found[level.name] if before is None else before + found[level.name]
-            )
-            if level.clock.unit == "step" and level.clock.fires(ref.steps):
-                changes |= fire(ref, passing, level)
-        for name, value in changes.items():
-            ref.values[name] = value.detach()
-        for rules in ref.rules.values():
-            for inst in rules.values():
-                settle(inst)
+    levels = levels_on_steps(ref)
+    due = ticked(ref, levels, "step")
+    for level in levels:
+        with recording(ref, passing, level, due):
+            found = found_by(ref, passing, level)
+        made |= by_name(ref, level, found)
+        before = ref.sums.get(level.name)
+        ref.sums[level.name] = found if before is None else before + found
+    fire_levels(ref, passing, due)
+    reset_levels(ref, passing, "step")
     return {n: made[n] for n, p in ref.specs.items() if p.trained_by is not None and n in made}
 
 
+def ticked(ref: Reference, levels: list[Level], unit: str) -> list[Level]:
+    """Every level counts its steps and tasks since its reset (2.6.2): the ones that are due."""
+    for level in levels:
+        ref.counts[level.name, unit] = ref.counts.get((level.name, unit), 0) + 1
+    return [v for v in levels if v.clock.unit == unit and v.clock.fires(ref.counts[v.name, unit])]
+
+
+@contextmanager
+def recording(
+    ref: Reference, passing: Pass, level: Level, fired: Collection[Level]
+) -> Iterator[None]:
+    """What a slower level on steps or tasks will differentiate is written with its graph."""
+    opened = open_to(ref, level, fired)
+    quiet(passing, opened)
+    with torch.set_grad_enabled(opened):
+        yield
+
+
+def fire_levels(ref: Reference, passing: Pass, due: list[Level]) -> None:
+    changes: dict[str, Tensor] = {}
+    for level in due:
+        if level.name in ref.sums:
+            with recording(ref, passing, level, due):
+                changes |= fire(ref, passing, level)
+    for name, value in changes.items():
+        tell(ref, passing, "fire", name, ref.values[name], value)
+        ref.values[name] = value.detach()
+    forget(ref, passing, due)
+
+
+def forget(ref: Reference, passing: Pass, fired: Collection[Level]) -> None:
+    """A step's graph is not kept for nothing."""
+    closed = {
+        i.key for i in passing.shared.values() if i.level and not open_to(ref, i.level, fired)
+    }
+    for key, arrays in ref.kept.items():
+        if key[0] in closed:
+            ref.kept[key] = {n: a.detach() for n, a in arrays.items()}
+    for key, rules in ref.rules.items():
+        if key[0] == "array" or key[0] in closed:
+            for inst in rules.values():
+                settle(inst)
+
+
 def settle(inst: Instance) -> None:
-    """A step's graph is not kept."""
     for cell in inst.cells.values():
         for arrays in (cell.kept, cell.value, cell.standing, cell.start):
             for name, x in arrays.items():
                 arrays[name] = x.detach()  # type: ignore[index]
     for level in inst.levels.values():
         settle(level)
+
+
+def tell(
+    ref: Reference, passing: Pass, event: str, name: str, before: Tensor, after: Tensor
+) -> None:
+    """A weight, a state, or the start of another level's, which is told with its learner's name."""
+    p = ref.specs[name]
+    level = p.trained_by
+    path = f"{name}@{level.name}" if level and p.box and p.box.level is not level else name
+    anyone(passing).tell(event, path, level, 0, {"": before}, {"": after})
 
 
 def fire(ref: Reference, passing: Pass, level: Level) -> dict[str, Tensor]:
@@ -206,6 +295,39 @@ def fire(ref: Reference, passing: Pass, level: Level) -> dict[str, Tensor]:
         **arrays_learned(ref, passing, level, found),
         **states_changed(ref, passing, level, found),
     }
+
+
+# ---- resets ------------------------------------------------------------------------------------
+
+
+def reset_levels(ref: Reference, passing: Pass, unit: str) -> None:
+    """After the firings of a step, or of a task, the slowest first (2.7.3)."""
+    for level in sorted(levels_on_steps(ref), key=speed):
+        if level.resets.unit == unit and level.resets.fires(ref.counts[level.name, unit]):
+            reset(ref, passing, level)
+
+
+def reset(ref: Reference, passing: Pass, level: Level) -> None:
+    """States, and weights of an owner, go back to their start; the period ends (2.6.4, 2.6.5)."""
+    if level.partial == "flush" and level.name in ref.sums:
+        fire_levels(ref, passing, [level])
+    mine = [n for n, p in ref.specs.items() if p.trained_by is level]
+    for name in mine:
+        tell(ref, passing, "reset", name, ref.values[name], ref.starts[name])
+        ref.values[name] = ref.starts[name]
+    keys = {i.key for i in instances(passing, level)}
+    for key in [k for k in ref.kept if k[0] in keys]:
+        del ref.kept[key]
+    for key in [k for k in ref.rules if k[0] in keys or k[0] == "array" and k[1] in mine]:
+        del ref.rules[key]
+    for key in [(level.name, ()), *keys]:
+        ref.firings.pop(key, None)
+    ref.sums.pop(level.name, None)
+    for unit in ("step", "task"):
+        ref.counts[level.name, unit] = 0
+
+
+# ---- what a firing changes ---------------------------------------------------------------------
 
 
 def arrays_learned(ref: Reference, passing: Pass, level: Level, found: Found) -> dict[str, Tensor]:
@@ -290,34 +412,41 @@ def states_changed(ref: Reference, passing: Pass, level: Level, found: Found) ->
     """The states of boxes on steps (2.4.3)."""
     changed: dict[str, Tensor] = {}
     for inst in instances(passing, level):
-        if inst.box is None or not inst.period:
+        frames = found.frames.get(inst.key)
+        if inst.box is None or not frames:
             continue
-        states = [s for s in inst.box.states if s.rule.changes]
-        given = {
-            s.name: scaled(found.states[inst.key[0], s.name, inst.key[1]])
-            for s in states
-            if (inst.key[0], s.name, inst.key[1]) in found.states
-        }
-        shares = means(passing, inst.period, states[0]) if states else {}
-        work = Firing(anyone(passing), inst, inst.period, states, shares, given=given)
-        for name, arrays in work.new_states().items():
-            for array, value in arrays.items():
-                full = start_name(inst.key[0], name, array)
-                if full in ref.values:
-                    new = changed.setdefault(full, ref.values[full].clone())
-                    new[inst.key[1]] = value
-                else:
-                    kept = ref.kept.setdefault((inst.key, name), {})
-                    ref.kept[inst.key, name] = {**kept, array: value.detach()}
+        for state in (s for s in inst.box.states if s.rule.changes):
+            key = inst.key, state.name
+            given = {state.name: scaled(found.states[key])} if key in found.states else {}
+            work = Firing(
+                anyone(passing), inst, frames, [state], found.shares[key], given=given,
+                runs=found.runs,
+            )  # fmt: skip
+            put(ref, passing, inst, state, work.new_states()[state.name], changed)
         ref.firings[inst.key] = ref.firings.get(inst.key, 0) + 1
     return changed
+
+
+def put(
+    ref: Reference, passing: Pass, inst: Instance, state: State, arrays: Arrays,
+    changed: dict[str, Tensor],
+) -> None:  # fmt: skip
+    """Its own parameter, or what began as the start that another level learns, and now differs."""
+    path, heads = inst.key
+    names = {a: start_name(path, state.name, a) for a in arrays}
+    if all(n in ref.specs and ref.specs[n].trained_by is inst.level for n in names.values()):
+        for array, name in names.items():
+            changed.setdefault(name, ref.values[name].clone())[heads] = arrays[array].detach()
+    else:
+        anyone(passing).tell_update(inst, state.name, 0, inst.cells[state.name].kept, arrays)
+        ref.kept[inst.key, state.name] = dict(arrays)
 
 
 def scaled(gradient: Gradient) -> Gradient:
     examples = {}
     for name, pairs in gradient.examples.items():
         count = max(sum(x.reshape(-1, x.shape[-1]).shape[0] for x, _ in pairs), 1)
-        examples[name] = [(x.detach() / count**0.5, s * count**0.5) for x, s in pairs]
+        examples[name] = [(x / count**0.5, s * count**0.5) for x, s in pairs]
     return Gradient(gradient.grads, examples)
 
 
@@ -325,26 +454,21 @@ def scaled(gradient: Gradient) -> Gradient:
 
 
 def end_task(ref: Reference) -> None:
-    """Levels inside optimizers that count tasks fire on what the task's steps have summed."""
-    ref.tasks += 1
-    run = ref.last_run
-    if run is None:
+    """Levels that count tasks, inside optimizers too, fire on what the task's steps have summed."""
+    passing = ref.last_step
+    if passing is None:
         return
+    fire_levels(ref, passing, ticked(ref, levels_on_steps(ref), "task"))
+    run = anyone(passing)
     with torch.no_grad():
-        for level in levels_on_steps(ref):
-            if (
-                level.clock.unit == "task"
-                and level.clock.fires(ref.tasks)
-                and level.name in ref.sums
-            ):
-                for name, value in fire(ref, run.passing, level).items():
-                    ref.values[name] = value.detach()
         for rules in ref.rules.values():
             for inst in rules.values():
                 for inner in inst.levels.values():
                     clock = inner.box.clock if inner.box else None
-                    if clock is not None and clock.unit == "task" and clock.fires(ref.tasks):
+                    inner.tasks += 1
+                    if clock is not None and clock.unit == "task" and clock.fires(inner.tasks):
                         optimizers.fire_level(run, inner)
+    reset_levels(ref, passing, "task")
 
 
 def trained(specs: Mapping[str, Parameter]) -> list[str]:
