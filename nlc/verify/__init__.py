@@ -212,10 +212,18 @@ class Verifier:
     # ---- the whole -------------------------------------------------------------------------------
 
     def measure(self) -> Iterator[tuple[str, Measured | None]]:
-        """Each step twice: what it is, before it runs, and what was measured."""
-        for what, run in self.steps():
-            yield what, None
-            yield what, run()
+        """Each step twice: what it is, before it runs, and what was measured.
+
+        One thread: most operations are small, and the numbers are the same each time.
+        """
+        threads = torch.get_num_threads()
+        torch.set_num_threads(1)
+        try:
+            for what, run in self.steps():
+                yield what, None
+                yield what, run()
+        finally:
+            torch.set_num_threads(threads)
 
     def certificate(self, measured: tuple[Measured, ...]) -> Certificate:
         return Certificate(
