@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import product
+from math import hypot
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -147,7 +148,7 @@ def put(run: Run, inst: Instance, state: State, kept: Arrays, frame: Frame) -> N
 
 
 def size(arrays: Arrays) -> float:
-    return float(sum(float((a.detach() ** 2).sum()) for a in arrays.values()) ** 0.5)
+    return hypot(*(float(torch.linalg.vector_norm(a.detach())) for a in arrays.values()))
 
 
 @dataclass(eq=False)
