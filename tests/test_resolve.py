@@ -11,7 +11,7 @@ import torch
 
 from nlc.parse import parse
 from nlc.resolve import Resolved, resolve
-from nlc.system import ALL, Assign, Box, Clock, Handle, Loop, System, line_terms
+from nlc.system import ALL, Assign, Box, Clock, Handle, Loop, System, Term, line_terms
 from nlc.text import Source
 
 
@@ -583,6 +583,39 @@ def test_names_that_a_line_of_the_flow_may_not_bind(flow: str, found: list[str])
 def test_names_that_a_line_of_a_level_may_not_bind(head: str, line: str, found: list[str]) -> None:
     level = f"  level {head} every token {{\n    {line}\n    read 2 * x\n  }}"
     assert codes(lm(levels=level, flow=f"    x += {head.split('(')[0]}(x)")) == found
+
+
+# ---- names bound again ----
+
+
+def lines_of(found: System) -> dict[str, Term]:
+    return {line.name: line.value for line in found.flow.lines if isinstance(line, Assign)}
+
+
+def test_a_list_keeps_the_values_at_its_place() -> None:
+    flow = "l = [2 * x, x]; l_2 = x; x = 3 * x; l = [l[1], l[0]]; x = l[0]"
+    found = lines_of(system(lm(flow=f"    {flow}")))
+    first, second = found["l_3"], found["l_4"]
+    assert first.op == "mul" and second.op == "local"
+    kept = [found[n] for n in ("l_5", "l_6")]
+    assert [t.info for t in kept] == ["l_4", "l_3"]
+    assert found["x"].info == "l_5"
+
+
+@pytest.mark.parametrize(
+    ("lines", "read"),
+    [
+        ("y = x; y = 2 * x; y_2 = 3 * x", "y_2"),
+        ("y_2 = x; y = x; y = 2 * x", "y_3"),
+        ("y = x; y = x; y_2 = x; y_2 = x; y = 2 * x", "y_3"),
+    ],
+)
+def test_a_line_of_a_level_has_a_name_of_its_own(lines: str, read: str) -> None:
+    level = f"  level a(x) every token {{\n    {lines}\n    read y\n  }}"
+    found = box(system(lm(levels=level, flow="    x += a(x)")), "a")
+    names = [line.name for line in found.lines if isinstance(line, Assign)]
+    assert len(names) == len(set(names))
+    assert found.read is not None and found.read.info == read
 
 
 # ---- states named in a transfer (2.11.4) ----

@@ -85,7 +85,7 @@ class Body:
         self.box = box
         self.lines: list[Line] = []
         self.used: Counter[str] = Counter()
-        self.local_names: Counter[str] = Counter()
+        self.taken: set[str] = set()  # names of lines; of a flow, those to come as well
         self.where = ""  # the name of the line that is being resolved
         self.blocks: list[Block] = []
         self.starting = False
@@ -604,21 +604,46 @@ class Body:
                 value = self.whole(value, node.span)
             except Stop:
                 value = POISON
-        if not isinstance(value, Term):
+        if isinstance(value, list):
+            self.env[name] = self.entries(name, value, node)
+        elif isinstance(value, Term):
+            self.env[name] = self.line_of(self.local(name), value, node)
+        else:
             self.env[name] = value
-            return
-        local = self.local(name)
+
+    def line_of(self, local: str, value: Term, node: S.Node) -> Term:
         self.lines.append(Assign(local, value))
-        self.env[name] = self.term("local", (), value.shape, local, form=value.form, span=node.span)
+        return self.term("local", (), value.shape, local, form=value.form, span=node.span)
+
+    def entries(self, name: str, values: list[Any], node: S.Node) -> list[Any]:
+        """A list of a flow keeps its values, whatever the names in it are bound to later (2.7.2)."""
+        if self.box is not None:
+            return values
+        return [
+            self.entries(name, value, node)
+            if isinstance(value, list)
+            else self.line_of(self.fresh(name), value, node)
+            if isinstance(value, Term)
+            else value
+            for value in values
+        ]
 
     def local(self, name: str) -> str:
         """In a box each binding has its own name, so that a rule sees the value at its place
         (2.7.2).
         """
-        if self.box is None:
+        if self.box is None or name not in self.taken:
+            self.taken.add(name)
             return name
-        self.local_names[name] += 1
-        return name if self.local_names[name] == 1 else f"{name}_{self.local_names[name]}"
+        return self.fresh(name)
+
+    def fresh(self, name: str) -> str:
+        """A name that no line has."""
+        number = 2
+        while (made := f"{name}_{number}") in self.taken:
+            number += 1
+        self.taken.add(made)
+        return made
 
     def run(self, statements: tuple[S.Statement, ...]) -> None:
         """Plain lines of a block; other statements are the caller's."""

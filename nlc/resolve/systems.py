@@ -21,7 +21,7 @@ from ..system import (
     Transfer,
     Weight,
 )
-from .blocks import Block, calls_in
+from .blocks import Block, assigned, calls_in
 from .bodies import Body
 from .boxes import Boxes
 from .functions import Stop
@@ -309,6 +309,7 @@ class SystemStage:
         body = Body(self.r, self.body.env.new_child())
         inputs = tuple(self.flow_inputs(body, node))
         body.blocks.append(Block(body, node.body.statements))
+        body.taken.update(assigned(node.body))
         result: Term | None = None
         for s in node.body.statements:
             if isinstance(s, S.Return):
