@@ -309,6 +309,9 @@ def static(box: Box) -> Lowering:
 
 def loss_box(box: Box) -> Lowering:
     check_body(box)
+    assert box.level is not None
+    if box.linearise is not None and box.level.clock.period % box.linearise:
+        raise NotLowered("`linearise` of what learns the model's own loss", box.span)
     for s in box.states:
         rule = s.rule
         if rule.objective is None or rule.objective.op != "loss" or rule.through or rule.onto:

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Sequence
 from nlc.lower import NotLowered
 from nlc.plan import Plan
 from nlc.resolve.work import array_kind
-from nlc.system import Array, Assign, Box, Learn, Level, Line, Shape, State, Term
+from nlc.system import Array, Assign, Box, Learn, Level, Line, Shape, State, System, Term
 
 from ..parameters import boxes as every_box
 from ..parameters import start_draw, trainer
@@ -476,8 +476,7 @@ class Writer:
             code.docstring([f"level {level.name} {level.clock} ({where})."])
             code.add("")
             at = len(code.lines)
-            if level.objective is not None and level.objective.op != "loss":
-                raise NotLowered(f"an objective of `{level.name}` beside `loss`", level.span)
+            check_steps(self.system, level)
             writer = RuleWriter(code)
             rows, lines = self.optimizer_rows(writer, level)
             body, code.lines = code.lines[at:], code.lines[:at]
@@ -564,6 +563,23 @@ class Writer:
                 "",
             ]
         return writer.known[text].name
+
+
+def check_steps(system: System, level: Level) -> None:
+    """What a generated optimizer does not do: it is called at every step and at nothing else."""
+    clock, name = level.clock, f"`{level.name}`"
+    if level.objective is not None and level.objective.op != "loss":
+        raise NotLowered(f"an objective of {name} beside `loss`", level.span)
+    if clock.unit == "task" or clock.phase is not None:
+        raise NotLowered(f"the clock of {name} ({clock})", level.span)
+    if level.resets.unit != "never":
+        raise NotLowered(f"`reset {level.resets}` of {name}", level.span)
+    for t in system.transfers:
+        ends = {"init": (t.target, t.source), "backprop": (t.source, t.target)}
+        entered, learner = ends.get(t.kind, (level, None))
+        if learner is level and entered is not level and entered.clock.unit in ("step", "task"):
+            if t.kind == "init" or clock.period > 1:
+                raise NotLowered(f"`{t.kind}` between two levels on steps", t.span)
 
 
 def start_line(level: Level, box: Box, state: State, array: Array) -> Learn | None:
