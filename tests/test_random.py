@@ -307,6 +307,13 @@ ATTENTION = """level mixer(x) always {
   k = split(linear(x, 4), 2)
   read join(attend(k, k, k))
 }"""
+ADAPTER = """level mixer(x) every step {
+  state A : matrix(4, 4)
+  objective loss
+  learn gradient(rate = 0.1)
+  read A(linear(x, 4))
+}"""
+ON_STEPS = with_mixer(ADAPTER, OPEN)
 REFUSED = {
     "one of them `first order`": with_mixer(matrix(), OPEN, "init training -> mixer first order"),
     "`through` different lengths": with_mixer(
@@ -316,6 +323,16 @@ REFUSED = {
     "through a write that reads its state": with_mixer(
         matrix(rule="gradient(rate = 0.1)").replace("v = split(linear(x, 4), 2)", "v = k"),
         f"{OPEN} first order",
+    ),
+    "the clock of `training` (every task)": ON_STEPS.replace("every step", "every task", 1),
+    "the clock of `training` (every 2 steps from 1)": ON_STEPS.replace("step", "2 steps from 1", 1),
+    "`reset every 9 steps` of `training`": ON_STEPS.replace("step {", "step { reset every 9 steps"),
+    "`backprop` between two levels on steps": ON_STEPS.replace("step", "2 steps", 1),
+    "`init` between two levels on steps": with_mixer(
+        ADAPTER.replace("linear(x, 4)", "x"), "init training -> mixer"
+    ).replace("step", "2 steps", 1),
+    "`linearise` of what learns the model's own loss": with_mixer(
+        ADAPTER.replace("step {", "3 tokens { linearise every 6 tokens"), f"{OPEN} first order",
     ),
 }  # fmt: skip
 
