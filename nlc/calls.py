@@ -59,6 +59,17 @@ def setting(word: str) -> tuple[str, Any]:
     return name.strip(), list(found) if isinstance(found, tuple) else found
 
 
+def shape(word: str) -> tuple[int, int, int]:
+    """`2x512x128`: samples, tokens and width; without a width, 0."""
+    parts = word.lower().split("x")
+    if len(parts) not in (2, 3) or not all(p.isdecimal() and int(p) for p in parts):
+        raise argparse.ArgumentTypeError(
+            f"{word!r} is not SAMPLESxTOKENSxWIDTH, as in 2x512x128; the width may be left out"
+        )
+    batch, time, width = (*map(int, parts), 0)[:3]
+    return batch, time, width
+
+
 def positive(word: str) -> int:
     return int(_number(word, int, 1, "a whole number of at least 1"))
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
-from .calls import Arguments, Parser, amount, minutes, natural, positive, setting, several
+from .calls import Arguments, Parser, amount, minutes, natural, positive, setting, several, shape
 from .files import CallError, did_you_mean, near_file, read_text, why, write_output
 
 ROUNDS_OF_FIXES = 10
@@ -360,6 +360,64 @@ def _silent(text: str) -> None:
     """Says nothing: the whole is written at the end."""
 
 
+# ---- bench -------------------------------------------------------------------------------------
+
+
+def _bench_words(parser: Parser) -> None:
+    parser.add(
+        "spec", metavar="SPEC", nargs="?",
+        help="a system, beside a transformer (default: all that nlc is judged by, in minutes)",
+    )  # fmt: skip
+    parser.add("--memory", metavar="NAME", help="a shipped memory as a layer, beside its peers")
+    parser.add(
+        "--shape", metavar="BxTxW", type=shape, action="append", default=[], dest="shapes",
+        help="samples, tokens and width; may be given again (default: 1x512x128 to 2x2048x256)",
+    )  # fmt: skip
+    parser.add("--heads", metavar="N", type=positive, default=4, help="of a layer (default: 4)")
+    parser.add(
+        "--lengths", metavar="N", type=positive, nargs="+", default=[],
+        help="what a token costs in streams of so many",
+    )  # fmt: skip
+    parser.add("--context", metavar="N", type=positive, help="what the token after N others costs")
+    parser.add("--rounds", metavar="N", type=positive, default=5, help="(default: 5)")
+    parser.add("--threads", metavar="N", type=positive, default=1, help="of the CPU (default: 1)")
+    parser.add("--device", metavar="NAME", default="cpu", help="cpu (default) or cuda")
+    parser.add("--dtype", choices=("float32", "bfloat16"), default="float32")
+    parser.add("--format", choices=("text", "json"), default="text", help="of the output")
+    _add_set(parser)
+    _add_output(parser)
+
+
+def _bench(arguments: Arguments) -> int:
+    if arguments.spec is not None and arguments.memory is not None:
+        raise CallError("Either a system or --memory NAME is measured, not both.")
+    if arguments.memory is not None and not all(width for _, _, width in arguments.shapes):
+        raise CallError("A layer needs a width: --shape SAMPLESxTOKENSxWIDTH.")
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # a profiler tells when it starts
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+    from . import bench as B
+
+    given = {k: v for k, v in vars(arguments).items() if k not in ("format", "output")}
+    given["settings"] = dict(arguments.settings)
+    given["shapes"] = tuple(B.Shape(*s) for s in arguments.shapes)
+    given["lengths"] = tuple(arguments.lengths)
+    if arguments.spec is not None:
+        given["spec"] = str(_find(arguments.spec))
+    machine = B.machine(arguments.device, arguments.threads)
+    shown = arguments.format == "text" and arguments.output is None
+    say = _say if shown else _silent
+    say(", ".join(f"{k} {v}" for k, v in machine.items()) + "\n")
+    say("ratio: the time that a token takes, in parts of the first row's\n\n")
+    results = []
+    for result in B.bench(B.Options(**given), _pending):
+        results.append(result)
+        say(result.text() + "\n")
+    if arguments.format == "json":
+        data = {"machine": machine, "results": [r.data() for r in results]}
+        return _emit(json.dumps(data, indent=2, ensure_ascii=False), arguments.output)
+    return 0 if shown else _emit("\n".join(r.text() for r in results), arguments.output)
+
+
 # ---- train, generate -------------------------------------------------------------------------
 
 
@@ -443,6 +501,7 @@ VERBS = {
     "explain": Verb("the derived update rules, or a diagnostic's page", _explain_words, _explain),
     "build": Verb("write the PyTorch module", _build_words, _build),
     "verify": Verb("measure what must hold of a system", _verify_words, _verify),
+    "bench": Verb("time and memory, beside peers that are installed", _bench_words, _bench),
     "train": Verb("train on real text", _train_words, _train),
     "generate": Verb("stream text from a trained run", _generate_words, _generate),
 }
