@@ -132,6 +132,7 @@ class Made:
     weights: bool = True  # its body uses unnamed weights
     starts: bool = False  # its states may start where training has learned
     first_order: bool = False  # training takes its gradients as constants
+    second_order: bool = False  # its gradients are all that some of its starts learn by
     opened: bool = True  # training's gradient enters its states
     learner: bool = False  # it learns the model's loss on tokens
     periods: tuple[int, ...] = ()
@@ -515,16 +516,18 @@ class Writer:
             "u": "0.5 * squeeze(sigmoid(G.rate(z)))",
         }  # fmt: skip
         used = words([*rules, own, gate])
+        named = ["rate"] * bool(used & {"b", "u"}) + ["keep"] * ("a" in used)
+        gates = [", ".join(named)] if named else []
         query = self.pick("k", f"unit(split(linear(x, {w}), {h}))", f"split(linear(x, {w}), {h})")
         text = [
             f"level {name}(x) every token {{",
             f"state M[main, key, value] : {self.form(n, n)} per {h} {{ objective {own} }}",
-            f"state G[rate, keep] : {last} per {h} {{ objective {gate} }}",
+            *(f"state G[{g}] : {last} per {h} {{ objective {gate} }}" for g in gates),
             f"z = split(x, {h})", "k = unit(M.key(z))",
             *(f"{y} = {e}" for y, e in lines.items() if y in used), *rules,
             f"read join(M.main({query})){self.pick('', ' before write')}", "}",
         ]  # fmt: skip
-        return Made(name, "network", text, starts=True)
+        return Made(name, "network", text, starts=True, second_order=True)
 
     # ---- the model's own loss ----
 
@@ -571,7 +574,8 @@ class Writer:
             return []
         if m.weights and not m.first_order and not stands and self.chance(15):
             start = m.starts and self.chance(50)
-            init = [f"transfer init training -> {m.name}{self.pick('', ' first order')}"] * start
+            order = self.pick("", " first order") * (not m.second_order)
+            init = [f"transfer init training -> {m.name}{order}"] * start
             return [f"transfer condition training -> {m.name}", *init]
         adapters = [a.name for a in self.made if a.kind == "adapter" and not stateless(m)]
         to = ", ".join(["training", *adapters, *(l.name for l in learners)])
@@ -584,9 +588,8 @@ class Writer:
             targets = "training"
         lines = [f"transfer backprop {m.name} -> {targets}{tail}"]
         if m.starts and self.chance(50):
-            lines.append(
-                f"transfer init training -> {m.name}{' first order' if self.chance(8) else tail}"
-            )
+            first = self.chance(8) and not m.second_order
+            lines.append(f"transfer init training -> {m.name}{' first order' if first else tail}")
         return lines
 
     def of_learner(self, m: Made) -> list[str]:

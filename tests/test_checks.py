@@ -7,9 +7,12 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 
+from nlc.backends.reference import Reference
 from nlc.checks import check, check_alone
 from nlc.codes import CODES
 from nlc.diagnostics import Diagnostic
@@ -291,3 +294,79 @@ HEBB = "objective -dot(M(x), x); learn gradient(rate = 1)"
 def test_what_grows_without_bound(reset: str, rule: str, grows: bool) -> None:
     found = [d.code for d in told(GROWS.format(reset=reset, rule=rule))]
     assert found == (["NL501"] if grows else [])
+
+
+# ---- learned starts, and names that are bound again (NL401) ----
+
+HOPE = (SPECS / "hope.nl").read_text(encoding="utf-8")
+SMALL: dict[str, Any] = {
+    "vocab": 11, "width": 8, "depth": 1, "heads": 2, "chunk": 3, "periods": [2, 4],
+}  # fmt: skip
+RULE, GATE = "dgd(rate = η)", "retain    α"
+INIT = "transfer init training -> titans"
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "dead"),
+    [
+        ("", "", set()),
+        (RULE, "momentum(rate = η, keep = 0.5)", set()),
+        (RULE, "adam(rate = 0.01)", {"G.rate"}),
+        (GATE, "retain    0.99", {"G.keep"}),
+        (GATE, "", {"G.keep"}),
+        ("k = unit(M.key(z))", "k = unit(z)", {"M.key"}),
+        ("v = unit(M.value(z))", "v = stop(unit(M.value(z)))", {"M.value"}),
+        ("transfer backprop titans -> training ", "# ", set()),
+        (INIT, f"{INIT} first order", {"M.key", "M.value"}),
+        (INIT, f"{INIT}.M", set()),
+        (INIT, "# none", set()),
+        ("x += titans(", "y = titans(", {"M.main", "M.key", "M.value", "G.rate", "G.keep"}),
+    ],
+)
+def test_a_start_is_told_if_its_gradient_is_zero(old: str, new: str, dead: set[str]) -> None:
+    assert old in HOPE
+    text = HOPE.replace(old, new, 1) if old else HOPE
+    file, found = parse(Source("case.nl", text))
+    assert file is not None and not found
+    system = resolve(file, SPECS, SMALL).system
+    assert system is not None
+    messages = [d.message for d in check(system) if d.code == "NL401" and "start" in d.message]
+    assert len(messages) == bool(dead)
+    assert set(re.findall(r"`([MG]\.\w+)`", "".join(messages))) == dead
+    gradients = Reference(system).gradients(torch.arange(8)[None] % 5)
+    zero = {n for n, g in gradients.items() if "titans." in n and not g.any()}
+    assert {re.sub(r".*titans\.(\w+\.\w+).*", r"\1", n) for n in zero if ".W" in n} == dead
+
+
+FLOW = """nl 1
+system lm(vocab = 256, width = 64) {{
+  level training every step {{ objective loss; learn adamw(rate = 4e-4) }}
+  flow(tokens) {{
+    x = embed(tokens, vocab, width)
+    {flow}
+    logits = unembed(norm(x), vocab)
+    loss = cross_entropy(logits, next(tokens))
+    return logits
+  }}
+}}
+"""
+
+
+@pytest.mark.parametrize(
+    ("flow", "dead"),
+    [
+        ("x = linear(x, width)", []),
+        ("y = linear(x, width); y = x; x += y", [6]),
+        ("y = x; repeat 2 { x += y; y = linear(x, width) }", []),
+        ("repeat 2 { y = linear(x, width); x += y; y = x }", []),
+        ("y = x; repeat 2 { y = linear(x, width); y = tanh(x); x += y }", [6]),
+        ("y = x; repeat 2 { x += y; repeat 2 { y = linear(y, width) } }", []),
+        ("repeat 1 { y = x; x += y; y = linear(x, width) }", [6]),
+        ("y = x; repeat 1 { x += y; y = linear(x, width) }", [6]),
+        ("y = x; repeat i in [1, 2] { x += i * y; y = linear(x, width) }", [6]),
+        ("l = [linear(x, width), x]; x = l[1]", [6]),
+        ("l = [linear(x, width), x]; x = l[0]", []),
+    ],
+)
+def test_a_name_is_what_it_was_last_bound_to(flow: str, dead: list[int]) -> None:
+    assert [d.span.line for d in told(FLOW.format(flow=flow))] == dead

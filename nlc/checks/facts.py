@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -15,7 +15,7 @@ from ..diagnostics import Fix
 from ..system import Box, Level, State, System, Term, Transfer, Weight, line_terms
 from ..text import Span
 from .sources import Making, Source, handed_in, makings
-from .terms import assigns, distinct, optimizers_of, roots_of, served_by
+from .terms import assigns, bindings, distinct, optimizers_of, roots_of, served_by
 
 Pair = tuple[str, str]
 
@@ -57,12 +57,28 @@ class Facts:
                     found[id(term.info)] = Call(term.args, box)
         return found
 
+    def uses_of(self, weights: Collection[int]) -> dict[int, list[tuple[Term, Box | None]]]:
+        """The terms that these weights stand in, by weight, each with its body."""
+        found: dict[int, list[tuple[Term, Box | None]]] = defaultdict(list)
+        bodies: list[tuple[Box | None, list[Term]]] = [(None, self.flow_terms)]
+        bodies += [(box, list(distinct(list(roots_of(box))))) for box in self.all_boxes]
+        for box, terms in bodies:
+            for term in terms:
+                for arg in term.args:
+                    if arg.op == "weight" and id(arg.info) in weights:
+                        found[id(arg.info)].append((term, box))
+        return found
+
+    @cached_property
+    def flow_values(self) -> dict[int, list[Term]]:
+        """What each use of a plain name of the flow may stand for."""
+        flow = self.system.flow
+        return bindings(flow.lines, [flow.result, *([flow.loss] if flow.loss else [])])
+
     @cached_property
     def values(self) -> dict[tuple[int, str], list[Term]]:
-        """What is assigned to each plain name of each body (of the flow: 0)."""
+        """What is assigned to each plain name of each body, where none is bound twice."""
         found: dict[tuple[int, str], list[Term]] = defaultdict(list)
-        for assign in assigns(self.system.flow.lines):
-            found[0, assign.name].append(assign.value)
         for box in self.all_boxes:
             for assign in assigns(box.lines):
                 found[id(box), assign.name].append(assign.value)
@@ -129,6 +145,32 @@ class Facts:
         for t in self.system.transfers:
             if t.kind == "backprop":
                 found[t.target.name].append(t)
+        return found
+
+    @cached_property
+    def inits_into(self) -> dict[str, list[Transfer]]:
+        """The `init` lines by the level that starts from what they say."""
+        found: dict[str, list[Transfer]] = defaultdict(list)
+        for t in self.system.transfers:
+            if t.kind == "init":
+                found[t.target.name].append(t)
+        return found
+
+    def inits(self, level: Level, state: State | None) -> list[Transfer]:
+        """Those that speak of a state; None: of the level as a whole."""
+        return [t for t in self.inits_into.get(level.name, []) if t.speaks_of(state)]
+
+    def starts_at(self, level: Level, state: State) -> list[Level]:
+        """The levels whose state its start is: M@A, then M@A@Z, to the first that lives on
+        (2.11.4).
+        """
+        found: list[Level] = []
+        edges = self.inits(level, state)
+        while edges and edges[0].source not in found:
+            found.append(edges[0].source)
+            if found[-1].clock.unit not in ("token", "sequence"):
+                break
+            edges = self.inits(found[-1], None)
         return found
 
     @cached_property

@@ -11,8 +11,9 @@ from ..diagnostics import Diagnostic
 from ..system import Box, Level, State, Term, Weight
 from ..text import Span
 from .facts import Facts, header
-from .paths import FIRST_ORDER, FLAT, Paths, flat_args, gradient_args
-from .terms import distinct
+from .paths import FIRST_ORDER, FLAT, Paths, feeding, flat_args, gradient_args, names
+from .starts import Start, Starts
+from .terms import distinct, roots_of
 
 # ---- parts that lack each other ----
 
@@ -105,12 +106,6 @@ def seen(objective: Term, box: Box, state: State) -> bool:
     return False
 
 
-def names(term: Term, box: Box, state: State) -> bool:
-    if term.op not in ("state", "apply"):
-        return False
-    return term.info.box is box and term.info.name == state.name
-
-
 def unseen(facts: Facts, box: Box, state: State, objective: Term) -> Diagnostic:
     name = state.name
     place = facts.place(objective.span, header(box.span))
@@ -159,11 +154,13 @@ def nl401(facts: Facts) -> Iterator[Diagnostic]:
         yield from no_loss(facts)
         return
     told: set[str] = set()
-    for level, diagnostic in dead_states(facts):
-        told.add(level.name)
-        yield diagnostic
+    quiet: set[int] = set()  # weights that serve only what has been told to reach nothing
+    yield from dead_states(facts, told)
+    for name in told:
+        quiet |= serving(facts, facts.system.level(name))
+    yield from dead_starts(facts, told, quiet)
     if owner is not None and owner.learn and owner.objective is not None:
-        yield from dead_weights(facts, owner, owner.objective, told)
+        yield from dead_weights(facts, owner, owner.objective, quiet)
 
 
 def no_loss(facts: Facts) -> Iterator[Diagnostic]:
@@ -185,24 +182,36 @@ def uses_loss(term: Term) -> bool:
 
 
 def dead_weights(
-    facts: Facts, owner: Level, objective: Term, told_of: set[str]
+    facts: Facts, owner: Level, objective: Term, quiet: set[int]
 ) -> Iterator[Diagnostic]:
-    """One message a place; none for the weights of levels that have been told to reach nothing."""
+    """One message a place."""
     reached = Paths(facts, owner).from_(objective)
     dead = [w for w in facts.system.weights if id(w) not in reached.weights]
-    quiet = {id(w) for name in told_of for w in facts.weights_of.get(name, [])}
     dead = [w for w in dead if id(w) not in quiet and passes_back(facts, owner, w)]
     if not dead:
         return
     told: set[tuple[str, Span]] = set()
     cut = reached.cut_off()
     opened = Paths(facts, owner, all_open=True).from_(objective).weights
-    for weight in dead:
+    for weight in last_of(facts, owner, dead):
         diagnostic = unreached(facts, owner, weight, cut.get(id(weight)), opened)
         key = (diagnostic.code, diagnostic.span)
         if key not in told:
             told.add(key)
             yield diagnostic
+
+
+def last_of(facts: Facts, owner: Level, dead: list[Weight]) -> list[Weight]:
+    """Those that feed no other: what is made of the rest goes into these."""
+    uses = facts.uses_of({id(w) for w in dead})
+    kept: list[Weight] = []
+    fed: set[int] = set()
+    for weight in reversed(dead):
+        if id(weight) not in fed:
+            kept.append(weight)
+            for term, box in uses[id(weight)]:
+                fed |= feeding(facts, owner, list(term.args), box)
+    return kept[::-1]
 
 
 def passes_back(facts: Facts, owner: Level, weight: Weight) -> bool:
@@ -220,21 +229,29 @@ def unreached(
     if cut is not None:
         return flat(cut, facts.place(cut.span, span))
     what = line_of(span)
-    family = opened.get(id(weight))
+    family = opened.get(id(weight), "")
     if not family:
         message = f"`{what}` gets no gradient: nothing that it makes reaches the loss"
         return Diagnostic("NL401", message, span, "use what it makes, or take the line out")
     if family.endswith(FIRST_ORDER):
         level = family.removesuffix(FIRST_ORDER)
-        message = (
-            f"`{what}` gets no gradient: it enters only the gradient of `{level}`, which "
-            "`first order` takes as a constant"
-        )
-        help = f"take `first order` off `transfer backprop {level} -> {owner.name}`"
-        return Diagnostic("NL401", message, span, help)
-    line = f"transfer backprop {family} -> {owner.name}"
+        line = f"transfer backprop {level} -> {owner.name}"
+        return only_in_gradient(f"`{what}`", level, line, span)
+    return through_closed(facts, f"`{what}`", family, owner, span)
+
+
+def only_in_gradient(what: str, level: str, line: str, span: Span) -> Diagnostic:
     message = (
-        f"`{what}` gets no gradient: it reaches the loss only through the state of `{family}`, and "
+        f"{what} gets no gradient: it enters only the gradient of `{level}`, which `first order` "
+        "takes as a constant"
+    )
+    return Diagnostic("NL401", message, span, f"take `first order` off `{line}`")
+
+
+def through_closed(facts: Facts, what: str, family: str, learner: Level, span: Span) -> Diagnostic:
+    line = f"transfer backprop {family} -> {learner.name}"
+    message = (
+        f"{what} gets no gradient: it reaches the loss only through the state of `{family}`, and "
         f"no `{line}` opens it"
     )
     return Diagnostic("NL401", message, span, f"add `{line}`", fix=facts.add_transfer(line))
@@ -248,11 +265,13 @@ def line_of(span: Span) -> str:
     return next((p for p in parts if span.text in p), span.text).strip()
 
 
-def dead_states(facts: Facts) -> Iterator[tuple[Level, Diagnostic]]:
-    """States that learn the model's loss, and whose reading does not enter it."""
+def dead_states(facts: Facts, levels: set[str]) -> Iterator[Diagnostic]:
+    """States that learn the model's loss, and whose reading does not enter it; `levels` gathers
+    whose they are.
+    """
     loss = facts.system.flow.loss
     assert loss is not None
-    reached: dict[frozenset[str], Paths] = {}
+    reached: dict[frozenset[tuple[str, bool]], Paths] = {}
     told: set[tuple[str, Span]] = set()
     for level in facts.system.levels:
         learners = [
@@ -261,14 +280,25 @@ def dead_states(facts: Facts) -> Iterator[tuple[Level, Diagnostic]]:
         learners = [(b, s) for b, s in learners if s.rule.learn]
         if not learners:
             continue
-        opened = frozenset(t.source.name for t in facts.backprop_into.get(level.name, []))
+        into = facts.backprop_into.get(level.name, [])
+        opened = frozenset((t.source.name, t.first_order) for t in into)
         if opened not in reached:
             reached[opened] = Paths(facts, level).from_(loss)
         for box, state in learners:
-            key = (state.name, state.span)
-            if (id(box), state.name) not in reached[opened].states and key not in told:
-                told.add(key)
-                yield level, dead_state(facts, level, box, state)
+            if (id(box), state.name) in reached[opened].states:
+                continue
+            levels.add(level.name)
+            if (state.name, state.span) not in told:
+                told.add((state.name, state.span))
+                yield dead_state(facts, level, box, state)
+
+
+def serving(facts: Facts, level: Level) -> set[int]:
+    """The weights that its bodies use, and those that make what they are given."""
+    found: set[int] = set()
+    for box in facts.boxes_of[level.name]:
+        found |= feeding(facts, level, list(roots_of(box)), box)
+    return found
 
 
 def dead_state(facts: Facts, level: Level, box: Box, state: State) -> Diagnostic:
@@ -278,3 +308,43 @@ def dead_state(facts: Facts, level: Level, box: Box, state: State) -> Diagnostic
     call = facts.calls.get(id(box))
     span = facts.place(state.span, header(level.span)) if call else header(level.span)
     return Diagnostic("NL401", message, span, f"use what `{level.name}` answers, or take it out")
+
+
+# ---- starts that no gradient reaches (2.11.4) ----
+
+
+def dead_starts(facts: Facts, told: set[str], quiet: set[int]) -> Iterator[Diagnostic]:
+    """One message for those of a level that lack a gradient for one reason. `quiet` gathers the
+    weights that serve only them: all of a level, if none of its starts is reached.
+    """
+    starts = Starts(facts)
+    for dead in starts.dead(told):
+        yield unstarted(facts, starts.why(dead[0]), dead)
+        for start in dead:
+            quiet |= starts.weights(start)
+        for level in {d.level.name: d.level for d in dead}.values():
+            if len([d for d in dead if d.level is level]) == len(facts.states_of(level)):
+                quiet |= serving(facts, level)
+
+
+def unstarted(facts: Facts, why: Term | str, dead: list[Start]) -> Diagnostic:
+    start = dead[0]
+    learner, level = start.learner.name, start.level
+    span = facts.place(start.state.span, header(level.span))
+    if isinstance(why, Term):
+        return flat(why, facts.place(why.span, span))
+    what = shown(dead)
+    if why.endswith(FIRST_ORDER):
+        name = why.removesuffix(FIRST_ORDER)
+        return only_in_gradient(what, name, f"transfer init {learner} -> {name}", span)
+    if why:
+        return through_closed(facts, what, why, start.learner, span)
+    message = f"{what} gets no gradient: nothing that `{level.name}` makes of it reaches the loss"
+    help = f"use `{start.state.path}`, or leave it out of `transfer init {learner} -> ..`"
+    return Diagnostic("NL401", message, span, help)
+
+
+def shown(dead: list[Start]) -> str:
+    first, *rest = dict.fromkeys(f"`{d.state.path}`" for d in dead)
+    others = f" (and of {', '.join(rest)})" if rest else ""
+    return f"the start of {first}{others} that `{dead[0].learner.name}` learns"

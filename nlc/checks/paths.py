@@ -48,31 +48,52 @@ def flat_args(term: Term) -> list[Term]:
     return [a for i, a in enumerate(term.args) if i not in _OPEN.get(term.op, ())]
 
 
+def addends(objective: Term, box: Box, state: State) -> list[Term]:
+    """Those with a gradient at the state, or with the loss of the model: others are constants."""
+    found: list[Term] = []
+    waiting = [objective]
+    while waiting:
+        term = waiting.pop()
+        if term.op in ("add", "sub", "neg"):
+            waiting += term.args
+        elif any(t.op == "loss" or names(t, box, state) for t in term.walk()):
+            found.append(term)
+    return found
+
+
+def names(term: Term, box: Box, state: State) -> bool:
+    if term.op not in ("state", "apply"):
+        return False
+    return term.info.box is box and term.info.name == state.name
+
+
 class Paths:
-    """What a gradient of a level reaches. Names of the flow that are bound again are one name here,
-    so what is reached is never too little.
+    """What a gradient of a level reaches: never less than in truth. `starts`: that of the starts
+    which it learns for others, whose chain of states is open (2.11.4).
     """
 
-    def __init__(self, facts: Facts, level: Level, *, all_open: bool = False) -> None:
+    def __init__(
+        self, facts: Facts, level: Level, *, starts: bool = False, all_open: bool = False
+    ) -> None:
         self.facts = facts
         self.level = level
+        self.starts = starts
         self.all_open = all_open
+        self.feeding = False
         self.weights: dict[int, str] = {}  # the first closed family on the way, or ""
-        self.states: set[tuple[int, str]] = set()
+        self.states: dict[tuple[int, str], str] = {}  # likewise
         self.cut: list[Place] = []
         self.seen: set[tuple[int, int]] = set()
-        self.entered: set[tuple[int, str]] = set()
         self.named: set[tuple[int, str]] = set()
         self.waiting: list[tuple[Term, Box | None, str]] = []
         self.through = ""  # the first closed family on the way to what is visited
         self.stops: dict[int, set[int]] = {}
-        into = facts.backprop_into.get(level.name, [])
-        self.open = {t.source.name for t in into}
-        whole = {t.source.name for t in into if not t.first_order}
-        self.first_order = self.open - whole
+        self.open = {t.source.name for t in facts.backprop_into.get(level.name, [])}
+        if starts:
+            self.open |= set(facts.inits_into)
 
-    def from_(self, objective: Term) -> Paths:
-        self.add([objective], None)
+    def from_(self, *objectives: Term, box: Box | None = None) -> Paths:
+        self.add(list(objectives), box)
         self.walk()
         return self
 
@@ -91,11 +112,11 @@ class Paths:
         match term.op:
             case "weight":
                 self.weights.setdefault(id(term.info), self.through)
-            case "loss":
+            case "loss" if not self.feeding:
                 loss = self.facts.system.flow.loss
                 self.add([loss] if loss is not None else [], None)
             case "local":
-                self.enter_name((id(box) if box is not None else 0, term.info), box)
+                self.enter_name(term, box)
             case "input" if box is not None:
                 self.enter_input(box, term.info)
             case "call":
@@ -123,7 +144,11 @@ class Paths:
             if state.rule.objective is not None:
                 yield from (id(t) for t in state.rule.objective.walk() if t.op == "stop")
 
-    def enter_name(self, key: tuple[int, str], box: Box | None) -> None:
+    def enter_name(self, term: Term, box: Box | None) -> None:
+        if box is None:
+            self.add(self.facts.flow_values.get(id(term), []), None)
+            return
+        key = (id(box), term.info)
         if key not in self.named:
             self.named.add(key)
             self.add(self.facts.values.get(key, []), box)
@@ -138,10 +163,9 @@ class Paths:
 
     def enter_state(self, box: Box, name: str) -> None:
         """Into what made the state: its start, its rule, and the optimizers of that rule."""
-        if (id(box), name) in self.entered:
+        if (id(box), name) in self.states:
             return
-        self.entered.add((id(box), name))
-        self.states.add((id(box), name))
+        self.states[id(box), name] = self.through
         state = next((s for s in box.states if s.name == name), None)
         if state is None:
             return
@@ -161,10 +185,11 @@ class Paths:
 
     def enter_rule(self, box: Box, state: State) -> None:
         level = self.facts.user_of[id(box)]
-        terms = rule_terms(state.rule)
-        if level.name in self.first_order:  # the gradient is a constant (2.11.3)
-            terms = [t for t in terms if t is not state.rule.objective]
+        terms = [t for t in rule_terms(state.rule) if t is not state.rule.objective]
+        if self.is_constant(level, state):
             self.enter_constant(level, state, box)
+        elif state.rule.objective is not None:
+            terms += addends(state.rule.objective, box, state)
         self.add(terms, box)
         if state.start is not None:
             self.add([state.start], box)
@@ -172,10 +197,19 @@ class Paths:
             for optimizer in learn.optimizers.values():
                 self.enter_optimizer(optimizer)
 
+    def is_constant(self, level: Level, state: State) -> bool:
+        """Whether the gradient that changes a state is a constant: `first order` (2.11.3)."""
+        edges = [t for t in self.facts.backprop_into.get(self.level.name, []) if t.source is level]
+        inits = self.facts.inits(level, state) if self.starts else []
+        own = [t for t in inits if t.source is self.level]
+        if own or self.starts and self.level in self.facts.starts_at(level, state):
+            edges = own or inits
+        return bool(edges) and all(t.first_order for t in edges)
+
     def enter_constant(self, level: Level, state: State, box: Box) -> None:
         if self.all_open and state.rule.objective is not None:
             outer, self.through = self.through, self.through or f"{level.family}{FIRST_ORDER}"
-            self.add([state.rule.objective], box)
+            self.add(addends(state.rule.objective, box, state), box)
             self.through = outer
 
     def enter_optimizer(self, optimizer: Box) -> None:
@@ -186,16 +220,23 @@ class Paths:
 
     # ---- what a flat function cuts off ----
 
-    def cut_off(self) -> dict[int, Term]:
-        """The weights that a gradient would reach if it passed the flat functions, each with the
-        one
-        that it would have to pass.
+    def cut_off(self) -> dict[object, Term]:
+        """The weights and states that a gradient would reach if it passed the flat functions, each
+        with the one that it would have to pass.
         """
-        found: dict[int, Term] = {}
+        found: dict[object, Term] = {}
         for term, box in list(self.cut):
-            before = set(self.weights)
+            before = self.weights.keys() | self.states.keys()
             self.through = ""
             self.add(flat_args(term), box)
             self.walk()
-            found.update(dict.fromkeys(self.weights.keys() - before, term))
+            after = self.weights.keys() | self.states.keys()
+            found.update(dict.fromkeys(after - before, term))
         return found
+
+
+def feeding(facts: Facts, learner: Level, terms: list[Term], box: Box | None) -> set[int]:
+    """The weights that make what these terms use: of what reaches nothing, they serve nothing."""
+    paths = Paths(facts, learner, all_open=True)
+    paths.feeding = True
+    return set(paths.from_(*terms, box=box).weights)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterator
 
 from ..system import Assign, Box, Handle, Learn, Level, Line, Rule, State, Term, line_terms
@@ -13,6 +14,36 @@ def assigns(lines: tuple[Line, ...]) -> Iterator[Assign]:
             yield line
         else:
             yield from assigns(line.lines)
+
+
+def bindings(lines: tuple[Line, ...], last: list[Term]) -> dict[int, list[Term]]:
+    """The values that each use of a plain name of a flow may have, by the use; `last` is what is
+    used at the end. A name may be bound again, and a loop hands its names on to its next round.
+    """
+    found: dict[int, dict[int, Term]] = defaultdict(dict)
+    names: dict[str, dict[int, Term]] = {}
+
+    def use(root: Term) -> None:
+        for term in distinct([root]):
+            if term.op == "local":
+                found[id(term)] |= names.get(term.info, {})
+
+    def run(lines: tuple[Line, ...]) -> None:
+        for line in lines:
+            if isinstance(line, Assign):
+                use(line.value)
+                names[line.name] = {id(line.value): line.value}
+                continue
+            before = dict(names)
+            run(line.lines)
+            if line.count > 1:
+                names.update({n: {**values, **names[n]} for n, values in before.items()})
+                run(line.lines)
+
+    run(lines)
+    for root in last:
+        use(root)
+    return {use: list(values.values()) for use, values in found.items()}
 
 
 def rule_terms(rule: Rule) -> list[Term]:
@@ -58,6 +89,14 @@ def optimizers_of(box: Box) -> list[Box]:
 
 def exact(state: State) -> bool:
     return any(line.rule == "exact" for line in state.rule.learn.values())
+
+
+def may_start(state: State) -> bool:
+    """Whether its start is a draw, which another level may learn, and not made by the flow."""
+    if exact(state):
+        return False
+    start = state.start
+    return start is None or all(t.op in ("zeros", "normal", "const", "neg") for t in start.walk())
 
 
 def foreign(term: Term, level: Level) -> Handle | None:

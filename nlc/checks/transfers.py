@@ -11,11 +11,11 @@ from itertools import groupby
 
 from ..diagnostics import Diagnostic
 from ..levels import frequency
-from ..system import Assign, Box, Level, Line, State, Term, Transfer
+from ..system import Assign, Box, Level, Line, Term, Transfer
 from ..text import Span
 from .facts import Facts, header, named
 from .sources import Making
-from .terms import distinct, exact, rule_terms
+from .terms import distinct, exact, may_start, rule_terms
 
 Taint = dict[str, frozenset[Span]]
 
@@ -123,14 +123,6 @@ def idle_init(facts: Facts, t: Transfer) -> Diagnostic | None:
     if not any(may_start(s) for s in states):
         return nothing(t, f"`{named(t)}` has no state that starts from `{a.name}`")
     return None
-
-
-def may_start(state: State) -> bool:
-    """Whether its start is a draw, which another level may learn, and not made by the flow."""
-    if exact(state):
-        return False
-    start = state.start
-    return start is None or all(t.op in ("zeros", "normal", "const", "neg") for t in start.walk())
 
 
 def idle_backprop(facts: Facts, t: Transfer) -> Diagnostic | None:
