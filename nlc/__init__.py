@@ -17,14 +17,16 @@ if TYPE_CHECKING:
     from .driver import Spec as Spec
     from .driver import SpecError as SpecError
     from .driver import load as load
+    from .operation import memory as memory
 
 # Imported when asked for: `import nlc` costs nothing, and `nlc check` never sees torch.
 _HOMES = {
     "load": "driver", "Spec": "driver", "SpecError": "driver", "compile": "backends.torch_source",
-    "load_state": "backends.torch_source", "reference": "backends.reference",
+    "load_state": "backends.torch_source", "memory": "operation",
+    "reference": "backends.reference",
 }  # fmt: skip
 
-__all__ = ["Spec", "SpecError", "compile", "load", "load_state", "reference"]
+__all__ = ["Spec", "SpecError", "compile", "load", "load_state", "memory", "reference"]
 
 
 def __getattr__(name: str) -> Any:

@@ -450,8 +450,16 @@ def decayed_probe(x: Arrays) -> Arrays:
     return x | {"p": one(x["alpha"]) * x["p"]}
 
 
+def strength_in_rates(x: Arrays) -> Arrays:
+    beta = x["beta"]
+    before = torch.cat([beta[:, :1], beta[:, :-1]], 1)
+    given = x | {"eta": x["eta"] * beta, "mu": x["mu"] * beta / before}
+    return {n: s for n, s in given.items() if n != "beta"}
+
+
 COMBA = {**QKV, "p": "n", "alpha": "", "beta": ""}
 TITANS = {"alpha": "", "eta": "", "mu": ""}
+STRENGTH = {**QKV, **TITANS, "beta": ""}
 CASES = [
     Case("linear_attention", QKV, linear_attention),
     Case("retention", {**QKV, "alpha": ""}, scalar_decay),
@@ -483,7 +491,7 @@ CASES = [
     Case("oja", {**QKV, "alpha": "m", "beta": ""}, oja),
     Case("surprise_gate", {**QKV, "alpha": "", "beta": ""}, surprise_gate),
     Case("momentum_delta", {**QKV, **TITANS}, with_momentum(1, True)),
-    Case("momentum_delta", {**QKV, **TITANS, "beta": ""}, with_momentum(1, True), " "),
+    Case("momentum_delta", STRENGTH, with_momentum(1, True), " ", change=strength_in_rates),
     Case("titans_linear", {**QKV, **TITANS}, with_momentum(2, False)),
     Case("lp", {**QKV, "alpha": "", "eta": ""}, miras(lp_error(3, 1e-6))),
     Case("lp", {**QKV, "alpha": "", "eta": ""}, miras(lp_error(2.5, 0)), ", p = 2.5, smooth = 0"),

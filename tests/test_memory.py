@@ -1,0 +1,701 @@
+"""`nlc.memory`: every name is the reference, in any split, packed or not, with all its gradients.
+
+A name that has no algorithm yet is in NOT_LOWERED_YET, and raises NL701 until it is taken out.
+"""
+
+from __future__ import annotations
+
+import copy
+import pickle
+import re
+from dataclasses import dataclass, field
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from operations import Arrays, answers, gradients
+from torch import Tensor
+
+import nlc
+from nlc.backends.runtime import StateError
+from nlc.codes import CODES
+from nlc.operation import Memory, MemoryState, names
+from nlc.operation.around import model_of, module_of
+
+NOT_LOWERED_YET: set[str] = set()
+
+EXACT = 1e-9
+B, T, H, N, M = 2, 11, 2, 4, 3
+CUTS = [[1, 5, 10], list(range(1, T)), [4, 8]]
+SIZES = {"n": (N,), "m": (M,), "": (), "r": (2,), "rn": (2, N), "rm": (2, M), "c": (3,)}
+GATES = {"alpha", "beta", "gamma", "f", "w", "a", "b", "mu", "dt", "A", "delta", "ridge"}
+
+QKV = {"q": "n", "k": "n", "v": "m"}
+DEEP = {"q": "n", "k": "n", "v": "n"}
+FORGET = {"alpha": "", "eta": ""}
+
+
+@dataclass
+class Op:
+    """How a name is called: the kind of each stream, and settings."""
+
+    kinds: dict[str, str]
+    settings: dict[str, Any] = field(default_factory=dict)
+
+    def data(self, seed: int = 0, batch: int = B, time: int = T) -> Arrays:
+        generator = torch.Generator().manual_seed(100 + seed)
+        made = {}
+        for n, kind in self.kinds.items():
+            shape = (batch, time, H, *SIZES[kind])
+            x = torch.randn(shape, generator=generator, dtype=torch.float64)
+            made[n] = (
+                torch.sigmoid(x) if n in GATES else 0.1 * torch.sigmoid(x) if n == "eta" else x / 2
+            )
+        return made
+
+
+GATED = Op({**QKV, "alpha": "", "beta": ""})
+OPS = {
+    "linear": Op(QKV),
+    "linear_attention": Op(QKV),
+    "retention": Op({**QKV, "alpha": "n"}),
+    "retnet": Op({**QKV, "gamma": ""}, {"scale": 0.5}),
+    "scalar_gated": Op({**QKV, "alpha": ""}),
+    "mamba2": Op({"x": "m", "B": "n", "C": "n", "dt": "", "A": "", "D": ""}),
+    "gla": Op({**QKV, "alpha": "n"}),
+    "hgrn2": Op({"q": "n", "f": "n", "v": "m"}),
+    "delta": Op({**QKV, "beta": ""}),
+    "gated_delta": GATED,
+    "gated_delta_2": Op({**QKV, "alpha": "n", "b": "n", "w": "m"}),
+    "delta_product": Op({"q": "n", "k": "rn", "v": "rm", "alpha": "", "beta": "r"}),
+    "kda": Op({**QKV, "alpha": "n", "beta": ""}),
+    "rwkv7": Op({"r": "n", "w": "n", "k": "n", "v": "m", "kappa": "n", "a": "n"}),
+    "comba": Op({**QKV, "p": "n", "alpha": "", "beta": ""}, {"D": 0.5}),
+    "longhorn": Op({**QKV, "beta": "m"}),
+    "mesa": Op({**QKV, "beta": "", "gamma": "", "ridge": "n"}),
+    "oja": Op({**QKV, "alpha": "m", "beta": ""}),
+    "surprise_gate": Op({**QKV, "alpha": "", "beta": ""}, {"threshold": 0.5}),
+    "momentum_delta": Op({**QKV, **FORGET, "mu": ""}),
+    "titans_linear": Op({**QKV, **FORGET, "mu": ""}),
+    "titans": Op({**DEEP, **FORGET, "mu": ""}, {"chunk": 4}),
+    "titans_mlp": Op({**DEEP, **FORGET, "mu": ""}, {"chunk": 1}),
+    "ttt_linear": Op({**DEEP, "eta": "", "gain": "n", "bias": "n"}, {"chunk": 4}),
+    "ttt_mlp": Op({**DEEP, "eta": ""}, {"chunk": 4}),
+    "lp": Op({**QKV, **FORGET}),
+    "huber": Op({**QKV, **FORGET, "delta": ""}),
+    "huber_norm": Op({**QKV, **FORGET, "delta": ""}),
+    "moneta": Op({**DEEP, **FORGET}, {"chunk": 4}),
+    "moneta_ftrl": Op({**DEEP, **FORGET}, {"chunk": 4}),
+    "yaad": Op({**DEEP, **FORGET, "delta": ""}, {"chunk": 4}),
+    "memora": Op({**DEEP, **FORGET}, {"chunk": 4}),
+    "omega": Op({**DEEP, **FORGET, "gamma": "c"}),
+    "elastic": Op({**QKV, **FORGET}, {"gamma": 0.05}),
+    "elastic_net": Op({**QKV, **FORGET}, {"gamma": 0.05}),
+    "elastic_ftrl": Op({**QKV, "eta": ""}, {"gamma": 0.05}),
+    "sphere": Op({**DEEP, "eta": ""}),
+    "attend": Op(QKV, {"window": 3}),
+    "softmax": Op(QKV),
+    "window": Op(QKV, {"size": 4}),
+}
+LOWERED = sorted(set(OPS) - NOT_LOWERED_YET)
+
+every_name = pytest.mark.parametrize("name", LOWERED)
+
+
+# ---- words ---------------------------------------------------------------------------------------
+
+
+def leaves(data: Arrays) -> Arrays:
+    return {n: x.clone().requires_grad_() for n, x in data.items()}
+
+
+def ramp(y: Tensor) -> Tensor:
+    """What is differentiated: every answer, each by a number of its own."""
+    return torch.linspace(-1, 1, y.numel(), dtype=y.dtype).view_as(y)
+
+
+def part(data: Arrays, a: int, b: int) -> Arrays:
+    return {n: x[:, a:b] for n, x in data.items()}
+
+
+def in_calls(memory: Memory, op: Op, data: Arrays, cuts: list[int]) -> tuple[Tensor, MemoryState]:
+    reads, state = [], None
+    for a, b in pairwise([0, *cuts, T]):
+        y, state = memory(**part(data, a, b), **op.settings, state=state)
+        reads.append(y)
+    assert state is not None
+    return torch.cat(reads, 1), state
+
+
+def close(a: Tensor, b: Tensor, tolerance: float = EXACT) -> None:
+    assert a.shape == b.shape
+    scale = max(1.0, float(b.detach().abs().max())) if b.numel() else 1.0
+    assert not b.numel() or float((a - b).detach().abs().max()) <= tolerance * scale
+
+
+def close_states(a: MemoryState, b: MemoryState) -> None:
+    assert a.positions == b.positions and set(a.arrays) == set(b.arrays)
+    for k, x in a.arrays.items():
+        close(x, b.arrays[k])
+
+
+def grads(y: Tensor, data: Arrays) -> list[Tensor]:
+    found = torch.autograd.grad((ramp(y) * y).sum(), list(data.values()), allow_unused=True)
+    return [
+        torch.zeros_like(x) if g is None else g for x, g in zip(data.values(), found, strict=True)
+    ]
+
+
+# ---- every name ----------------------------------------------------------------------------------
+
+
+def test_every_name_is_here() -> None:
+    assert set(names()) - set(OPS) == {"continuum"}  # which learns the model's loss
+
+
+@pytest.mark.parametrize("name", sorted(NOT_LOWERED_YET))
+def test_what_is_not_lowered_says_so(name: str) -> None:
+    op = OPS[name]
+    with pytest.raises(nlc.SpecError) as error:
+        nlc.memory(name)(**op.data(), **op.settings)
+    assert {d.code for d in error.value.diagnostics} == {"NL701"}
+
+
+@every_name
+def test_an_operation_is_the_reference(name: str) -> None:
+    op, memory = OPS[name], nlc.memory(name, seed=3)
+    data = leaves(op.data())
+    y, state = memory(**data, **op.settings)
+    truth = nlc.reference(memory.spec(**data, **op.settings), seed=3)
+    wanted = answers(truth, data)
+    close(y, wanted)
+    theirs = gradients(truth, wanted, ramp(wanted), list(data.values()))
+    for n, ours, g in zip(data, grads(y, data), theirs, strict=True):
+        assert float(g.abs().max()) > 0, n
+        close(ours, g)
+    assert state.positions == (T,) * B and state.dtype in (torch.float64, None)
+
+
+# Its state holds where each array started, which is set anew at every tick of the first call.
+ORIGIN = pytest.param("sphere", marks=pytest.mark.xfail(reason="the origin of a span"))
+
+
+@pytest.mark.parametrize("name", [ORIGIN if n == "sphere" else n for n in LOWERED])
+def test_any_split_is_the_same(name: str) -> None:
+    op, memory = OPS[name], nlc.memory(name)
+    data = leaves(op.data(1))
+    whole, end = memory(**data, **op.settings)
+    wanted = grads(whole, data)
+    for cuts in CUTS:
+        y, state = in_calls(memory, op, data, cuts)
+        close(y, whole)
+        close_states(state, end)
+        for ours, g in zip(grads(y, data), wanted, strict=True):
+            close(ours, g)
+
+
+@every_name
+def test_packed_is_each_sequence_alone(name: str) -> None:
+    """Of 4, 0, 6 and 1 ticks; then all of them go on, packed, then side by side."""
+    op, memory, bounds = OPS[name], nlc.memory(name), [0, 4, 4, 10, 11]
+    data = leaves(op.data(2, batch=1))
+    y, state = memory(**data, **op.settings, cu_seqlens=torch.tensor(bounds))
+    alone = [memory(**part(data, a, b), **op.settings) for a, b in pairwise(bounds)]
+    whole = torch.cat([y for y, _ in alone], 1)
+    close(y, whole)
+    assert state.positions == (4, 0, 6, 1)
+    for ours, g in zip(grads(y, data), grads(whole, data), strict=True):
+        close(ours, g)
+
+    more, then = op.data(3, batch=1), [0, 3, 5, 8, 11]
+    y, state = memory(**more, **op.settings, state=state, cu_seqlens=then)
+    pairs = zip(alone, pairwise(then), strict=True)
+    alone = [memory(**part(more, a, b), **op.settings, state=s) for (_, s), (a, b) in pairs]
+    close(y, torch.cat([y for y, _ in alone], 1))
+    assert state.positions == (7, 2, 9, 4)
+
+    last = op.data(4, batch=4, time=5)
+    y, _ = memory(**last, **op.settings, state=state)
+    for i, (_, s) in enumerate(alone):
+        row = {n: x[i : i + 1] for n, x in last.items()}
+        close(y[i : i + 1], memory(**row, **op.settings, state=s)[0])
+
+
+@every_name
+def test_no_tick_changes_an_earlier_one(name: str) -> None:
+    op, memory = OPS[name], nlc.memory(name)
+    data = op.data(5)
+    later = {n: torch.cat([x[:, :6], 0.5 + 0 * x[:, 6:]], 1) for n, x in data.items()}
+    a, b = (memory(**x, **op.settings)[0] for x in (data, later))
+    assert torch.equal(a[:, :6], b[:, :6]) and not torch.equal(a[:, 6:], b[:, 6:])
+
+
+@every_name
+def test_not_a_number_stays_in_its_sample(name: str) -> None:
+    op, memory = OPS[name], nlc.memory(name)
+    data = op.data(6)
+    spoilt = {n: x.clone() for n, x in data.items()}
+    for x in spoilt.values():
+        x[1, 3] = torch.nan
+    clean, bad = memory(**data, **op.settings)[0], memory(**spoilt, **op.settings)[0]
+    close(bad[0], clean[0])
+    assert bool(bad[1, 3].isnan().any())
+    packed = {n: x.reshape(1, B * T, *x.shape[2:]) for n, x in spoilt.items()}
+    y, _ = memory(**packed, **op.settings, cu_seqlens=[0, T, 2 * T])
+    close(y[0, :T], clean[0])
+    assert bool(y[0, T + 3].isnan().any())
+
+
+@every_name
+def test_nothing_is_answered_for_no_ticks(name: str) -> None:
+    op, memory = OPS[name], nlc.memory(name)
+    data = op.data(7)
+    y, state = memory(**data, **op.settings)
+    for before in (None, state):
+        none, after = memory(**part(data, 0, 0), **op.settings, state=before)
+        assert none.shape == (B, 0, *y.shape[2:]) and none.dtype == y.dtype
+    close_states(after, state)
+    one = {n: x[:1, :0] for n, x in data.items()}
+    none, after = memory(**one, **op.settings, cu_seqlens=[0, 0, 0], state=state)
+    assert none.shape == (1, 0, *y.shape[2:])
+    close_states(after, state)
+
+
+@every_name
+def test_half_precision_keeps_its_state_in_float32(name: str) -> None:
+    op, memory = OPS[name], nlc.memory(name)
+    data = {n: x.bfloat16() for n, x in op.data(8).items()}
+    y, state = memory(**data, **op.settings)
+    wide, _ = memory(**{n: x.float() for n, x in data.items()}, **op.settings)
+    assert y.dtype == torch.bfloat16 and state.dtype in (torch.float32, None)
+    assert torch.equal(y, wide.bfloat16())
+    gates = {n: x.float() if n in GATES else x for n, x in data.items()}
+    assert memory(**gates, **op.settings)[0].dtype == torch.bfloat16
+
+
+@every_name
+def test_a_state_is_saved_and_loaded(name: str, tmp_path: Path) -> None:
+    op, memory = OPS[name], nlc.memory(name)
+    data = op.data(9, batch=1)
+    _, state = memory(**data, **op.settings, cu_seqlens=[0, 4, 11])
+    state.save(tmp_path / "state")
+    loaded = memory.load_state(tmp_path / "state")
+    more = op.data(10)
+    y, _ = memory(**more, **op.settings, state=state)
+    assert torch.equal(memory(**more, **op.settings, state=loaded)[0], y)
+
+
+# ---- arguments -----------------------------------------------------------------------------------
+
+
+def test_streams_in_order_or_by_name() -> None:
+    memory, x = nlc.memory("gated_delta"), GATED.data()
+    y, _ = memory(**x)
+    assert torch.equal(memory(*x.values())[0], y)
+    assert torch.equal(memory(x["q"], x["k"], x["v"], β=x["beta"], α=x["alpha"])[0], y)
+
+
+def test_a_stream_may_be_a_number_and_a_setting_a_tensor() -> None:
+    memory, x = nlc.memory("gated_delta"), GATED.data()
+    half = torch.full((B, T, H), 0.5, dtype=torch.float64)
+    close(memory(**(x | {"alpha": 0.5}))[0], memory(**(x | {"alpha": half}))[0])
+    before = module_of.cache_info().misses
+    memory(**(x | {"alpha": 0.25}))
+    assert module_of.cache_info().misses == before  # a number that changes compiles nothing anew
+    net, x = nlc.memory("retnet"), OPS["retnet"].data()
+    close(net(**x, scale=half)[0], net(**x, scale=0.5)[0])
+    channel = half[..., None].expand(B, T, H, N)
+    close(net(**x, scale=channel)[0], net(**x, scale=0.5)[0])
+
+
+def test_gates_have_any_shape_that_the_rule_takes() -> None:
+    """One a head, or one a key channel, by what is given."""
+    memory, x = nlc.memory("retention"), OPS["gla"].data()
+    close(memory(**x)[0], nlc.memory("gla")(**x)[0])
+    x["alpha"] = x["alpha"][..., 0]
+    close(memory(**x)[0], nlc.memory("scalar_gated")(**x)[0])
+
+
+@pytest.mark.parametrize("heads", [(), (3, 2)])
+def test_axes_between_time_and_a_streams_own_are_mapped_over(heads: tuple[int, ...]) -> None:
+    memory = nlc.memory("gated_delta")
+    wide = {n: torch.randn(B, T, 6, *SIZES[k]).double() for n, k in GATED.kinds.items()}
+    y, _ = memory(**wide)
+    if heads:
+        shaped = {n: x.view(B, T, *heads, *x.shape[3:]) for n, x in wide.items()}
+        assert torch.equal(memory(**shaped)[0].flatten(2, 3), y)
+    else:
+        close(memory(**{n: x[:, :, 0] for n, x in wide.items()})[0], y[:, :, 0])
+
+
+def test_two_names_of_one_rule() -> None:
+    x = GATED.data()
+    q, k, v = x["q"], x["k"], x["v"]
+    assert torch.equal(nlc.memory("linear")(q, k, v)[0], nlc.memory("linear_attention")(q, k, v)[0])
+    full, window = nlc.memory("softmax")(q, k, v)[0], nlc.memory("window")(q, k, v, size=100)[0]
+    close(full, window)
+    mapped = torch.einsum("bthn,bshn->bhts", q, k) / N**0.5
+    later = torch.ones(T, T).triu(1).bool()
+    shares = mapped.masked_fill(later, -torch.inf).softmax(-1)
+    close(full, torch.einsum("bhts,bshm->bthm", shares, v))
+
+
+def wanted(name: str, shape: str, given: str) -> str:
+    """What is told of a shape, as a pattern."""
+    told = f"`{name}` is wanted as {shape} beside `q` [2, 11, 2, 4], and was given {given}"
+    return re.escape(told)
+
+
+X = GATED.data()
+ALPHA = "[2, 11, 2] or [2, 11, 2, channels]"
+FIVE = r"does not fit `gated_delta`: .*alpha \[5\][^$]*one an input channel \[4\]"
+WRONG: list[tuple[dict[str, Any], type[Exception], str]] = [
+    ({"v": X["v"][:, :, :1]}, ValueError, wanted("v", "[2, 11, 2, 3]", "[2, 11, 1, 3]")),
+    ({"k": X["k"][..., :3]}, ValueError, wanted("k", "[2, 11, 2, 4]", "[2, 11, 2, 3]")),
+    ({"k": X["k"][:, :5]}, ValueError, wanted("k", "[2, 11, 2, 4]", "[2, 5, 2, 4]")),
+    ({"k": X["k"][:1]}, ValueError, wanted("k", "[2, 11, 2, 4]", "[1, 11, 2, 4]")),
+    ({"q": X["q"][0, 0, 0]}, ValueError, r"`q` is \[batch, time, heads, n\] and was given \[4\]"),
+    ({"q": X["q"][..., :0]}, ValueError, r"`q` is wanted as .* was given \[2, 11, 2, 0\]"),
+    ({"q": X["q"][:, :, :0]}, ValueError, r"`q` was given \[2, 11, 0, 4\], which has no heads"),
+    ({"alpha": X["alpha"][:, :, :1]}, ValueError, wanted("alpha", ALPHA, "[2, 11, 1]")),
+    ({"alpha": X["alpha"][..., None]}, ValueError, wanted("alpha", ALPHA, "[2, 11, 2, 1]")),
+    ({"alpha": X["alpha"][0, 0]}, ValueError, wanted("alpha", ALPHA, "[2]")),
+    ({"alpha": torch.tensor(0.5)}, ValueError, wanted("alpha", ALPHA, "[]")),
+    ({"alpha": torch.rand(B, T, H, 5)}, ValueError, FIVE),
+    ({"alpha": "half"}, TypeError, r"`alpha` is a tensor, \[batch, time, heads\].* given a str"),
+    ({"alpha": True}, TypeError, r"`alpha` .* was given a bool"),
+    ({"q": 1.0}, TypeError, r"`q` is a tensor, \[batch, time, heads, n\], and was given 1.0"),
+    ({"q": X["q"].long()}, TypeError, r"`q` holds torch.int64"),
+    ({"gama": 0.5}, TypeError, r"`gated_delta` has no argument `gama`"),
+    ({"alpa": 0.5}, TypeError, r"no argument `alpa`; did you mean `alpha`\?"),
+    (
+        {"state": 3},
+        TypeError,
+        r"`state` is what this memory returned before, or a start; not a int",
+    ),
+    ({"cu_seqlens": [0, T]}, ValueError, r"packs sequences into a batch of 1, and the batch is 2"),
+]
+
+
+@pytest.mark.parametrize(("wrong", "kind", "says"), WRONG, ids=range(len(WRONG)))
+def test_what_does_not_fit_is_named(
+    wrong: dict[str, Any], kind: type[Exception], says: str
+) -> None:
+    with pytest.raises(kind, match=says):
+        nlc.memory("gated_delta")(**{**X, **wrong})
+
+
+@pytest.mark.parametrize(
+    "bounds", [[0], [1, T], [0, 12], [0, 5, 4, T], torch.tensor([[0, T]]), torch.tensor([0.0, 11])]
+)
+def test_bounds_rise_from_nought_to_the_time(bounds: Any) -> None:
+    with pytest.raises(ValueError, match="`cu_seqlens`"):
+        nlc.memory("gated_delta")(**GATED.data(batch=1), cu_seqlens=bounds)
+
+
+def test_too_many_and_twice() -> None:
+    x = GATED.data()
+    with pytest.raises(
+        TypeError, match=r"takes 5 streams in order \(q, k, v, alpha, beta\) and is"
+    ):
+        nlc.memory("gated_delta")(*x.values(), 3)
+    with pytest.raises(TypeError, match=r"`gated_delta` needs `k`, \[batch, time, heads, n\]"):
+        nlc.memory("gated_delta")(x["q"])
+    with pytest.raises(TypeError, match="`q` is given twice"):
+        nlc.memory("gated_delta")(x["q"], **x)
+
+
+@pytest.mark.parametrize("setting", [float("nan"), "three", None, True])
+def test_a_setting_is_a_number(setting: Any) -> None:
+    with pytest.raises(TypeError, match="`scale` is a number, a list of numbers or a tensor"):
+        nlc.memory("retnet")(**OPS["retnet"].data(), scale=setting)
+
+
+def test_a_size_must_be_known_when_compiled() -> None:
+    op = OPS["window"]
+    with pytest.raises(ValueError, match=r"does not fit `window`: .*size"):
+        nlc.memory("window")(**op.data(), size=torch.ones(B, T, H).double())
+
+
+# ---- states --------------------------------------------------------------------------------------
+
+
+def test_the_state_of_another_is_refused() -> None:
+    memory, x = nlc.memory("gated_delta"), GATED.data()
+    _, state = memory(**x)
+    delta = {n: x[n] for n in ("q", "k", "v", "beta")}
+    _, other = nlc.memory("delta")(**delta)
+    cases: list[tuple[Any, dict[str, Any], str]] = [
+        (other, x, "`state` belongs to `delta`"),
+        (state, GATED.data(batch=3), "`state` is of 2 sequences, and 3 are given"),
+        (state, {n: y.float() for n, y in x.items()}, r"`state` is in torch.float64, and"),
+        (state, x | {"v": x["v"][..., :2]}, r"`state` holds M as \[2, 3, 4\] .* need \[2, 2, 4\]"),
+        ({"W": torch.zeros(H, M, N)}, x, "`state` gives `W`, and `gated_delta` keeps M"),
+        ({"M": torch.zeros(M, N)}, x, r"`state` gives `M` as \[3, 4\], and \[2, 3, 4\] is wanted"),
+    ]
+    for given, streams, says in cases:
+        with pytest.raises(StateError, match=says):
+            memory(**streams, state=given)
+
+
+def test_a_state_of_other_settings_is_refused() -> None:
+    op, memory = OPS["ttt_mlp"], nlc.memory("ttt_mlp")
+    _, state = memory(**op.data(), chunk=4)
+    with pytest.raises(StateError, match="or to other settings of it"):
+        memory(**op.data(), chunk=2, state=state)
+    _, state = memory(**op.data())
+    memory(**op.data(), chunk=16, state=state)  # as it is declared
+
+
+def test_a_state_is_not_changed_by_a_call() -> None:
+    memory, x = nlc.memory("gated_delta"), GATED.data()
+    _, state = memory(**x)
+    copy = state.fork()
+    one, _ = memory(**x, state=state)
+    assert torch.equal(memory(**x, state=state)[0], one)
+    close_states(state, copy)
+    assert torch.equal(memory(**x, state=copy)[0], one)
+    assert copy.arrays["M"].data_ptr() != state.arrays["M"].data_ptr()
+
+
+def test_gradients_pass_through_a_state_until_it_is_detached() -> None:
+    memory, x = nlc.memory("gated_delta"), leaves(GATED.data())
+    _, state = memory(**part(x, 0, 5))
+    y, _ = memory(**part(x, 5, T), state=state)
+    assert float(grads(y, x)[1][:, :5].abs().max()) > 0
+    y, _ = memory(**part(x, 5, T), state=state.detach())
+    assert float(grads(y, x)[1][:, :5].abs().max()) == 0
+
+
+@pytest.mark.parametrize("text", ["", "no state", "cut"])
+def test_a_file_that_holds_no_state(text: str, tmp_path: Path) -> None:
+    memory, path = nlc.memory("delta"), tmp_path / "state"
+    with pytest.raises(StateError, match="there is no state file"):
+        memory.load_state(path)
+    if text == "cut":
+        memory(*(GATED.data()[n] for n in ("q", "k", "v", "beta")))[1].save(path)
+        path.write_bytes(path.read_bytes()[:-9])
+    else:
+        path.write_text(text)
+    with pytest.raises(StateError):
+        memory.load_state(path)
+
+
+def test_the_file_of_another_memory(tmp_path: Path) -> None:
+    nlc.memory("gated_delta")(**GATED.data())[1].save(tmp_path / "state")
+    with pytest.raises(StateError, match="is a state of `gated_delta`"):
+        nlc.memory("delta").load_state(tmp_path / "state")
+
+
+# ---- starts --------------------------------------------------------------------------------------
+
+
+def test_a_start_is_the_callers_to_learn() -> None:
+    """The delta rule from a matrix, by hand."""
+    memory, x = nlc.memory("delta"), {n: GATED.data()[n] for n in ("q", "k", "v", "beta")}
+    start = memory.start(heads=H, n=N, m=M).double()
+    assert isinstance(start, torch.nn.ParameterDict) and set(start) == {"M"}
+    assert torch.equal(memory(**x, state=start)[0], memory(**x)[0])
+    with torch.no_grad():
+        start["M"].normal_()
+    y, _ = memory(**x, state=start)
+    W, reads = start["M"].expand(B, H, M, N), []
+    for t in range(T):
+        q, k, v, beta = (s[:, t] for s in x.values())
+        wrong = torch.einsum("bhmn,bhn->bhm", W, k) - v
+        W = W - torch.einsum("bh,bhm,bhn->bhmn", beta, wrong, k)
+        reads.append(torch.einsum("bhmn,bhn->bhm", W, q))
+    wanted = torch.stack(reads, 1)
+    close(y, wanted)
+    ours, theirs = (torch.autograd.grad((ramp(z) * z).sum(), start["M"])[0] for z in (y, wanted))
+    close(ours, theirs)
+    bounds = [0, 3, T]
+    packed, _ = memory(**{n: s[:1] for n, s in x.items()}, state=start, cu_seqlens=bounds)
+    close(packed[0, :3], y[0, :3])
+
+
+def test_the_draw_of_a_start_is_that_of_the_seed() -> None:
+    op, memory = OPS["ttt_mlp"], nlc.memory("ttt_mlp", seed=5)
+    x = {n: s.float() for n, s in op.data().items()}
+    start = memory.start(heads=H, n=N, chunk=4)
+    assert {k: tuple(w.shape) for k, w in start.items()} == {
+        "M_W1": (H, 4 * N, N),
+        "M_W2": (H, N, 4 * N),
+    }
+    y, _ = memory(**x, chunk=4)
+    assert torch.equal(memory(**x, chunk=4, state=start)[0], y)
+    assert not torch.equal(nlc.memory("ttt_mlp")(**x, chunk=4)[0], y)
+    grown = torch.autograd.grad(memory(**x, chunk=4, state=start)[0].sum(), list(start.values()))
+    assert all(float(g.abs().max()) > 0 for g in grown)
+
+
+def test_a_start_asks_for_the_sizes() -> None:
+    with pytest.raises(TypeError, match="takes heads and the sizes m, n, and was given n"):
+        nlc.memory("delta").start(heads=2, n=3)
+    assert nlc.memory("delta").start(n=3, m=2)["M"].shape == (2, 3)
+    assert not nlc.memory("softmax").start(heads=2, n=3, m=2)  # solved anew: no start
+
+
+# ---- files and texts -----------------------------------------------------------------------------
+
+MINE = """nl 1
+memory mine(q[n], k[n], v[m], keep, training = 0.5) {
+  state     M : matrix(n, m)
+  objective training * sum((M(k) - v)^2)
+  retain    keep
+  learn     gradient(rate = 1)
+  read      M(q)
+}
+"""
+
+
+def test_a_text_and_a_file(tmp_path: Path) -> None:
+    """Names of the system around it give way to those of the text."""
+    x = GATED.data()
+    path = tmp_path / "mine.nl"
+    path.write_text(MINE + "\nsystem own() {\n  flow(x) { return x }\n}\n", encoding="utf-8")
+    wanted, _ = nlc.memory("titans_linear")(x["q"], x["k"], x["v"], x["alpha"], 0.5, 0.0)
+    for spec in (MINE, path, str(path)):
+        memory = nlc.memory(spec)
+        assert repr(memory) == "memory mine(q[n], k[n], v[m], keep, training = 0.5)"
+        close(memory(x["q"], x["k"], x["v"], keep=x["alpha"])[0], wanted)
+    assert "class Operation" in memory.source(x["q"], x["k"], x["v"], keep=x["alpha"])
+
+
+def test_a_file_may_use_files_beside_it(tmp_path: Path) -> None:
+    (tmp_path / "words.nl").write_text("nl 1\ndef half(x) { return x / 2 }\n", encoding="utf-8")
+    text = MINE.replace("nl 1\n", 'nl 1\nuse "words"\n').replace(
+        "read      M(q)", "read half(M(q))"
+    )
+    (tmp_path / "mine.nl").write_text(text, encoding="utf-8")
+    x = GATED.data()
+    args = (x["q"], x["k"], x["v"], x["alpha"])
+    close(nlc.memory(tmp_path / "mine.nl")(*args)[0], nlc.memory(MINE)(*args)[0] / 2)
+
+
+def test_which_memory_of_several() -> None:
+    two = MINE + MINE.removeprefix("nl 1").replace("mine", "other")
+    with pytest.raises(ValueError, match="declares several memories; it has mine, other"):
+        nlc.memory(two)
+    assert nlc.memory(two, name="other").name == "other"
+    with pytest.raises(ValueError, match="has no memory `third`; it has mine, other"):
+        nlc.memory(two, name="third")
+    with pytest.raises(ValueError, match="declares no memory"):
+        nlc.memory('nl 1\nuse "memory/delta"\n')
+
+
+def test_a_name_that_is_not_known() -> None:
+    with pytest.raises(
+        ValueError, match="there is no memory `gated_delt`; did you mean `gated_delta`"
+    ):
+        nlc.memory("gated_delt")
+    with pytest.raises(FileNotFoundError):
+        nlc.memory("nowhere.nl")
+
+
+def test_every_mistake_of_a_text_is_told() -> None:
+    with pytest.raises(nlc.SpecError) as error:
+        nlc.memory(MINE.replace("retain    keep", "retian    keep").replace("M(q)", "M(qq)"))
+    assert {d.code for d in error.value.diagnostics} >= {"NL001"}
+
+
+def test_what_needs_a_system_is_refused() -> None:
+    page = CODES["NL105"]
+    for spec, parts in (
+        (page.wrong, ["`norm`"]),
+        ("continuum", ["`norm`", "the model's own loss"]),
+    ):
+        with pytest.raises(nlc.SpecError) as error:
+            nlc.memory(spec)
+        found = error.value.diagnostics
+        assert [d.code for d in found] == ["NL105"] * len(parts)
+        assert all(p in d.message for p, d in zip(parts, found, strict=True))
+    x, gain = torch.randn(B, T, H, N), torch.ones(B, T, H, N)
+    y, _ = nlc.memory(page.right)(x, x, gain)
+    assert y.shape == (B, T, H, N)
+
+
+# ---- what it costs -------------------------------------------------------------------------------
+
+
+def test_a_call_of_known_shapes_compiles_nothing() -> None:
+    memory, x = nlc.memory("gated_delta"), GATED.data()
+    memory(**x)
+    before = model_of.cache_info().misses, module_of.cache_info().misses
+    memory(**part(x, 0, 3))
+    memory(**GATED.data(batch=5))
+    nlc.memory("gated_delta")(**x)
+    assert (model_of.cache_info().misses, module_of.cache_info().misses) == before
+
+
+@every_name
+def test_no_graph_is_kept_where_no_stream_asks_for_one(name: str) -> None:
+    op = OPS[name]
+    y, state = nlc.memory(name)(**op.data(), **op.settings)
+    assert not y.requires_grad and not any(x.requires_grad for x in state.arrays.values())
+
+
+class Layer(torch.nn.Module):
+    """As in anyone's model."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = torch.nn.Linear(N, N)
+        self.memory = nlc.memory("ttt_mlp", seed=2)
+        self.start = self.memory.start(heads=H, n=N)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y, _ = self.memory(self.linear(x), x, x, 0.1, chunk=4, state=self.start)
+        return torch.relu(y)
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute")  # of what crosses a break of the graph
+def test_a_layer_is_copied_pickled_and_compiled() -> None:
+    layer, x = Layer(), torch.randn(B, T, H, N)
+    y = layer(x)
+    assert sorted(layer.state_dict()) == [
+        "linear.bias",
+        "linear.weight",
+        "start.M_W1",
+        "start.M_W2",
+    ]
+    assert torch.equal(copy.deepcopy(layer)(x), y)
+    assert torch.equal(pickle.loads(pickle.dumps(layer))(x), y)
+    assert torch.equal(torch.compile(layer, backend="eager")(x), y)
+    y.sum().backward()
+    assert all(p.grad is not None for p in layer.parameters())
+
+
+def test_made_where_no_gradients_are_and_trained_later() -> None:
+    memory, data = nlc.memory("ttt_mlp", seed=77), OPS["ttt_mlp"].data()
+    with torch.inference_mode():
+        memory(**data, chunk=4)
+    x = leaves(data)
+    assert all(float(g.abs().max()) > 0 for g in grads(memory(**x, chunk=4)[0], x))
+
+
+@pytest.mark.parametrize("name", ["gated_delta", "ttt_mlp", "softmax"])
+def test_under_autocast_a_state_keeps_its_precision(name: str) -> None:
+    op, memory = OPS[name], nlc.memory(name)
+    data = {n: x.float() for n, x in op.data().items()}
+    with torch.autocast("cpu", torch.bfloat16):
+        _, state = memory(**data, **op.settings)
+        y, state = memory(**data, **op.settings, state=state)
+    assert y.dtype == torch.float32 and state.dtype == torch.float32
+    _, before = memory(**data, **op.settings)
+    close(y, memory(**data, **op.settings, state=before)[0], 0.2)
+
+
+@pytest.mark.gpu
+@every_name
+def test_an_operation_on_a_gpu(name: str) -> None:
+    op, memory = OPS[name], nlc.memory(name)
+    data = op.data()
+    y, state = memory(**data, **op.settings)
+    there = {n: x.cuda() for n, x in data.items()}
+    z, after = memory(**there, **op.settings)
+    close(z.cpu(), y, 1e-8)
+    z, _ = memory(**there, **op.settings, state=state.to("cuda"))
+    close(z.cpu(), memory(**data, **op.settings, state=after.to("cpu"))[0], 1e-8)
