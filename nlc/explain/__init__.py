@@ -12,15 +12,15 @@ from itertools import groupby
 from math import prod
 from textwrap import wrap
 
-from .backward import Underivable
-from .derive import affine, gradient, linear_rule, linear_slope, substitute
-from .driver import Checked, Spec
-from .levels import Component, form_text
-from .lower import NotLowered, lower, lower_box
-from .plan import Attention
-from .rules import Example, LinearRule
-from .show import ATOM, INDENT, PRODUCT, SUM, UNARY, Rows, Writer, folded, signed, table
-from .system import (
+from ..backward import Underivable
+from ..derive import affine, gradient, linear_rule, linear_slope, substitute
+from ..driver import Checked, Spec
+from ..levels import Component, form_text
+from ..lower import NotLowered, lower, lower_box
+from ..plan import Attention
+from ..rules import Example, LinearRule
+from ..show import ATOM, INDENT, PRODUCT, SUM, UNARY, Rows, Writer, folded, signed, table
+from ..system import (
     ALL,
     Assign,
     Box,
@@ -668,7 +668,7 @@ def _untold(spec: Spec) -> list[str]:
 
 def _alone(checked: Checked, latex: bool) -> list[str]:
     """Each memory and optimizer on inputs of example sizes."""
-    from .resolve import resolve
+    from ..resolve import resolve
 
     if checked.syntax is None:
         return []
