@@ -6,13 +6,13 @@ What no lowering covers yet is NL701: the reference interpreter runs it.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping
 
 from .backward import Underivable, constant, make
 from .derive import affine, given_write, gradient, implicit_step, linear_rule, topological
 from .diagnostics import Diagnostic
-from .plan import ArrayRule, Attention, Lowering, Openness, Plan
+from .pasts import attention, squares
+from .plan import ArrayRule, Lowering, Openness, Plan
 from .rules import Affine, Example, Gradient, LinearRule
 from .system import (
     ALL,
@@ -20,19 +20,20 @@ from .system import (
     Learn,
     Level,
     Line,
-    Slot,
     State,
     System,
     Term,
     line_terms,
 )
 from .text import Span
+from .windows import mixed
 
 # Operations that no generated code has yet.
-UNLOWERED = {"fade", "top", "qr", "dropout", "across", "copy", "fresh", "index"}
+UNLOWERED = {"fade", "top", "qr", "dropout", "across", "copy", "fresh"}
 
 
 # Lowerings of memories that write at every token.
+PASTS = ("attention", "squares")  # of what keeps its pasts alone
 MEMORIES = ("recurrence", "frozen", "solved", "fired")
 
 
@@ -154,15 +155,16 @@ def check_edges(
         closed = level is not None and (
             level.name not in training.levels or (learners and level.name not in inner.levels)
         )
-        if lowering.kind == "attention" and closed:
+        if closed and (lowering.kind in PASTS or keeps_windows(lowering.box)):
             raise NotLowered(
-                "attention over a past that is a constant to a learner "
+                "a past that is a constant to a learner "
                 f"(no `backprop {level.name if level else ''} ->`)",
                 lowering.box.span,
             )
-        if lowering.kind == "attention" and level is not None and level.name in training.truncate:
+        kept = lowering.kind in PASTS or keeps_windows(lowering.box)
+        if kept and level is not None and level.name in training.truncate:
             raise NotLowered(
-                f"`through {training.truncate[level.name]} tokens` into the past of attention",
+                f"`through {training.truncate[level.name]} tokens` into a past",
                 lowering.box.span,
             )
         check_orders(system, lowering, training)
@@ -183,6 +185,10 @@ def check_edges(
                 f"(`{name}`)",
                 system.span,
             )
+
+
+def keeps_windows(box: Box) -> bool:
+    return any(t.op == "past" for t in box.terms())
 
 
 def check_orders(system: System, lowering: Lowering, training: Openness) -> None:
@@ -225,14 +231,20 @@ def check_flow(system: System) -> None:
         for root in roots:
             check_terms(root, flow=True)
     check_terms(system.flow.result, flow=True)
+    roots = [*line_terms(system.flow.lines), system.flow.result]
+    past = next((t for root in roots for t in root.walk() if t.op == "past"), None)
+    if past is not None:
+        raise NotLowered("`past` in a flow", past.span)
 
 
 def check_terms(root: Term, flow: bool = False) -> None:
     for t in root.walk():
         if t.op in UNLOWERED:
             raise NotLowered(f"`{t.op}`", t.span)
-        if t.op == "past":
-            raise NotLowered("`past` outside attention", t.span)
+        if t.op == "past" and (t.info.window == ALL or touched(t)):
+            raise NotLowered("`past` of all ticks outside attention", t.span)
+        if t.op == "index" and len(t.args[0].shape) != 1:
+            raise NotLowered("entries of an array of arrays, by an array,", t.span)
         if (
             t.op in ("apply", "state")
             and t.info.foreign
@@ -241,6 +253,22 @@ def check_terms(root: Term, flow: bool = False) -> None:
             raise NotLowered(f"another box's state (`{t.info.name}`)", t.span)
         if t.op == "next" and not flow:
             raise NotLowered("`next` in a level's own objective", t.span)
+
+
+def touched(past: Term) -> bool:
+    """Whether a window is one of a state's own readings."""
+    return any(t.op in ("apply", "state", "local") for t in past.args[0].walk())
+
+
+def check_windows(box: Box, *parts: Term) -> None:
+    """Windows that a body can run as rows (windows.py)."""
+    roots = [*body_roots(box), *parts]
+    bad = mixed(roots)
+    if bad is not None:
+        raise NotLowered("a window whose ticks are mixed before they are added up", bad.span)
+    if any(t.op == "past" for root in roots for t in root.walk()):
+        if any(s.per for s in box.states):
+            raise NotLowered("a window beside `per heads`", box.span)
 
 
 # ---- boxes
@@ -253,19 +281,39 @@ def lower_box(box: Box) -> Lowering:
     check_clock(box, level)
     if not box.states:
         check_body(box)
+        check_windows(box)
         return Lowering(box, "stateless", "no state of its own")
     if level.clock.unit in ("step", "task", "never") or not any(s.rule.changes for s in box.states):
         return static(box)
     if box.exact:
-        return Lowering(
-            box,
-            "attention",
-            "non-parametric: scaled-dot-product attention over the past (class vii)",
-            attention=attention(box),
-        )
+        return solved_anew(box)
     if any(s.rule.uses_loss for s in box.states):
         return loss_box(box)
     return own_objective(box)
+
+
+def solved_anew(box: Box) -> Lowering:
+    """`learn exact`: a closed form of what its pasts hold."""
+    state = box.states[0]
+    softmax = attention(box, state) if len(box.states) == 1 else None
+    if softmax is not None:
+        why = "non-parametric: scaled-dot-product attention over the past (class vii)"
+        return Lowering(box, "attention", why, attention=softmax)
+    found = squares(box, state) if len(box.states) == 1 else None
+    if found is None:
+        raise NotLowered(
+            f"`learn exact` of `{box.name}`, whose objective is neither a softmax over a past nor "
+            "a sum of squares with a ridge,",
+            state.span,
+        )
+    check_body(box)
+    for term in (found.key, found.value, found.weight, found.keep, found.ridge):
+        if term is not None:
+            check_terms(term)
+            if any(t.op in ("state", "apply") and t.info.box is box for t in term.walk()):
+                raise NotLowered(f"`learn exact` of `{box.name}`, made of what it says", term.span)
+    why = "the sums of all pairs, solved at each tick (class iii)"
+    return Lowering(box, "squares", why, squares=found)
 
 
 def check_clock(box: Box, level: Level) -> None:
@@ -402,7 +450,9 @@ def at_firings(box: Box, why: str) -> Lowering:
             raise NotLowered(f"`after retain` of `{state.name}` {level.clock}", state.span)
         if rule.once and level.clock.period > 1:
             raise NotLowered("`once`", state.span)
-        for term in (t for t in (rule.objective, rule.retain, rule.write, rule.set) if t):
+        parts = [t for t in (rule.objective, rule.retain, rule.write, rule.set) if t is not None]
+        check_windows(box, *parts)
+        for term in parts:
             check_terms(term)
         for array in state.form.arrays if rule.objective is not None else ():
             fires_with(state, array.name)
@@ -447,6 +497,7 @@ def derived(box: Box, state: State) -> Gradient:
     )
     if named:
         raise NotLowered(f"a state of `{box.name}` as an array", state.span)
+    check_windows(box, what, *([rule.retain] if rule.retain is not None else []))
     try:
         check_terms(what)
         return given_write(box, state) if what is rule.write else gradient(box, state)
@@ -604,90 +655,3 @@ def one_number(term: Term) -> Term | None:
 
 def depends_on_state(term: Term) -> bool:
     return any(t.op in ("product", "apply", "state") for t in topological(term))
-
-
-# ---- attention
-# ------------------------------------------------------------------------------------------
-
-
-def attention(box: Box) -> Attention:
-    """`sum(exp(scale * dot(past(k), q)) * length(past(v) - z)^2)`: the best z is the softmax-
-    weighted mean.
-    """
-    if len(box.states) != 1 or box.states[0].form.kind != "vector" or box.states[0].per:
-        raise NotLowered(f"`learn exact` of `{box.name}`", box.span)
-    state = box.states[0]
-    objective = state.rule.objective
-    found = match_attention(objective, state, box) if objective is not None else None
-    if found is None or box.read is None or box.read.op != "state":
-        raise NotLowered(
-            f"`learn exact` of `{box.name}`, whose objective is not a softmax over a past,",
-            state.span,
-        )
-    return found
-
-
-def match_attention(objective: Term, state: State, box: Box) -> Attention | None:
-    match objective:
-        case Term(
-            op="sum",
-            info=None,
-            args=(Term(op="mul", args=(Term(op="exp", args=(score,)), distance)),),
-        ):
-            value = match_distance(distance, state, box)
-            scale, dot = match_score(score)
-            if value is None or dot is None:
-                return None
-            a, b = dot.args
-            key, query = (a, b) if a.op == "past" else (b, a)
-            if key.op != "past" or query.op == "past" or key.shape[0] != value.shape[0]:
-                return None
-            if any(
-                t.op in ("past", "state", "apply")
-                for t in [*query.walk(), *key.args[0].walk(), *value.args[0].walk()]
-            ):
-                return None
-            slots: tuple[Slot, Slot] = (key.info, value.info)
-            window = None if slots[0].window == ALL else slots[0].window
-            return Attention(
-                query, key.args[0], value.args[0], scale, window, slots[0].path, slots[1].path
-            )
-    return None
-
-
-def match_distance(term: Term, state: State, box: Box) -> Term | None:
-    """`length(past(v) - z)^2`, either way round."""
-    match term:
-        case Term(
-            op="pow",
-            args=(
-                Term(op="length", info=2, args=(Term(op="sub", args=(a, b)),)),
-                Term(op="const", info=2),
-            ),
-        ):
-            value, z = (a, b) if a.op == "past" else (b, a)
-            if (
-                value.op == "past"
-                and z.op == "state"
-                and z.info.box is box
-                and z.info.name == state.name
-            ):
-                return value
-    return None
-
-
-def match_score(term: Term) -> tuple[float, Term | None]:
-    """scale * dot(..), with constant factors."""
-    match term:
-        case Term(op="dot"):
-            return 1.0, term
-        case Term(op="div", args=(inner, Term(op="const", info=c))):
-            scale, dot = match_score(inner)
-            return scale / c, dot
-        case (
-            Term(op="mul", args=(Term(op="const", info=c), inner))
-            | Term(op="mul", args=(inner, Term(op="const", info=c)))
-        ):
-            scale, dot = match_score(inner)
-            return scale * c, dot
-    return math.nan, None

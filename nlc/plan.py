@@ -18,6 +18,7 @@ class Lowering:
     attention   softmax over the past          recurrence a matrix written by rank-one amounts,
     exactly, in chunks
     frozen      gradients at the start of N tokens, in dual form
+    squares     the matrix that fits all pairs seen, from their sums
     fired       gradients summed over a period, then any optimizer; each tick by itself if need be
     solved      any memory that multiplies, exactly: each write from those before it, a fixed point
     loss        the model's own loss at a token clock: what it writes comes from the runtime
@@ -27,6 +28,7 @@ class Lowering:
     kind: str
     reason: str
     attention: Attention | None = None
+    squares: Squares | None = None
     arrays: tuple[ArrayRule, ...] = ()
     gradients: Mapping[str, Gradient] = field(default_factory=dict)  # by state
 
@@ -44,6 +46,19 @@ class Attention:
     window: int | None
     key_path: str
     value_path: str
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Squares:
+    """`learn exact` on squares of all pairs (key, value), each counting `weight`, and what is kept
+    of that from tick to tick `keep` (None: all); `ridge`: what is added to the squares of the keys.
+    """
+
+    key: Term
+    value: Term
+    weight: Term
+    keep: Term | None
+    ridge: Term
 
 
 @dataclass(frozen=True, slots=True, eq=False)

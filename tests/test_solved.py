@@ -26,6 +26,9 @@ use "memory/oja"
 use "memory/memora"
 use "memory/ttt_linear"
 use "memory/momentum_delta"
+use "memory/mesa"
+use "memory/omega"
+use "memory/delta_product"
 use "optim/adam"
 use "optim/muon"
 {memory}
@@ -193,6 +196,13 @@ MEMORIES = {
     "a dual, linearised": ("", "memora(q, k, v, alpha, eta)"),
     "a vector beside a matrix": ("", "ttt_linear(q, k, v, eta)"),
     "momentum with a gain": ("", "momentum_delta(q, k, v, alpha, eta, mu)"),
+    "least squares": ("", "mesa(q, k, v, eta, alpha, a + 0.2)"),
+    "a window": ("", "omega(q, k, v, alpha, eta / 5, stack(eta, mu, alpha))"),
+    "several writes a tick": (
+        "",
+        "delta_product(q, reshape(concat(k, a), 2, 2, 4), reshape(concat(v, b), 2, 2, 4), alpha, "
+        "stack(eta, mu))",
+    ),
     "adam at every token": (
         HEAD
         + """, alpha, eta) {

@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from . import by_hand
+
 SMALL = 1e-6
 
 
@@ -103,7 +105,12 @@ def length_slope(x: Tensor, p: float = 2) -> Tensor:
 def gelu_back(bar: Tensor, x: Tensor) -> Tensor:
     """bar (Phi(x) + x phi(x)): the cotangent of x from that of gelu(x), in one operation."""
     wide = torch.promote_types(bar.dtype, x.dtype)
-    back: Tensor = torch.ops.aten.gelu_backward(bar.to(wide), x.to(wide))
+    bar, x = bar.to(wide), x.to(wide)
+    back: Tensor = (
+        by_hand.GeluBack.apply(bar, x)  # type: ignore[no-untyped-call]
+        if by_hand.allowed()
+        else torch.ops.aten.gelu_backward(bar, x)
+    )
     return back
 
 
@@ -130,3 +137,14 @@ def layer_norm_back(bar: Tensor, x: Tensor) -> Tensor:
     b = _wide(bar)
     back = (b - b.mean(-1, keepdim=True) - z * (b * z).mean(-1, keepdim=True)) / deviation
     return back.to(x.dtype)
+
+
+def only(x: Tensor, seen: Tensor) -> Tensor:
+    """x where `seen` is 1, else 0."""
+    return torch.where(seen != 0, x, 0.0)
+
+
+def entries(x: Tensor, at: Tensor) -> Tensor:
+    """x[at] for lists [..., n] and numbers [..., k], the leading axes broadcast."""
+    wide = torch.broadcast_shapes(x.shape[:-1], at.shape[:-1])
+    return torch.gather(x.expand(*wide, x.shape[-1]), -1, at.expand(*wide, at.shape[-1]))

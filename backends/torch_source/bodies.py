@@ -97,6 +97,7 @@ class Body:
             "weight": self.weight,
             "call": self.call,
             "conv": self.conv,
+            "past": self.past,
             "apply": self.apply,
             "state": self.state,
             "array": self.state,
@@ -246,6 +247,29 @@ class Body:
         self.code.add(f"s[{key}] = self.last({before}, {given}, {slot.window})")
         return Value(name, ATOM, True, len(term.shape))
 
+    def past(self, term: Term) -> Value:
+        """A window of the last ticks; those before this span are carried."""
+        slot: Slot = term.info
+        known = self.e.names.get(f"past {slot.path}")
+        if known is not None:
+            return known
+        x = self.e(term.args[0])
+        code = x.code if x.lead else f"self.stream({x.code}, s, {self.lead})"
+        shape = (*self.mapped, slot.window - 1, *term.args[0].shape)
+        self.module.hold(slot.path, slot_loops(slot, self.box, self.loops), shape, "zeros")
+        wish = f"past_{term.args[0].info}" if term.args[0].op in ("input", "local") else "past"
+        name = self.code.name(wish)
+        key = self.key(slot.path)
+        self.code.add(f"{name} = self.window(s, {key}, {code}, {slot.window}, {self.lead})")
+        value = Value(name, ATOM, True, len(term.shape))
+        self.e.names[f"past {slot.path}"] = value
+        if f"seen {slot.window}" not in self.e.names:
+            seen = self.code.name("seen")
+            lead = f"{name}.shape[:{self.lead - 1}]"
+            self.code.add(f"{seen} = s.seen({slot.window}, {lead}, s.time)")
+            self.e.names[f"seen {slot.window}"] = Value(seen, ATOM, True, 1)
+        return value
+
     loops: Shape = ()
 
     # ---- states
@@ -297,6 +321,8 @@ class Body:
             return f"F.linear({x.code}, {matrix})"
         if own and not self.mapped and x.own == 1:
             return f"torch.bmm({x.code}, {matrix}{turn})"
+        if own and x.own == 2:
+            matrix = f"{matrix}.unsqueeze({self.lead - 1})"
         return f"({x.atom} @ {matrix}{turn})"
 
     def turn(self, x: Value, swap: str) -> str:
@@ -431,5 +457,5 @@ def shape_note(value: Value, shape: Shape, lead: tuple[str, ...]) -> str:
     """The shape, for the reader."""
     if not value.lead:
         return ""
-    axes = [*lead, "time", *map(str, shape)]
+    axes = [*lead, "time", *(str(abs(n)) for n in shape)]
     return f"  # [{', '.join(axes)}]"

@@ -32,6 +32,7 @@ def write_box(module: Module, box: Box) -> None:
         "static": plain,
         "loss": plain,
         "attention": attention,
+        "squares": squares,
         "recurrence": recurrence,
         "frozen": frozen,
         "solved": solved,
@@ -86,6 +87,49 @@ def attention(module: Module, box: Box) -> None:
             f"s[{body.key(plan.value_path)}] = self.newest({values}, {keep})",
         )
         code.add(f"return {y}")
+    code.add("")
+
+
+def squares(module: Module, box: Box) -> None:
+    """The best matrix for all pairs: `least_squares` (backends/ops/least_squares.py)."""
+    body, code = Body(module, box), module.code
+    plan = module.plan.of(box).squares
+    assert plan is not None and box.read is not None
+    state = box.states[0]
+    first, names = head(module, box, body)
+    m, n = state.form.arrays[0].shape
+    path = state_path(box, state.name, "")
+    for suffix, shape in ((".H", (n, n)), (".G", (m, n))):
+        module.hold(path + suffix, box.loops, (*all_mapped(box), *shape), "zeros")
+    with code.function(first, names):
+        opening(
+            module,
+            box,
+            f"H = keep H + w k k', G = keep G + w v k', {state.name} = G (H + diag(ridge))^-1",
+        )
+        keep = [plan.keep] if plan.keep is not None else []
+        body.e.count([box.read, plan.key, plan.value, plan.weight, plan.ridge, *keep])
+        body.lines(box.lines)
+        k, v = rows(body, plan.key, (), 1), rows(body, plan.value, (), 1)
+        weight = rows(body, plan.weight, (), 0)
+        kept = rows(body, plan.keep, (), 0) if plan.keep is not None else "1.0"
+        ridge = rows(body, plan.ridge, (), min(len(plan.ridge.shape), 1))
+        keys = [f"s[{body.key(path + suffix)}]" for suffix in (".H", ".G")]
+        sums = code.names(["H", "G"])
+        code.add(f"{', '.join(sums)} = {', '.join(keys)}")
+
+        def read(term: Term) -> Value:
+            if term.info.box is not box:
+                return body.apply(term)
+            y = code.name("y")
+            q = rows(body, term.args[0], (), 1)
+            given = ", ".join([*sums, q, k, v, weight, kept, ridge])
+            code.add(f"{y}, {', '.join(keys)} = least_squares({given})")
+            return Value(y, ATOM, True, len(term.shape))
+
+        body.e.hooks["apply"] = read
+        body.cite_line(box.read)
+        code.add(f"return {body.e(box.read).code}")
     code.add("")
 
 

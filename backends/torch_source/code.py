@@ -83,6 +83,7 @@ RESERVED = {
     "begin",
     "amount",
     "solved",
+    "least_squares",
     "Span",
     "Writes",
     "Any",

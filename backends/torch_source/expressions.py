@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 
 from nlc.diagnostics import InternalError
 from nlc.system import Term
+from nlc.windows import rows_of
 
 from .code import Code
 
@@ -108,6 +109,14 @@ class Expressions:
         self.done[id(term)] = value
         self.alive.append(term)
         return value
+
+    def only_seen(self, value: Value, term: Term) -> Value:
+        """The value for a sum over its rows: nought where the window is not yet full (2.9.2)."""
+        rows = rows_of(term)
+        if not rows or not value.lead:
+            return value
+        seen = self.names[f"seen {rows}"].code + ".unsqueeze(-1)" * (value.own - 1)
+        return Value(f"parts.only({value.code}, {seen})", ATOM, True, value.own)
 
     def write(self, term: Term) -> Value:
         if term.op in self.hooks:
@@ -270,6 +279,8 @@ class Expressions:
 
     def op_sum(self, term: Term) -> Value:
         v = self(term.args[0])
+        if term.info is None or v.own == 1:
+            v = self.only_seen(v, term.args[0])
         if term.info == 1:
             return Value(f"{v.atom}.sum(-1)", ATOM, v.lead, v.own - 1)
         if v.own == 0:
@@ -384,6 +395,15 @@ class Expressions:
         v = self(term.args[0])
         return Value(f"{v.atom}.select({-v.own}, {term.info})", ATOM, v.lead, v.own - 1)
 
+    def op_index(self, term: Term) -> Value:
+        """Entries of a list, by numbers that may change with the ticks."""
+        v, at = (self(a) for a in term.args)
+        if v.own != 1:
+            raise InternalError("entries of an array of arrays")
+        numbers = f"{at.atom}.long()" if at.own else f"{at.atom}.long().unsqueeze(-1)"
+        taken = f"parts.entries({v.code}, {numbers})"
+        return Value(taken if at.own else f"{taken}.squeeze(-1)", ATOM, True, at.own)
+
     def op_stack(self, term: Term) -> Value:
         values, lead, own = self.together(term)
         if not lead and all(v.own == 0 for v in values):
@@ -398,7 +418,8 @@ class Expressions:
 
     def op_expand(self, term: Term) -> Value:
         v = self(term.args[0])
-        sizes = ", ".join(map(str, term.shape))
+        shape = tuple(map(abs, term.shape))
+        sizes = ", ".join(map(str, shape))
         if v.lead:
             return Value(
                 f"{self.fit(v, len(term.shape))}.expand({self.leading(v)}, {sizes})",
@@ -406,10 +427,11 @@ class Expressions:
                 True,
                 len(term.shape),
             )
-        return Value(f"self.full({v.code}, {term.shape})", ATOM, False, len(term.shape))
+        return Value(f"self.full({v.code}, {shape})", ATOM, False, len(shape))
 
     def op_sum_to(self, term: Term) -> Value:
         v = self(term.args[0])
+        v = self.only_seen(v, term.args[0])
         wide, narrow = (
             term.args[0].shape,
             (1,) * (len(term.args[0].shape) - len(term.shape)) + term.shape,

@@ -9,6 +9,7 @@ from nlc.diagnostics import InternalError
 from nlc.lower import NotLowered
 from nlc.rules import Example
 from nlc.system import Array, Assign, Box, Handle, Lambda, Learn, State, Term
+from nlc.windows import rows_of
 
 from .bodies import Body, Module, state_path
 from .code import identifier
@@ -68,6 +69,7 @@ class Fired(Frozen):
             for line in box.lines:
                 if isinstance(line, Assign) and line.name not in self.touching:
                     body.assign(line)
+            self.lift(body)
             self.periods(body)
         code.add("")
         self.one_period()
@@ -286,6 +288,9 @@ class Fired(Frozen):
         several = len(example.input.shape) - own == 2
         x = rows(body, example.input, state.per, 1 + several)
         e = rows(body, example.surprise, state.per, 1 + several)
+        if several and (window := rows_of(example.input)):
+            shown = body.e.names[f"seen {window}"].code
+            e = f"parts.only({e}, {shown}.unsqueeze(-1))"
         if several:
             x, e = f"{atom(x)}.flatten(-3, -2)", f"{atom(e)}.flatten(-3, -2)"
         return f"{atom(e)}.mT @ {atom(x)}"

@@ -11,6 +11,7 @@ from nlc.derive import substitute
 from nlc.diagnostics import InternalError
 from nlc.plan import ArrayRule
 from nlc.system import Assign, Box, State, Term
+from nlc.windows import rows_of
 
 from .bodies import Module, state_path
 from .common import equation, named, rows, transparent
@@ -190,8 +191,12 @@ class Solved(Frozen):
         per = () if body.folded else state.per
         own = len(state.per) if not body.folded else 0
         several = len(x.shape) - own == 2
+        window = rows_of(x)
         seen = body.row(x, per, "seen") if not several else rows(body, x, per, 2)
         error = rows(body, e, per, 2 if several else 1)
+        if window:
+            shown = body.e.names[f"seen {window}"].code
+            error = f"parts.only({error}, {shown}.unsqueeze(-1))"
         level = self.box.level.name if self.box.level is not None else ""
         if level in self.module.plan.training.first_order and state.rule.write is None:
             seen, error = f"{seen}.detach()", f"({error}).detach()"
