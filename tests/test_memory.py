@@ -21,7 +21,7 @@ from torch import Tensor
 import nlc
 from nlc.backends.runtime import StateError
 from nlc.codes import CODES
-from nlc.operation import Memory, MemoryState, names
+from nlc.operation import ALIASES, Memory, MemoryState, names
 from nlc.operation.around import model_of, module_of
 
 NOT_LOWERED_YET: set[str] = set()
@@ -153,6 +153,15 @@ def grads(y: Tensor, data: Arrays) -> list[Tensor]:
 
 def test_every_name_is_here() -> None:
     assert set(names()) - set(OPS) == {"continuum"}  # which learns the model's loss
+
+
+def test_the_page_has_every_name() -> None:
+    """With its streams and settings as they are declared."""
+    page = (Path(__file__).parent.parent / "docs/memories.md").read_text(encoding="utf-8")
+    for name in OPS:
+        declared = f"| `{nlc.memory(name).declared}`"
+        rows = [row for row in page.splitlines() if row.startswith(declared)]
+        assert len(rows) == 1 and (name not in ALIASES or f"also `{name}`" in rows[0]), name
 
 
 @pytest.mark.parametrize("name", sorted(NOT_LOWERED_YET))
