@@ -11,8 +11,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
+from textwrap import fill
 from typing import Any
 
 import torch
@@ -44,7 +45,7 @@ class Options:
     long: int = LONG
 
 
-QUICK = Options(batch=1, long=0)
+QUICK = Options(batch=1, long=0)  # what `nlc build` writes into its file
 
 
 @dataclass(frozen=True)
@@ -109,7 +110,8 @@ class Certificate:
             f"    {m.name}: {within(m.value)} (bar {short(m.bar)}){'' if m.holds else ', FAILS'}"
             for m in self.measured
         ]
-        return [f"{said} by nlc on {ran}:", *rows, *(f"    note: {note}" for note in self.notes)]
+        notes = (fill(f"    note: {n}", 100, subsequent_indent=" " * 8) for n in self.notes)
+        return [f"{said} by nlc on {ran}:", *rows, *notes]
 
 
 class Verifier:
@@ -264,11 +266,6 @@ def default_tokens(system: System) -> int:
     return min(max(shortest + 1, FEWEST), MOST) // 2 * 2 + 1
 
 
-def quick(spec: Spec, options: Options = QUICK) -> Certificate:
-    """What `nlc build` writes into its file: one sample, no long stream."""
-    return verify(spec, replace(options, long=0))
-
-
 # ---- text ----------------------------------------------------------------------------------------
 
 
@@ -314,4 +311,4 @@ def headed(source: str, certificate: Certificate) -> str:
     return "\n".join(lines) + '\n"""' + source[end + 3 :]
 
 
-__all__ = ["Certificate", "Measured", "Options", "Verifier", "headed", "quick", "verify"]
+__all__ = ["QUICK", "Certificate", "Measured", "Options", "Verifier", "headed", "verify"]
