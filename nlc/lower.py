@@ -460,8 +460,7 @@ def at_firings(box: Box, why: str) -> Lowering:
             try:
                 gradients[state.name] = gradient(box, state)
             except Underivable as error:
-                told = f"the gradient of `{state.name}` ({error})"
-                raise NotLowered(told, state.span) from None
+                why += f"; the gradient of `{state.name}` is autograd's: {error}"
     return Lowering(box, "fired", why, gradients=gradients)
 
 

@@ -203,6 +203,17 @@ MEMORIES = {
         "delta_product(q, reshape(concat(k, a), 2, 2, 4), reshape(concat(v, b), 2, 2, 4), alpha, "
         "stack(eta, mu))",
     ),
+    "a gradient by autograd": (
+        HEAD
+        + """, alpha, eta) {
+  state M : residual(mlp(n, 2*n))
+  objective sum((concat(M(k), k) - concat(v, q))^2) / 4
+  retain alpha
+  learn gradient(rate = eta)
+  read M(q)
+}""",
+        "r(q, k, v, alpha, eta)",
+    ),
     "adam at every token": (
         HEAD
         + """, alpha, eta) {

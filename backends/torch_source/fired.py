@@ -256,11 +256,15 @@ class Fired(Frozen):
                 name = self.code.name("kept")
                 self.code.add(f"{name} = {self.linked(body, state, array, f'{kept}s[{key}]')}")
                 body.held[state.name, array.name] = name
+        slopes = {}
+        if rule.write is None and gradient is None:
+            slopes = self.by_autograd(body, state)
         for array in state.form.arrays:
             if rule.write is not None:
                 code = self.whole(body, rule.write)
+            elif gradient is None:
+                code = slopes[array.name]
             else:
-                assert gradient is not None
                 mine = [e for e in gradient.examples if e.array == array.name]
                 parts = [self.outer(body, state, e) for e in mine]
                 parts += [self.whole(body, t) for n, t in gradient.direct if n == array.name]
@@ -279,6 +283,26 @@ class Fired(Frozen):
             found[array.name] = name
         body.see(outer)
         return found, keys
+
+    def by_autograd(self, body: FiredBody, state: State) -> dict[str, str]:
+        """The gradient of an objective that no rule of ours derives, by array."""
+        names = [self.code.name(f"{state.name}_{a.name}" if a.name else state.name)
+                 for a in state.form.arrays]  # fmt: skip
+        slopes = self.code.names(
+            [f"slope_{a.name}" if a.name else "slope" for a in state.form.arrays]
+        )
+        assert state.rule.objective is not None
+        told = ", ".join(names) + "," * (len(names) == 1)
+        given = ", ".join(body.held[state.name, a.name] for a in state.form.arrays)
+        with self.code.block("with torch.enable_grad():"):
+            self.code.add(f"{told} = self.leaves({given})")
+            body.see(body.held | {(state.name, a.name): n
+                                  for a, n in zip(state.form.arrays, names, strict=True)})  # fmt: skip
+            body.e.count([state.rule.objective])
+            value = body.e(state.rule.objective).code
+            found = ", ".join(slopes) + "," * (len(slopes) == 1)
+            self.code.add(f"{found} = self.slopes({value}, {', '.join(names)})")
+        return {a.name: s for a, s in zip(state.form.arrays, slopes, strict=True)}
 
     def outer(self, body: FiredBody, state: State, example: Example) -> str:
         """surprise' input, summed over the ticks."""
