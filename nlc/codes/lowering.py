@@ -12,6 +12,8 @@ def _mixer(rule: str) -> str:
               state     M : matrix(width, width)
               k = unit(linear(x, width))
               {rule}
+              objective sum((M(k) - x)^2) / 2
+              learn     gradient(rate = 1)
               read      M(k)
             }}
             transfer backprop mixer -> training
@@ -28,11 +30,11 @@ CODES: dict[str, Code] = {
         But no algorithm of this compiler turns this part into a fast program that computes exactly
         the same, so `nlc build`, `nlc train` and `nlc.compile` refuse it, by name, where a guess
         would give a wrong number. `nlc check` never says so. Say the same with a part that is
-        lowered, or run it with `nlc.reference`. Here a write that is given is not lowered; the same
-        update, as the gradient of an objective, is.
+        lowered, or run it with `nlc.reference`. Here a memory that starts anew every 64 tokens is
+        not lowered; one that forgets as it goes is.
         """,
-        _mixer("write     outer(x - M(k), k)"),
-        _mixer("objective sum((M(k) - x)^2) / 2\n              learn     gradient(rate = 1)"),
+        _mixer("reset     every 64 tokens"),
+        _mixer("retain    0.95"),
         found="build",
     ),
 }
