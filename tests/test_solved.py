@@ -11,6 +11,8 @@ import torch
 import nlc
 from nlc.backends.ops.recurrence import Span, begin
 from nlc.backends.ops.solving import Writes, solved
+from nlc.verify.properties import later_tokens, off_the_clock, other_samples
+from nlc.verify.streams import random_streams, run_of
 
 SYSTEM = """nl 1
 use "optim/gradient"
@@ -355,3 +357,19 @@ def test_no_second_derivative_in_silence(tmp_path: Path) -> None:
     weight = next(p for n, p in model.named_weights() if n == "mem.k.linear")
     with pytest.raises(RuntimeError, match="second derivative"):
         torch.autograd.grad(answer.sum(), weight, create_graph=True)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", ["mlp with momentum", "least squares", "a window", "a phase"])
+def test_what_else_always_holds(name: str, tmp_path: Path) -> None:
+    """No later token and no other sample changes anything, and what changes does so on its clock."""
+    spec = nlc.load(written(name, tmp_path))
+    model = nlc.compile(spec, dtype=torch.float64)
+    system = spec.system
+    streams = random_streams(system, 2, 17)
+    for found in (
+        later_tokens(run_of(model), system, streams),
+        other_samples(run_of(model), system, streams),
+        off_the_clock(model, system, streams),
+    ):
+        assert found.value == 0, found

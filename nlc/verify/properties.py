@@ -296,10 +296,10 @@ def factor(before: float, after: float) -> float:
 
 
 def clocked(system: System) -> dict[str, Clock]:
-    """The arrays that levels on tokens write, and their clocks."""
+    """The arrays that levels on tokens write, and their clocks; what is solved anew has none."""
     found = {}
     for box in system.boxes:
-        if box.level is None or box.level.clock.unit != "token":
+        if box.level is None or box.level.clock.unit != "token" or box.exact:
             continue
         for state in box.states:
             for array in state.form.arrays:
