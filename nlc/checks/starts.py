@@ -63,7 +63,8 @@ class Starts:
     def of(self, learner: Level) -> Reach | None:
         if learner.name not in self.reach:
             objective = objective_of(self.facts, learner)
-            self.reach[learner.name] = objective and Reach(self.facts, learner, objective)
+            made = None if objective is None else Reach(self.facts, learner, objective)
+            self.reach[learner.name] = made
         return self.reach[learner.name]
 
     def dead(self, but: Collection[str]) -> list[list[Start]]:

@@ -30,6 +30,7 @@ from .functions import (
     matmul,
 )
 from .making import MAKERS
+from .names import BOUND, is_taken
 from .shapes import told
 from .values import (
     POISON,
@@ -61,7 +62,6 @@ OPERATORS = {
     ">=": "ge",
     "==": "eq",
 }
-BOUND = ("loss", "count", "position", "infinity", "matrices", "vectors", "tables")
 DEEPEST = 60  # calls of defs and memories inside each other
 
 
@@ -547,45 +547,12 @@ class Body:
     def bind(self, node: S.Bind | S.Add) -> None:
         name = node.name.id
         self.where = name
-        if self.is_taken(node.name):
+        if is_taken(self, node.name):
             return
         value = self.value(node.value)
         if isinstance(node, S.Add):
             value = self.added(node, value)
         self.set_name(name, value, node)
-
-    def is_taken(self, node: S.Name) -> bool:
-        """Plain names may be bound again; the language's, levels, memories, settings, states and
-        inputs may not (2.2.6).
-        """
-        name = node.id
-        if self.is_language(name):
-            help = "choose another name"
-            self.error("NL106", f"`{node.text or name}` is bound by the language", node.span, help)
-        elif self.is_declared(name):
-            help = "plain names share one space with inputs, settings, states and functions"
-            self.error("NL102", f"`{node.text or name}` is given twice", node.span, help)
-        else:
-            return False
-        if name not in self.env or name in self.resolver.settings:
-            self.env[name] = POISON  # what was meant by it below is not known
-        return True
-
-    def is_language(self, name: str) -> bool:
-        """Only a flow may bind `loss`; a function of the language is one until it is hidden."""
-        if name in BOUND:
-            return not (name == "loss" and self.box is None and not self.expands)
-        return (name in TABLE or name in MAKERS) and name not in self.env
-
-    def is_declared(self, name: str) -> bool:
-        old = self.env.get(name)
-        taken = isinstance(old, (StateValue, StateFamily, LevelValue, Declared))
-        return taken or name in self.fixed or self.is_setting(name) and old is not POISON
-
-    def is_setting(self, name: str) -> bool:
-        """Of the system, in a body that sees it: the flow's, or a level's."""
-        seen = any(names is self.resolver.system_names for names in self.env.maps)
-        return seen and name in self.resolver.settings
 
     def added(self, node: S.Add, value: Value) -> Value:
         if node.name.id not in self.env:
@@ -604,29 +571,21 @@ class Body:
                 value = self.whole(value, node.span)
             except Stop:
                 value = POISON
-        if isinstance(value, list):
-            self.env[name] = self.entries(name, value, node)
+        if isinstance(value, list) and self.box is None:
+            value = [self.kept(name, v, node) for v in value]
         elif isinstance(value, Term):
-            self.env[name] = self.line_of(self.local(name), value, node)
-        else:
-            self.env[name] = value
+            value = self.line_of(self.local(name), value, node)
+        self.env[name] = value
 
     def line_of(self, local: str, value: Term, node: S.Node) -> Term:
         self.lines.append(Assign(local, value))
         return self.term("local", (), value.shape, local, form=value.form, span=node.span)
 
-    def entries(self, name: str, values: list[Any], node: S.Node) -> list[Any]:
-        """A list of a flow keeps its values, whatever the names in it are bound to later (2.7.2)."""
-        if self.box is not None:
-            return values
-        return [
-            self.entries(name, value, node)
-            if isinstance(value, list)
-            else self.line_of(self.fresh(name), value, node)
-            if isinstance(value, Term)
-            else value
-            for value in values
-        ]
+    def kept(self, name: str, value: Value, node: S.Node) -> Value:
+        """A list of a flow keeps its values, whatever is bound after it (2.7.2)."""
+        if isinstance(value, list):
+            return [self.kept(name, v, node) for v in value]
+        return self.line_of(self.fresh(name), value, node) if isinstance(value, Term) else value
 
     def local(self, name: str) -> str:
         """In a box each binding has its own name, so that a rule sees the value at its place
@@ -675,7 +634,7 @@ class Body:
             if count and not self.rolled(node, count):
                 self.unrolled(node, itertools.repeat(None, count))
         elif isinstance(over, list):
-            self.is_taken(node.name)
+            is_taken(self, node.name)
             self.unrolled(node, over)
         else:
             self.error(

@@ -319,7 +319,7 @@ class Learning(Stage):
             self.fill(body, decl.node.body)
         return box
 
-    def has_write(self, node: S.Optimizer) -> None:
+    def has_write(self, node: S.Def | S.Memory | S.Optimizer) -> None:
         """An optimizer ends in `write` (2.9.6)."""
         if not any(isinstance(s, S.Write) for s in node.body.statements):
             self.resolver.absent(

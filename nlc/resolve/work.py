@@ -17,7 +17,8 @@ from ..system import (
     Term,
 )
 from ..text import Span
-from .bodies import BOUND, Body
+from .bodies import Body
+from .names import BOUND
 from .values import POISON, Names, Value
 
 if TYPE_CHECKING:
