@@ -13,9 +13,11 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn import functional
 
+from nlc.backends.ops import recurrence
 from nlc.backends.ops.attention import attend
 from nlc.backends.ops.parts import (
     causal_conv,
+    gelu_back,
     layer_norm,
     length,
     rms_norm,
@@ -24,7 +26,7 @@ from nlc.backends.ops.parts import (
     smooth_sign,
     unit,
 )
-from nlc.backends.ops.recurrence import Number, scan, span
+from nlc.backends.ops.recurrence import Number, retained, scan, span
 
 torch.set_num_threads(1)
 
@@ -294,6 +296,47 @@ def test_gradients_of_both_orders() -> None:
 
         assert torch.autograd.gradcheck(run, c.leaves())
         assert torch.autograd.gradgradcheck(run, c.leaves())
+
+
+@pytest.mark.parametrize("ticks", [16, 17, 18, 45, 48])
+def test_a_long_scan_runs_in_blocks(ticks: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(recurrence, "BLOCK", 1)
+    assert_literal(case((2,), ticks, momentum="tick"), chunk=2)
+    assert_literal(case((1, 2), ticks, "channel", erase="tick"), chunk=2)
+
+
+@pytest.mark.parametrize("rows", [4, 2])
+def test_a_span_of_the_delta_rule_has_its_derivatives_by_hand(rows: int) -> None:
+    """Gates may be of a part of the batch, which repeats."""
+    w, x, e = (leaf(numbers(4, *s, seed=k)) for k, s in enumerate([(3, 2), (5, 2), (5, 3)]))
+    rate, keep = (leaf(numbers(rows, 5, seed=k, like="uniform")) for k in (3, 4))
+
+    def run(w: Tensor, x: Tensor, e: Tensor, rate: Tensor, keep: Tensor) -> tuple[Tensor, ...]:
+        made = span(w, x, e, rate, retention=retained(keep), erase=1.5)
+        return made.wrote, made.end()[0]
+
+    leaves = [w, x, e, rate, keep]
+    full = [w, x, e, rate.repeat(4 // rows, 1), keep.repeat(4 // rows, 1)]
+    assert_close(run(*leaves), run(*full), FORWARD)
+    wanted = literal(Case(w, x, x, e, full[3], full[4], erase=1.5))
+    assert_close([run(*leaves)[1]], [wanted[1]], FORWARD)
+    assert torch.autograd.gradcheck(run, leaves)
+    assert torch.autograd.gradgradcheck(run, leaves)
+
+
+def test_the_slope_of_gelu_has_its_derivatives_by_hand() -> None:
+    bar, x = leaf(numbers(3, 4)), leaf(numbers(3, 4, seed=1))
+    assert torch.autograd.gradcheck(gelu_back, (bar, x))
+    assert torch.autograd.gradgradcheck(gelu_back, (bar, x))
+
+
+@pytest.mark.parametrize("momentum", ["none", "tick"])
+def test_spans_side_by_side_answer_as_each(momentum: str) -> None:
+    cases = [case((2,), 6, momentum=momentum, seed=k) for k in range(3)]
+    spans = [span(c.W0, c.x, c.e, c.rate, c.keep, c.momentum, c.S0, erase=1.0) for c in cases]
+    q = torch.cat([c.q for c in cases])
+    wanted = torch.cat([s.read(c.q) for s, c in zip(spans, cases, strict=True)])
+    assert_close([recurrence.side_by_side(spans).read(q)], [wanted], FORWARD)
 
 
 def test_functional_gradients_pass_through() -> None:

@@ -24,6 +24,7 @@ from chunk to chunk only R and the state at the end are.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial, reduce
@@ -33,9 +34,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from . import by_hand
 from .retention import (
     ManyAtATick,
     Retention,
+    ScalarRetention,
     View,
     each,
     faded,
@@ -51,6 +54,7 @@ from .retention import (
 Number = Tensor | float
 
 CHUNK = 32
+BLOCK = 8192  # vectors of each kind that a scan holds at once, beside what a gradient needs
 
 
 @dataclass(frozen=True)
@@ -67,6 +71,7 @@ class Span:
     s: Tensor | None
     x: Tensor
     wrote: Tensor
+    last: Tensor | None = None  # W_T, where it is known
 
     def read(self, q: Tensor, before_write: bool = False) -> Tensor:
         """[..., T, m]: W_t q_t, or W_{t-1} q_t, for q [..., T, n]."""
@@ -99,18 +104,21 @@ class Span:
 
     def end(self) -> tuple[Tensor, Tensor | None]:
         """(W_T, S_T), S_T None without momentum."""
+        if self.last is not None:
+            return self.last, None
         with _state_arithmetic(self.x):
             return self.retention.end(self.w, self.s, self.x, self.wrote)
 
     def rows(self, first: int, last: int) -> Span:
         """The same span for some of the rows of W only."""
         s = None if self.s is None else self.s[..., first:last, :]
-        return replace(
-            self, w=self.w[..., first:last, :], s=s, wrote=self.wrote[..., first:last]
-        )
+        wrote = self.wrote[..., first:last]
+        return Span(self.retention, self.w[..., first:last, :], s, self.x, wrote)
 
     def member(self, i: int, members: int) -> Span:
-        """One of several matrices that are side by side on the first axis, gates and all."""
+        """One of several matrices that are side by side on the first axis; what is left of writes
+        is for each of them, or for all alike.
+        """
         size = self.x.shape[0]
         return self._each(
             lambda t, own: t.chunk(members)[i] if t.ndim > own and t.shape[0] == size else t
@@ -119,7 +127,7 @@ class Span:
     def pick(self, i: int) -> Span:
         """One of several matrices stacked on the first axis, whose gates do not have it."""
         s = None if self.s is None else self.s[i]
-        return replace(self, w=self.w[i], s=s, x=self.x[i], wrote=self.wrote[i])
+        return Span(self.retention, self.w[i], s, self.x[i], self.wrote[i])
 
     def held(self, hold: Callable[..., tuple[Tensor, ...]]) -> Span:
         """The same span, all that it keeps passed through `hold` at once: what is asked of it is
@@ -158,7 +166,8 @@ def _each_table(retention: Retention, change: Callable[[Tensor, int], Any]) -> R
         one = _each_table(retention.one, change)
         return replace(retention, one=one)  # type: ignore[arg-type]
     own = retention.OWN
-    return replace(retention, **{n: each(getattr(retention, n), k, change) for n, k in own.items()})
+    changed = {n: each(getattr(retention, n), k, change) for n, k in own.items()}
+    return replace(retention, **changed)  # type: ignore[type-var]
 
 
 @dataclass(frozen=True)
@@ -291,14 +300,35 @@ class _Ticks:
         x, e = change(self.x, -2), change(self.e, -2)
         return _Ticks(x, e, gate(self.rate), gate(self.keep), momentum, gate(self.erase))
 
-    def part(self, start: int, stop: int) -> _Ticks:
-        if (start, stop) == (0, self.x.shape[-2]):
-            return self
-        return self.each(lambda value, axis: value.narrow(axis, start, stop - start))
+    def split(self, sizes: list[int]) -> list[_Ticks]:
+        if len(sizes) == 1:
+            return [self]
+        parts: list[list[Tensor]] = [[] for _ in sizes]
+
+        def cut(value: Tensor, axis: int) -> Tensor:
+            for part, piece in zip(parts, torch.split(value, sizes, axis), strict=True):
+                part.append(piece)
+            return value
+
+        self.each(cut)
+        left = [iter(part) for part in parts]
+        return [self.each(lambda value, axis, p=p: next(p)) for p in left]  # type: ignore[misc]
 
     def chunks(self, chunk: int) -> _Ticks:
         """Time split in two: chunks, ticks of a chunk."""
         return self.each(lambda value, axis: torch.unflatten(value, axis, (-1, chunk)))
+
+    def over(self, batch: int) -> _Ticks:
+        """Gates that have a part of the batch, for all of it."""
+
+        def gate(value: Any) -> Any:
+            if self.x.ndim != 3 or not isinstance(value, Tensor) or value.ndim < 2:
+                return value
+            many = batch // value.shape[0]
+            return value if many < 2 else torch.cat([value] * many)
+
+        rate, keep, erase = gate(self.rate), gate(self.keep), gate(self.erase)
+        return _Ticks(self.x, self.e, rate, keep, gate(self.momentum), erase)
 
     def writes(self, view: View, retention: Retention | None = None) -> _Writes:
         amount = -_column(self.rate, self.x) * self.e
@@ -327,11 +357,24 @@ class _Ticks:
         return value if isinstance(value, Tensor) else self.x.new_full(self.x.shape[-2:-1], value)
 
 
-def retention_of(like: Tensor, keep: Number = 1.0, momentum: Number | None = None) -> Retention:
-    """What is left of each write of a span; arguments as in `span`, `like` as x there."""
+def retained(keep: Number, momentum: Number | None = None, channels: bool = False) -> Retention:
+    """What is left of each write of a span; at least one is a tensor. keep [..., T], or, with
+    `channels`, [..., T, n]; momentum [..., T].
+    """
+    known = keep if isinstance(keep, Tensor) else momentum
+    assert isinstance(known, Tensor)
+    like = known if channels else known.unsqueeze(-1)
     with _state_arithmetic(like):
-        ticks = _Ticks(like, like, 1.0, keep, momentum, 0.0)
-        return _widened(like, None, ticks)[2].retention()
+        return _widened(like, None, _Ticks(like, like, 1.0, keep, momentum, 0.0))[2].retention()
+
+
+def repeated(retention: Retention, members: int) -> Retention:
+    """The same for matrices that are side by side on the first axis."""
+    if members == 1:
+        return retention
+    return _each_table(
+        retention, lambda t, own: t.repeat(members, *[1] * own) if t.ndim == own + 1 else t
+    )
 
 
 def span(
@@ -358,7 +401,9 @@ def span(
     """
     with _state_arithmetic(x):
         w, s, ticks = _widened(W0, S0, _Ticks(x, e, rate, keep, momentum, erase))
-        return _alone(ticks, w, s, _view(after_retain), retention)
+        if _is_delta_rule(ticks, w, s, after_retain):
+            return _delta_rule(ticks, w, retention or ticks.retention())
+        return _alone(ticks.over(x.shape[0]), w, s, _view(after_retain), retention)
 
 
 def scan(
@@ -385,16 +430,31 @@ def scan(
         if time == 1:
             return _one_tick(ticks, w, s, q, view, before_write)
         reads = []
-        whole = time - time % chunk if time >= 2 * chunk else 0
-        if whole:
-            spans, w, s = _chunks(ticks.part(0, whole).chunks(chunk), w, s, view)
-            asked = torch.unflatten(q.narrow(-2, 0, whole), -2, (-1, chunk))
+        sizes = _blocks(time, chunk, math.prod(x.shape[:-2]))
+        for size, part, asked in zip(
+            sizes, ticks.split(sizes), torch.split(q, sizes, -2), strict=True
+        ):
+            if size % chunk or size < 2 * chunk:
+                rest = _alone(part, w, s, view)
+                reads.append(rest.read(asked, before_write))
+                w, s = rest.end()
+                continue
+            spans, w, s = _chunks(part.chunks(chunk), w, s, view)
+            asked = torch.unflatten(asked, -2, (-1, chunk))
             reads.append(spans.read(asked, before_write).flatten(-3, -2))
-        if whole < time or not time:
-            rest = _alone(ticks.part(whole, time), w, s, view)
-            reads.append(rest.read(q.narrow(-2, whole, time - whole), before_write))
-            w, s = rest.end()
         return reads[0] if len(reads) == 1 else torch.cat(reads, -2), w, s
+
+
+def _blocks(time: int, chunk: int, rows: int) -> list[int]:
+    """Ticks made at once: whole chunks, as many as a cache holds, and what is left."""
+    whole = time - time % chunk if time >= 2 * chunk else 0
+    block = chunk * max(8, BLOCK // max(rows * chunk, 1))
+    sizes = [block] * (whole // block)
+    if whole % block == chunk and sizes:
+        sizes[-1] += chunk
+    elif whole % block:
+        sizes.append(whole % block)
+    return [*sizes, time - whole] if whole < time or not time else sizes
 
 
 def _one_tick(
@@ -414,10 +474,41 @@ def _one_tick(
     return (q.to(x.dtype) @ (old if before_write else new).mT).to(q.dtype), new, s
 
 
+def _is_delta_rule(ticks: _Ticks, w: Tensor, s: Tensor | None, after_retain: bool) -> bool:
+    """Whether what is written can be found by hand."""
+    rate, x = ticks.rate, ticks.x
+    plain = s is None and not after_retain and x.ndim == 3 and w.shape[0] == x.shape[0]
+    erases = not isinstance(ticks.erase, Tensor) and ticks.erase != 0
+    return plain and erases and isinstance(rate, Tensor) and rate.ndim == 2 and by_hand.allowed()
+
+
+def _delta_rule(ticks: _Ticks, w: Tensor, retention: Retention) -> Span:
+    if not isinstance(retention, ScalarRetention) or retention.keep is None:
+        return _alone(ticks.over(w.shape[0]), w, None, View.BEFORE, retention)
+    assert isinstance(ticks.erase, float | int)
+
+    def plain(
+        w: Tensor, x: Tensor, e: Tensor, rate: Tensor, *tables: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        writes, start, last, rest = tables
+        left = ScalarRetention(None, writes, (start,), (last,), (rest,))
+        given = _Ticks(x, e, rate, 1.0, None, ticks.erase).over(x.shape[0])
+        made = _alone(given, w, None, View.BEFORE, left)
+        return made.wrote, made.end()[0]
+
+    tables = (retention.writes, *retention.start, *retention.last, *retention.rest)
+    given = (w, ticks.x, ticks.e, ticks.rate, *tables)
+    wrote, end = by_hand.Written.apply(plain, float(ticks.erase), *given)  # type: ignore[no-untyped-call]
+    return Span(retention, w, None, ticks.x, wrote, end)
+
+
 def _alone(
     ticks: _Ticks, w: Tensor, s: Tensor | None, view: View, retention: Retention | None = None
 ) -> Span:
-    writes = ticks.writes(view, retention)
+    given = retention
+    if given is not None and isinstance(given, ScalarRetention) and given.writes.ndim == 3:
+        given = repeated(given, ticks.x.shape[0] // given.writes.shape[0])
+    writes = ticks.writes(view, given)
     return Span(writes.retention, w, s, writes.x, writes.to(w, s))
 
 

@@ -21,14 +21,41 @@ The state is [..., m, s]: W alone (s = n), or W beside S (s = 2 n).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from enum import Enum
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import torch
 from torch import Tensor
 from torch.nn import functional
+
+from . import by_hand
+
+Tables = Tensor | tuple["Tables", ...] | None
+
+
+def each(tables: Tables, own: int, change: Callable[[Tensor, int], Any]) -> Any:
+    """The same tree of tables, each changed; `own`: how many axes of its own each has."""
+    if isinstance(tables, tuple):
+        return tuple(each(t, own, change) for t in tables)
+    return None if tables is None else change(tables, own)
+
+
+def _unbound(retention: Any, many: int, lead: int) -> list[Any]:
+    """What lacks the axis is the same for all."""
+
+    def parts(table: Tensor, own: int) -> Sequence[Tensor]:
+        return table.unbind(0) if table.ndim == own + lead + 1 else (table,) * many
+
+    def of(tables: Any, own: int) -> Sequence[Any]:
+        if isinstance(tables, tuple):
+            found = [of(t, own) for t in tables]
+            return list(zip(*found, strict=True)) if found else ((),) * many
+        return (None,) * many if tables is None else parts(tables, own)
+
+    names = {n: of(getattr(retention, n), own) for n, own in retention.OWN.items()}
+    return [replace(retention, **{n: v[i] for n, v in names.items()}) for i in range(many)]
 
 
 class View(Enum):
@@ -40,7 +67,12 @@ class View(Enum):
 
 
 class Retention(Protocol):
-    """How a span carries its start state and its writes through its ticks."""
+    """How a span carries its start state and its writes through its ticks: a dataclass of tables.
+
+    OWN  for each of its fields that are tables, how many axes of their own they have
+    """
+
+    OWN: ClassVar[dict[str, int]]
 
     def carry(self, u: Tensor, view: View) -> Tensor:
         """[..., C, s]: what u_t [..., C, n] has to meet in the start state."""
@@ -53,6 +85,17 @@ class Retention(Protocol):
 
     def left(self) -> tuple[Tensor, ...]:
         """What is left at the end of the start state, for `faded`."""
+
+    def far(self, u: Tensor, view: View, w: Tensor, s: Tensor | None) -> Tensor:
+        """[..., C, m]: what u_t meets of the start state."""
+
+    def end(
+        self, w: Tensor, s: Tensor | None, x: Tensor, wrote: Tensor
+    ) -> tuple[Tensor, Tensor | None]:
+        """W and S at the end of the span, for what was written, [..., C, m] and [..., C, n]."""
+
+    def unbound(self, many: int, lead: int) -> list[Retention]:
+        """Of `many` spans, on an axis before their `lead` leading axes, each by itself."""
 
     def rows(self, many: int) -> Retention:
         """The same, where each tick makes `many` writes, one after the other in x."""
@@ -127,25 +170,42 @@ def products(factor: Tensor) -> Tensor:
 
     It is the inverse of I with -factor below its diagonal.
     """
+    if not by_hand.allowed():
+        return _products(factor)
+    table: Tensor = by_hand.Products.apply(factor, _products)  # type: ignore[no-untyped-call]
+    return table
+
+
+def _products(factor: Tensor) -> Tensor:
     return unit_inverse(torch.diag_embed(-factor, -1))
+
+
+def plus(a: Tensor, b: Tensor, c: Tensor) -> Tensor:
+    """a + b @ c."""
+    if a.ndim == b.ndim == c.ndim == 3 and a.shape[0] == b.shape[0] == c.shape[0]:
+        return torch.baddbmm(a, b, c)
+    return a + b @ c
 
 
 @dataclass(frozen=True)
 class ScalarRetention:
-    """One keep a tick, with or without momentum; k = 1, or 2 with momentum.
+    """One keep a tick, with or without momentum.
 
     keep    [..., C], or None where it is 1
-    start   [..., C + 1, k]    A_t, F_t for t = 0 .. C; None where all are 1
     writes  [..., C + 1, C]    L_tj
-    last    [..., C, k]        L_Cj, N_Cj; None where all are 1
+    start   [..., C + 1, 1]    A_t, and F_t with momentum, for t = 0 .. C; nothing where all are 1
+    last    [..., C, 1]        L_Cj, and N_Cj; nothing where all are 1
+    rest    [..., 1, 1]        A_C, and F_C and N_C0; nothing where all are 1
     """
 
     keep: Tensor | None
-    start: Tensor | None
     writes: Tensor
-    last: Tensor | None
-    momentum: Tensor | None = None
+    start: tuple[Tensor, ...] = ()
+    last: tuple[Tensor, ...] = ()
+    rest: tuple[Tensor, ...] = ()
     queries: int = 1
+
+    OWN: ClassVar[dict[str, int]] = {"keep": 1, "writes": 2, "start": 2, "last": 2, "rest": 2}
 
     def _at(self, table: Tensor, view: View) -> Tensor:
         found = self._of_tick(table, view)
@@ -160,32 +220,58 @@ class ScalarRetention:
         return self.keep.unsqueeze(-1) * before
 
     def carry(self, u: Tensor, view: View) -> Tensor:
-        return u if self.start is None else _outer(u, self._at(self.start, view))
+        return _beside([u * self._at(part, view) for part in self.start] or [u])
+
+    def far(self, u: Tensor, view: View, w: Tensor, s: Tensor | None) -> Tensor:
+        if not self.start:
+            return times(u, w.mT)
+        left, *of_momentum = (self._at(part, view) for part in self.start)
+        if s is None:
+            return _met(u, left, w)
+        if w.shape[-2] < w.shape[-1]:
+            return times(u, w.mT) * left + times(u, s.mT) * of_momentum[0]
+        return plus(_met(u, left, w), u * of_momentum[0], s.mT)
 
     def pairs(self, u: Tensor, x: Tensor, view: View) -> Tensor:
         return times(u, x.mT) * self._at(self.writes, view)
 
     def tail(self, x: Tensor) -> Tensor:
-        return x if self.last is None else _outer(x, self.last)
+        return _beside([x * part for part in self.last] or [x])
+
+    def end(
+        self, w: Tensor, s: Tensor | None, x: Tensor, wrote: Tensor
+    ) -> tuple[Tensor, Tensor | None]:
+        if not self.last:
+            return plus(w, wrote.mT, x), None
+        if s is None:
+            return plus(w * self.rest[0], wrote.mT, x * self.last[0]), None
+        faded = torch.addcmul(w * self.rest[0], s, self.rest[1])
+        memory = plus(s * self.rest[2], wrote.mT, x * self.last[1])
+        return plus(faded, wrote.mT, x * self.last[0]), memory
 
     def rows(self, many: int) -> ScalarRetention:
-        last = None if self.last is None else self.last.repeat_interleave(many, -2)
+        last = tuple(part.repeat_interleave(many, -2) for part in self.last)
         return replace(self, writes=self.writes.repeat_interleave(many, -1), last=last)
 
     def asked(self, many: int) -> ScalarRetention:
         return replace(self, queries=many)
 
     def left(self) -> tuple[Tensor, ...]:
-        if self.start is None:
-            return ()
-        of_start = self.start[..., -1, :].unbind(-1)
-        numbers = of_start if self.momentum is None else (*of_start, self.momentum)
-        return tuple(number[..., None, None] for number in numbers)
+        return self.rest
+
+    def unbound(self, many: int, lead: int) -> list[Retention]:
+        return _unbound(self, many, lead)
 
 
-def _outer(u: Tensor, weights: Tensor) -> Tensor:
-    """[..., C, k n]: u_t [..., C, n] once for each of its weights [..., C, k]."""
-    return (weights.unsqueeze(-1) * u.unsqueeze(-2)).flatten(-2)
+def _met(u: Tensor, left: Tensor, w: Tensor) -> Tensor:
+    """left_t W u_t, weighted where there are fewer numbers."""
+    if w.shape[-2] < w.shape[-1]:
+        return times(u, w.mT) * left
+    return times(u * left, w.mT)
+
+
+def _beside(parts: list[Tensor]) -> Tensor:
+    return parts[0] if len(parts) == 1 else torch.cat(parts, -1)
 
 
 def kept(keep: Tensor | None, like: Tensor) -> ScalarRetention:
@@ -193,10 +279,11 @@ def kept(keep: Tensor | None, like: Tensor) -> ScalarRetention:
     if keep is None:
         ticks = like.shape[-2]
         ones = torch.ones(ticks + 1, ticks, dtype=like.dtype, device=like.device)
-        return ScalarRetention(None, None, ones.tril(-1), None)
+        return ScalarRetention(None, ones.tril(-1))
     table = products(keep)
-    start, writes = table[..., :1], table[..., 1:]
-    return ScalarRetention(keep, start, writes, writes[..., -1, :, None])
+    start, writes = torch.split(table, [1, keep.shape[-1]], -1)
+    last = (writes[..., -1, :, None],)
+    return ScalarRetention(keep, writes, (start,), last, (start[..., -1:, :],))
 
 
 def kept_with_momentum(keep: Tensor | None, momentum: Tensor) -> ScalarRetention:
@@ -204,11 +291,12 @@ def kept_with_momentum(keep: Tensor | None, momentum: Tensor) -> ScalarRetention
     of_keep = products(torch.ones_like(momentum) if keep is None else keep)
     of_momentum = products(momentum)
     both = of_keep[..., 1:] @ of_momentum[..., 1:, :]
-    start = torch.stack((of_keep[..., 0].expand_as(both[..., 0]), both[..., 0]), -1)
-    writes = both[..., 1:]
-    end = of_momentum[..., -1, :].expand_as(both[..., -1, :])
-    last = torch.stack((writes[..., -1, :], end[..., 1:]), -1)
-    return ScalarRetention(keep, start, writes, last, end[..., 0])
+    first, writes = torch.split(both, [1, momentum.shape[-1]], -1)
+    start = of_keep[..., :1].expand_as(first), first
+    end = of_momentum[..., -1:, :].expand(*writes.shape[:-2], 1, -1)
+    last = writes[..., -1, :, None], end[..., 1:].mT
+    rest = start[0][..., -1:, :], first[..., -1:, :], end[..., :1]
+    return ScalarRetention(keep, writes, start, last, rest)
 
 
 @dataclass(frozen=True)
@@ -231,6 +319,8 @@ class ChannelRetention:
     after: Tensor
     whole: Tensor
     halves: tuple[tuple[Tensor, Tensor], ...]
+
+    OWN: ClassVar[dict[str, int]] = {"keep": 2, "before": 2, "after": 2, "whole": 2, "halves": 3}
 
     def _seen(self, u: Tensor, view: View) -> Tensor:
         return u if view is View.BEFORE else u * self.keep
@@ -263,6 +353,17 @@ class ChannelRetention:
     def left(self) -> tuple[Tensor, ...]:
         return (self.whole,)
 
+    def far(self, u: Tensor, view: View, w: Tensor, s: Tensor | None) -> Tensor:
+        return times(self.carry(u, view), w.mT)
+
+    def end(
+        self, w: Tensor, s: Tensor | None, x: Tensor, wrote: Tensor
+    ) -> tuple[Tensor, Tensor | None]:
+        return plus(w * self.whole, wrote.mT, self.tail(x)), None
+
+    def unbound(self, many: int, lead: int) -> list[Retention]:
+        return _unbound(self, many, lead)
+
     def rows(self, many: int) -> ManyAtATick:
         return ManyAtATick(self, many)
 
@@ -277,6 +378,8 @@ class ManyAtATick:
     one: ChannelRetention
     writes: int = 1
     queries: int = 1
+
+    OWN: ClassVar[dict[str, int]] = {}
 
     def carry(self, u: Tensor, view: View) -> Tensor:
         parts = [self.one.carry(p, view) for p in _each(u, self.queries)]
@@ -294,6 +397,18 @@ class ManyAtATick:
 
     def left(self) -> tuple[Tensor, ...]:
         return self.one.left()
+
+    def far(self, u: Tensor, view: View, w: Tensor, s: Tensor | None) -> Tensor:
+        return times(self.carry(u, view), w.mT)
+
+    def end(
+        self, w: Tensor, s: Tensor | None, x: Tensor, wrote: Tensor
+    ) -> tuple[Tensor, Tensor | None]:
+        return plus(w * self.one.whole, wrote.mT, self.tail(x)), None
+
+    def unbound(self, many: int, lead: int) -> list[Retention]:
+        parts = self.one.unbound(many, lead)
+        return [replace(self, one=part) for part in parts]  # type: ignore[arg-type]
 
     def rows(self, many: int) -> ManyAtATick:
         return replace(self, writes=many)

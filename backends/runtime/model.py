@@ -374,7 +374,7 @@ class Model(nn.Module):
         """
         if not self.INNER_OPEN or state.inner is None:
             self.rebase(state)
-            state.inner = self.leaves(detached(state.arrays))
+            state.inner = self.standing(detached(state.arrays))
         else:
             # What is constant there may have been written in the run for training alone.
             fixed = {k: v for k, v in state.arrays.items() if not state.inner[k].requires_grad}
@@ -399,7 +399,7 @@ class Model(nn.Module):
         if b < call.time or not self.NEEDS_NEXT:
             self.fire_due(state)
 
-    def leaves(self, arrays: dict[str, Tensor]) -> dict[str, Tensor]:
+    def standing(self, arrays: dict[str, Tensor]) -> dict[str, Tensor]:
         """What the levels on tokens differentiate with respect to: the states that stand over the
         span.
         """
@@ -526,6 +526,22 @@ class Model(nn.Module):
         """Firings so far, for a schedule."""
         return torch.tensor(float(count), dtype=torch.float64)
 
+    def leaves(self, *arrays: Tensor) -> tuple[Tensor, ...]:
+        """The arrays, to differentiate by."""
+        return tuple(
+            a.view_as(a) if a.requires_grad else a.detach().requires_grad_() for a in arrays
+        )
+
+    def slopes(self, objective: Tensor, *arrays: Tensor) -> tuple[Tensor, ...]:
+        """The gradient of an objective that no rule derives; it can be differentiated again."""
+        total = objective.sum()
+        if not total.requires_grad:
+            return tuple(map(torch.zeros_like, arrays))
+        found = torch.autograd.grad(total, arrays, create_graph=True, allow_unused=True)
+        return tuple(
+            torch.zeros_like(a) if g is None else g for a, g in zip(arrays, found, strict=True)
+        )
+
     def full(self, value: float | Tensor, shape: tuple[int, ...]) -> Tensor:
         return torch.as_tensor(value, device=self.device, dtype=self.dtype).expand(shape)
 
@@ -583,6 +599,15 @@ class Model(nn.Module):
             if x.shape[1] < window
             else x[:, -window:].to(past.dtype)
         )
+
+    def window(self, s: Stream, key: str, x: Tensor, ticks: int, lead: int) -> Tensor:
+        """The last `ticks` values at each tick, oldest first, on a new axis [.., time, ticks, ..];
+        nought before the first. The newest are kept under `key`.
+        """
+        x = x.expand(*s[key].shape[: lead - 1], *x.shape[lead - 1 :])
+        known = torch.cat([s[key].to(x.dtype), x], lead - 1)
+        s[key] = known.narrow(lead - 1, known.shape[lead - 1] - (ticks - 1), ticks - 1)
+        return known.unfold(lead - 1, ticks, 1).movedim(-1, lead)
 
     def newest(self, past: Tensor, window: int | None) -> Tensor:
         return past if window is None else past[..., max(past.shape[-2] - window, 0) :, :]

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ..ops.recurrence import Span
+from ..ops.stretches import Stretches
 
 
 class Stream(dict[str, Tensor]):
@@ -81,6 +82,16 @@ class Stream(dict[str, Tensor]):
     def positions(self, lead: int) -> Tensor:
         """The same, with the leading axes of a stream."""
         return self.ticks.to(self.dtype).view(*[1] * (lead - 1), -1)
+
+    def seen(self, window: int, lead: tuple[int, ...], time: int) -> Tensor:
+        """[*lead, time, window]: 1 for the ticks of each window that are, 0 before the first."""
+        ages = torch.arange(window - 1, -1, -1, device=self.device)
+        here = (self.ticks.unsqueeze(-1) >= ages).to(self.dtype)
+        return here.expand(*lead, time, window)
+
+    def cuts(self, period: int, cut: int = 0) -> Stretches:
+        """The same, all at once."""
+        return Stretches(tuple(self.stretches(period, cut)))
 
     def stretches(self, period: int, cut: int = 0) -> Iterator[tuple[int, int, bool, bool]]:
         """Parts of this span that end at multiples of `period` (and `cut`) ticks: start, end,

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
+from nlc.backward import mul
 from nlc.derive import substitute
 from nlc.diagnostics import InternalError
 from nlc.plan import ArrayRule
@@ -57,6 +58,9 @@ class Frozen:
         self.module = module
         self.box = box
         self.code = module.code
+        self.known: dict[str, int] = {}  # what is left of writes, by its arguments
+        self.left: dict[tuple[str, str], int] = {}  # and by the array
+        self.shared: dict[tuple[str, str], dict[str, str]] = {}  # gates of states alike
         self.rules = module.plan.of(box).arrays
         self.values = {line.name: line.value for line in box.lines if isinstance(line, Assign)}
         self.touching = self.lines_touching_state()
@@ -171,11 +175,16 @@ class Frozen:
         inner = [self.values[n] for n in self.reach(roots) & self.touching]
         for root in [*roots, *inner]:
             for t in root.walk():
-                if t.op == "input":
+                if t.op == "past":
+                    found[f"past {t.info.path}"] = None
+                    found[f"seen {t.info.window}"] = None
+                elif t.op == "input":
                     found[f"input {t.info}"] = None
                 elif t.op == "local" and t.info not in self.touching:
                     found[f"local {t.info}"] = None
-        return list(found)
+        outer = Body(self.module, self.box)
+        lead = {n: not n.startswith("local ") or self.leads(outer, n) for n in found}
+        return sorted(found, key=lambda n: not lead[n])
 
     def runs_read(self) -> list[ArrayRule]:
         """The arrays that reads see as they run on."""
@@ -205,6 +214,7 @@ class Frozen:
             for line in box.lines:
                 if isinstance(line, Assign) and line.name not in self.touching:
                     body.assign(line)
+            self.lift(body)
             self.stretches(body)
         code.add("")
         self.writes_method()
@@ -217,42 +227,189 @@ class Frozen:
         level = box.level.name if box.level is not None else ""
         cut = self.module.plan.training.truncate.get(level)
         axis = body.lead - 1
-        colon = ", ".join([":"] * axis)
-
-        a, b, fresh, cuts, runs, reads = code.names(["a", "b", "new", "cut", "runs", "reads"])
-
-        def slices(names: list[str], gate: bool) -> str:
-            parts = []
-            for n in names:
-                v = body.e.names[n]
-                text = f"{v.code}[{colon}, {a}:{b}]" if v.lead else v.code
-                parts.append(f"{text}.detach()" if gate and not body.open else text)
-            return "".join(f", {p}" for p in parts)
-
+        cuts, a, fresh, cut_here, part, asked, runs, reads = code.names(
+            ["cuts", "a", "new", "cut", "part", "asked", "runs", "reads"]
+        )
         w = ", w" if box.path in self.module.has_weights else ""
-        code.add(f"{reads} = []")
-        periods = f"{self.period}, {cut}" if cut is not None else f"{self.period}"
-        asked = slices(self.given(self.read_roots), False)
-        if not self.anchored:
-            fresh = "_"
-        with code.block(f"for {a}, {b}, {fresh}, {cuts} in s.stretches({periods}):"):
+        code.add(f"{cuts} = s.cuts({self.period}{'' if cut is None else f', {cut}'})")
+        hoisted = self.hoisted(body, cuts)
+        shown = [
+            a if body.held_inside else "_",
+            "_",
+            fresh if self.anchored else "_",
+            cut_here if cut is not None else "_",
+        ]
+        loop, over = [f"({', '.join(shown)})" if set(shown) != {"_"} else "_"], [cuts]
+        for name in hoisted:
+            loop.append(code.name(name.removesuffix("_all")))
+            over.append(name)
+        given = f"s, at{w}{f', {fresh}' if self.anchored else ''}"
+        given += "".join(f", {name}" for name in loop[1:])
+        deferred = self.reads_together() and not self.streams(body, self.read_roots)[1]
+        written = self.split(body, self.roots_left(), cuts, axis, part, loop, over, gate=True)
+        if not deferred:
+            read = self.split(body, self.read_roots, cuts, axis, asked, loop, over)
+        code.add(f"{runs if deferred else reads} = []")
+        if len(over) > 1:
+            each = code.name("each")
+            code.add(f"{each} = zip({', '.join(over)}, strict=True)")
+            over = [each]
+        with code.block(f"for {', '.join(loop)} in {over[0]}:"):
             if cut is not None:
-                with code.block(f"if {cuts}:"):
+                with code.block(f"if {cut_here}:"):
                     code.add("self.cut(s, at)")
-            written = slices(self.given(self.write_roots), True)
-            given = f"s, at{w}{f', {fresh}' if self.anchored else ''}{written}"
+            made = f"self.{method}_writes({given}{written})"
             if body.held_inside:
-                code.add(f'{runs} = s.writes(f"{{at}}{{{a}}}", self.{method}_writes, {given})')
+                made = f's.writes(f"{{at}}{{{a}}}", self.{method}_writes, {given}{written})'
+            if deferred:
+                code.add(f"{runs}.append({made})")
             else:
-                code.add(f"{runs} = self.{method}_writes({given})")
-            code.add(f"{reads}.append(self.{method}_read(s, at{w}, {runs}{asked}))")
-        code.add(f"return self.joined({reads}, {axis})")
+                code.add(f"{runs} = {made}")
+                code.add(f"{reads}.append(self.{method}_read(s, at{w}, {runs}{read}))")
+        if not deferred:
+            code.add(f"return self.joined({reads}, {axis})")
+            return
+        streams, _ = self.streams(body, self.read_roots)
+        own = f"(s, at{w})"
+        code.add(f"return {cuts}.read({axis}, self.{method}_read, {own}, {runs}{streams})")
+
+    def split(
+        self, body: Body, roots: list[Term], cuts: str, axis: int, part: str, loop: list[str],
+        over: list[str], gate: bool = False,
+    ) -> str:  # fmt: skip
+        """What these terms are given, as the arguments of a method of one stretch: the parts of its
+        streams, and what is the same for all ticks.
+        """
+        streams, still = self.streams(body, roots, gate)
+        if streams:
+            loop.append(part)
+            over.append(f"{cuts}.split({axis}{streams})")
+        return f", *{part}{still}" if streams else still
+
+    def streams(self, body: Body, roots: list[Term], gate: bool = False) -> tuple[str, str]:
+        """What these terms are given: what changes with the ticks, and what does not."""
+        values = [body.e.names[n] for n in self.given(roots)]
+        closed = ".detach()" if gate and not body.open else ""
+        parts = [
+            [f", {v.code}{closed}" for v in values if v.lead is lead] for lead in (True, False)
+        ]
+        return "".join(parts[0]), "".join(parts[1])
+
+    def reads_together(self) -> bool:
+        """Whether the stretches can be read all at once, as one batch: the read sees of the states
+        only what the spans hold, and nothing else that has a batch.
+        """
+        inner = [self.values[n] for n in self.reach(self.read_roots) & self.touching]
+        frozen_lines = self.reach(self.read_roots) & self.touching & self.used
+        known = {r.state for r in self.runs_read()}
+        changing = {s.name for s in self.box.states if s.rule.changes}
+        return not (frozen_lines and self.anchored) and all(
+            t.op not in ("position", "call", "conv", "state", "next")
+            and (t.op != "apply" or t.info.box is self.box and t.info.name in known & changing)
+            for root in [*self.read_roots, *inner]
+            for t in root.walk()
+        )
+
+    # ---- what is left of each write --------------------------------------------------------------
+
+    def keep_of(self, state: State, rule: ArrayRule) -> Term | None:
+        """The line's own retention times the optimizer's."""
+        keep = state.rule.retain
+        if rule.rule.keep is None:
+            return keep
+        own = substitute(rule.rule.keep, rule.settings)
+        return own if keep is None else mul(keep, own)
+
+    def retention(self, body: Body, rule: ArrayRule, fold: bool) -> str:
+        """The arguments of `retained` as Python, or nothing where that is all or known numbers."""
+        state = self.box.state(rule.state)
+        per = () if fold else state.per
+        settings = {k: self.fold(t) if fold else t for k, t in rule.settings.items()}
+        retain = state.rule.retain
+        if fold and retain is not None:
+            retain = self.fold(retain)
+        given = rates(body, replace(rule, settings=settings), retain, per)
+        known = [given[k] for k in ("keep", "momentum") if k in given]
+        if all(is_number(v) for v in known):
+            return ""
+        keep = self.keep_of(state, rule)
+        own = len(keep.shape) - len(state.per) if keep is not None else 0
+        channels = own == 1 and keep is not None and keep.shape[-1] != 1
+        parts = [given.get("keep", "1.0")]
+        parts += [given["momentum"]] if "momentum" in given else []
+        if not fold:
+            parts = [p if is_number(p) else self.into(p) for p in parts]
+        return ", ".join(parts) + (", channels=True" if channels else "")
+
+    def roots_left(self) -> list[Term]:
+        """What writes are made of, without what was made for all stretches before."""
+        if not self.left:
+            return self.write_roots
+        states = {r.state: self.box.state(r.state).rule for r in self.rules}
+        roots = [t for rule in states.values() for t in (rule.objective, rule.write) if t]
+        for rule in self.rules:
+            parts = [rule.rule.rate, rule.rule.erase]
+            if (rule.state, rule.array) not in self.left:
+                parts += [rule.rule.momentum, rule.rule.keep]
+                roots += [t for t in [states[rule.state].retain] if t is not None]
+            roots += [substitute(t, rule.settings) for t in parts if t is not None]
+        return roots
+
+    def gates_touch(self, rule: ArrayRule) -> bool:
+        """Whether what is left of a write depends on the states."""
+        momentum = rule.rule.momentum
+        terms = [
+            self.keep_of(self.box.state(rule.state), rule),
+            momentum and substitute(momentum, rule.settings),
+        ]
+        return any(
+            t.op == "apply"
+            and t.info.box is self.box
+            or t.op == "local"
+            and t.info in self.touching
+            for term in terms
+            if term is not None
+            for t in term.walk()
+        )
+
+    def hoisted(self, body: Body, cuts: str) -> list[str]:
+        """What is left of the writes of all stretches, where no state has a hand in it."""
+        names: list[str] = []
+        if self.folder is None or not self.anchored or not body.open:
+            return names
+        for rule in self.rules:
+            if self.gates_touch(rule):
+                continue
+            given = self.retention(body, rule, fold=False)
+            if not given:
+                continue
+            if given not in self.known:
+                self.known[given] = len(names)
+                names.append(self.code.name("left_all"))
+                self.code.add(f"{names[-1]} = {cuts}.retained({given})")
+            self.left[rule.state, rule.array] = self.known[given]
+        return names
+
+    def lift(self, body: Body) -> None:
+        """Windows are made for the whole span, whatever uses them."""
+        for root in [*self.write_roots, *self.read_roots, *self.values.values()]:
+            for t in root.walk():
+                if t.op == "past":
+                    body.past(t)
+        self.lifted = dict(body.e.names)
 
     def parameters(self, body: Body, names: list[str], taken: list[str]) -> str:
         """The names a method of one stretch is given, as its parameters."""
         out = []
         outer = Body(self.module, self.box)
         for name in names:
+            known = self.lifted.get(name)
+            if known is not None and name.startswith(("past ", "seen ")):
+                given = unique(known.code, taken)
+                taken.append(given)
+                out.append(f", {given}: Tensor")
+                body.e.names[name] = replace(known, code=given)
+                continue
             given = unique(name.split(" ", 1)[1], taken)
             taken.append(given)
             out.append(f", {given}: Tensor")
@@ -281,7 +438,10 @@ class Frozen:
         box, module, code = self.box, self.module, self.code
         body = StretchBody(module, box)
         taken = ["s", "at", "w", "fresh"]
-        parameters = self.parameters(body, self.given(self.write_roots), taken)
+        lefts = [f"left_{i}" if i else "left" for i in range(len(self.known))]
+        taken += lefts
+        parameters = "".join(f", {n}: Retention" for n in lefts)
+        parameters += self.parameters(body, self.given(self.roots_left()), taken)
         w = ", w: Part" if box.path in module.has_weights else ""
         fresh = ", fresh: bool" if self.anchored else ""
         with code.function(
@@ -316,7 +476,7 @@ class Frozen:
             if value.lead:
                 self.code.add(f"{value.code} = {self.heads.join(value.code)}")
                 own = value.own if self.heads.mapped else value.own - len(self.heads.sizes)
-                body.e.names[name] = Value(value.code, ATOM, True, own)
+                body.e.names[name] = replace(value, own=own)
 
     def anchors(self, body: StretchBody, fresh: bool) -> None:
         """The arrays as they were at the stretch's start."""
@@ -408,6 +568,7 @@ class Frozen:
                 found += [self.amount(body, family, r) for r in mine]
                 continue
             self.join_anchors(body, family)
+            self.share_gates(body, family, mine)
             with body.together(len(family), self.used_by(mine, family[0])):
                 body.e.count([self.fold(t) for r in mine for t in (r.surprise, r.input)])
                 found += [self.amount(body, family, r) for r in mine]
@@ -426,9 +587,12 @@ class Frozen:
     def used_by(self, rules: list[ArrayRule], state: State) -> list[str]:
         """The inputs and lines that these rules name."""
         retain = state.rule.retain
-        roots = [t for r in rules for t in (r.input, r.surprise, *r.settings.values())]
+        roots = [t for r in rules for t in (r.input, r.surprise)]
+        if any((r.state, r.array) not in self.shared for r in rules):
+            roots += [t for r in rules for t in r.settings.values()]
+            roots += [retain] if retain is not None else []
         found: dict[str, None] = {}
-        for root in [*roots, *([retain] if retain is not None else [])]:
+        for root in roots:
             for t in root.walk():
                 if t.op in ("input", "local"):
                     found[f"{t.op} {t.info}"] = None
@@ -442,16 +606,45 @@ class Frozen:
         e = body.row(self.fold(rule.surprise), per, "surprise")
         if level in self.module.plan.training.first_order:
             x, e = f"{x}.detach()", f"{e}.detach()"
+        arguments = self.shared.get((rule.state, rule.array)) or self.gates_of(body, rule)
         settings = {k: self.fold(t) for k, t in rule.settings.items()}
-        retain = self.fold(state.rule.retain) if state.rule.retain is not None else None
-        given = rates(body, replace(rule, settings=settings), retain, per)
-        arguments = {k: body.name_row(v, k) for k, v in given.items()}
         if rule.rule.erase is not None:
             arguments["erase"] = rows(body, substitute(rule.rule.erase, settings), per, 0)
         array = next(a for a in state.form.arrays if a.name == rule.array)
         names = tuple(body.anchors[s.name, array.name] for s in family)
         paths = tuple(state_path(self.box, s.name, array.name) for s in family)
         return Amount(rule, names, paths, array.shape, x, e, tuple(arguments.items()))
+
+    def gates_of(self, body: StretchBody, rule: ArrayRule) -> dict[str, str]:
+        """rate, and what is left of writes: made before, or by keep and momentum."""
+        state = self.box.state(rule.state)
+        per = () if body.folded else state.per
+        settings = {k: self.fold(t) for k, t in rule.settings.items()}
+        retain = self.fold(state.rule.retain) if state.rule.retain is not None else None
+        alone = replace(rule.rule, keep=None, momentum=None)
+        left = self.left.get((rule.state, rule.array))
+        if left is not None:
+            given = rates(body, replace(rule, rule=alone, settings=settings), None, per)
+            given["retention"] = f"left_{left}" if left else "left"
+        elif body.folded and body.many == 1 and (kept := self.retention(body, rule, fold=True)):
+            given = rates(body, replace(rule, rule=alone, settings=settings), None, per)
+            given["retention"] = body.name_row(f"retained({kept})", "left")
+        else:
+            given = rates(body, replace(rule, settings=settings), retain, per)
+        return {k: body.name_row(v, k) for k, v in given.items()}
+
+    def share_gates(self, body: StretchBody, family: list[State], rules: list[ArrayRule]) -> None:
+        """Gates that are the same for all states of a family are made once."""
+        for rule in rules:
+            parts = (rule.rule.rate, rule.rule.momentum, rule.rule.keep)
+            terms = [substitute(t, rule.settings) for t in parts if t is not None]
+            retain = family[0].rule.retain
+            if not any(
+                t.op == "apply"
+                for term in (*terms, *([retain] if retain is not None else []))
+                for t in term.walk()
+            ):
+                self.shared[rule.state, rule.array] = self.gates_of(body, rule)
 
     def run(self, body: StretchBody, group: list[Amount]) -> None:
         """One call of `span` for arrays alike: rows of one matrix where the input is the same, else
@@ -584,6 +777,10 @@ class Frozen:
         body.cite_line(box.read)
         body.e.count([box.read])
         self.code.add(f"return {body.e(box.read).code}")
+
+
+def is_number(code: str) -> bool:
+    return code.replace(".", "").replace("e-", "").replace("-", "").isdigit()
 
 
 def same_rule(a: LinearRule, b: LinearRule) -> bool:

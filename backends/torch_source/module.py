@@ -41,7 +41,8 @@ from torch import Tensor
 
 from nlc.backends.ops import parts
 from nlc.backends.ops.attention import attend
-from nlc.backends.ops.recurrence import Span, begin, scan, span
+from nlc.backends.ops.least_squares import least_squares
+from nlc.backends.ops.recurrence import Retention, Span, begin, repeated, retained, scan, span
 from nlc.backends.ops.solving import Writes, amount, solved
 from nlc.backends.runtime import Model, Optimizer, Part, Stream
 """

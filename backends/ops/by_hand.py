@@ -1,0 +1,164 @@
+"""Derivatives written by hand, where torch's own would take many small operations.
+
+Each has its plain form too: while tracing, under torch.func, and where a second derivative is asked
+for, what runs is the plain form, so that nothing is lost but time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+Plain = Callable[..., Tensor | tuple[Tensor, ...]]
+
+
+def allowed() -> bool:
+    """Not while tracing, as the tracer warns about every autograd.Function, nor under torch.func,
+    whose gradients see the inputs and outputs of such a function alone.
+    """
+    if torch.compiler.is_compiling():
+        return False
+    return not torch._C._are_functorch_transforms_active()
+
+
+def again(
+    plain: Plain, inputs: Sequence[Tensor | None], grads: Sequence[Tensor | None]
+) -> tuple[Tensor | None, ...]:
+    """The gradients of the inputs through the plain form, which can be derived once more."""
+    with torch.enable_grad():
+        # Views, as one input may be made of another.
+        seen = [None if t is None else t.view_as(t) for t in inputs]
+        made = plain(*seen)
+        pairs = zip((made,) if isinstance(made, Tensor) else made, grads, strict=True)
+        known = [(y, g) for y, g in pairs if g is not None and y.requires_grad]
+        asked = [t for t in seen if t is not None and t.requires_grad]
+        found = iter(
+            torch.autograd.grad(
+                [y for y, _ in known], asked, [g for _, g in known], create_graph=True,
+                allow_unused=True,
+            )
+        )  # fmt: skip
+    return tuple(next(found) if t is not None and t.requires_grad else None for t in seen)
+
+
+class Products(torch.autograd.Function):
+    """[..., C + 1, C + 1] from factor [..., C]: at (t, i) the product of factor_r over i < r <= t.
+
+    d factor_r = sum_{i < r <= t} P_{r-1, i} G_ti P_tr: one product of matrices, and one sum.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, factor: Tensor, plain: Plain) -> Tensor:
+        ticks = factor.shape[-1] + 1
+        # [i, t], as products run along the last axis; a factor counts from the tick after i on.
+        counted = factor.new_ones(*factor.shape[:-1], ticks, ticks)
+        counted[..., 1:] = factor.unsqueeze(-2)
+        below = torch.ones(ticks, ticks, dtype=torch.bool, device=factor.device).tril()
+        table = counted.masked_fill_(below, 1.0).cumprod(-1).triu_().mT
+        ctx.plain = plain
+        ctx.save_for_backward(factor, table)
+        return table
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        factor, table = ctx.saved_tensors
+        if torch.is_grad_enabled():
+            return *again(ctx.plain, [factor], [grad]), None
+        # at (t, r - 1): what comes from all starts i < r of tick t
+        met = (grad @ table.mT)[..., :-1]
+        return (met * table[..., 1:]).sum(-2), None
+
+
+class GeluBack(torch.autograd.Function):
+    """bar (Phi(x) + x phi(x)), whose derivative in x is bar phi(x) (2 - x^2)."""
+
+    @staticmethod
+    def forward(ctx: Any, bar: Tensor, x: Tensor) -> Tensor:
+        ctx.save_for_backward(bar, x)
+        back: Tensor = torch.ops.aten.gelu_backward(bar, x)
+        return back
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        bar, x = ctx.saved_tensors
+        if torch.is_grad_enabled():
+            return again(torch.ops.aten.gelu_backward, [bar, x], [grad])
+        of_bar = of_x = None
+        if ctx.needs_input_grad[0]:
+            of_bar = torch.ops.aten.gelu_backward(grad, x)
+        if ctx.needs_input_grad[1]:
+            square = x.square()
+            density = torch.exp(square * -0.5).mul_(0.3989422804014327)
+            of_x = density.mul_(square.neg_().add_(2.0)).mul_(bar).mul_(grad)
+        return of_bar, of_x
+
+
+class Written(torch.autograd.Function):
+    """What a span of the delta rule writes, and its state at the end, without momentum.
+
+        met = left * (x W')            v = e + erase met
+        system = rate erase before * (x x')
+        R = (I + system)^-1 (-rate v)          W_C = rest W + R' (last * x)
+
+    w [b, m, n]   x [b, C, n]   e [b, C, m]; gates may have fewer rows in the batch, which then
+    repeat: rate [., C], writes [., C + 1, C], start [., C + 1, 1], last [., C, 1], rest [., 1, 1].
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, plain: Plain, erase: float, w: Tensor, x: Tensor, e: Tensor, *gates: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        rate, writes, start, last, rest = (_over(t, x.shape[0]) for t in gates)
+        rate = rate.unsqueeze(-1)
+        raw, met = torch.bmm(x, x.mT), torch.bmm(x, w.mT)
+        system = (raw * writes[:, :-1]).mul_(rate * erase)
+        eye = torch.eye(x.shape[1], dtype=x.dtype, device=x.device)
+        inverse = torch.linalg.solve_triangular(system, eye, upper=False, unitriangular=True)
+        right = torch.addcmul(e, met, start[:, :-1], value=erase).mul_(rate).neg_()
+        wrote = torch.bmm(inverse, right)
+        end = torch.baddbmm(w * rest, wrote.mT, x * last)
+        ctx.plain, ctx.erase = plain, erase
+        ctx.save_for_backward(w, x, e, *gates, raw, met, inverse, wrote)
+        return wrote, end
+
+    @staticmethod
+    def backward(ctx: Any, of_wrote: Tensor, of_end: Tensor) -> tuple[Tensor | None, ...]:
+        w, x, e, *gates, raw, met, inverse, wrote = ctx.saved_tensors
+        if torch.is_grad_enabled():
+            return None, None, *again(ctx.plain, [w, x, e, *gates], [of_wrote, of_end])
+        rate, writes, start, last, rest = (_over(t, x.shape[0]) for t in gates)
+        erase, rate, start, writes = ctx.erase, rate.unsqueeze(-1), start[:, :-1], writes[:, :-1]
+        of_right = torch.bmm(inverse.mT, torch.baddbmm(of_wrote, x * last, of_end.mT))
+        of_e = of_right * -rate
+        of_met = of_e * (start * erase)
+        of_system = torch.bmm(of_right, wrote.mT).mul_(-erase)  # by rate, before and raw alone
+        weighed = of_system * raw
+        of_rate = (weighed * writes).sum(-1)
+        of_rate -= (of_right * torch.addcmul(e, met, start, value=erase)).sum(-1)
+        of_raw = of_system.mul_(writes).mul_(rate)
+        of_tail = torch.bmm(wrote, of_end)
+        of_x = torch.baddbmm(of_tail * last, of_met, w)
+        of_x = of_x.baddbmm_(of_raw + of_raw.mT, x)
+        of_w = torch.baddbmm(of_end * rest, of_met.mT, x)
+        of_gates = (
+            of_rate,
+            torch.nn.functional.pad(weighed.mul_(rate), (0, 0, 0, 1)),
+            torch.nn.functional.pad((of_e * met).sum(-1, keepdim=True) * erase, (0, 0, 0, 1)),
+            (of_tail * x).sum(-1, keepdim=True),
+            (of_end * w).sum((-2, -1), keepdim=True),
+        )
+        folded = [_sum_over(g, t.shape[0]) for g, t in zip(of_gates, gates, strict=True)]
+        return None, None, of_w, of_x, of_e, *folded
+
+
+def _over(gate: Tensor, batch: int) -> Tensor:
+    """A gate for all of a batch, of which it may have a part that repeats."""
+    many = batch // gate.shape[0]
+    return gate if many == 1 else torch.cat([gate] * many)
+
+
+def _sum_over(grad: Tensor, rows: int) -> Tensor:
+    return grad if grad.shape[0] == rows else grad.view(-1, rows, *grad.shape[1:]).sum(0)
