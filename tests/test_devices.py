@@ -1,5 +1,6 @@
-"""Models elsewhere than on the CPU, without such a machine: every tensor that a call makes is on the
-model's device. On `meta`, which has shapes and no numbers, an operation over two devices is an error.
+"""Models elsewhere than on the CPU, without such a machine: every tensor that a call makes is on
+the model's device. On `meta`, which has shapes and no numbers, an operation over two devices is an
+error.
 """
 
 from __future__ import annotations
