@@ -42,12 +42,14 @@ def _one(objective: str) -> str:
 
 CODES: dict[str, Code] = {
     "NL401": code(
-        "a weight gets no gradient",
+        "a weight, or a learned start, gets no gradient",
         """A weight learns from the loss along paths from one to the other. Through the readings of
         levels a path is always open; into a state, and so to what wrote it, it is open only where
         a transfer says so. All paths from this weight go into a state that no `transfer backprop`
         opens, so the weight would stay where it was drawn. Add the transfer; or, if it shall stay,
-        make it a state that nothing changes.""",
+        make it a state that nothing changes. A start that `transfer init` lets a level learn is
+        told in the same way: of a state that nothing uses, say a gate whose line was taken out, or
+        whose only use is in a gradient that `first order` takes as a constant.""",
         system(_BEFORE, _CALLS),
         system(_BEFORE + "    transfer backprop bucket -> training\n", _CALLS),
     ),
