@@ -187,11 +187,7 @@ def test_an_operation_is_the_reference(name: str) -> None:
     assert state.positions == (T,) * B and state.dtype in (torch.float64, None)
 
 
-# Its state holds where each array started, which is set anew at every tick of the first call.
-ORIGIN = pytest.param("sphere", marks=pytest.mark.xfail(reason="the origin of a span"))
-
-
-@pytest.mark.parametrize("name", [ORIGIN if n == "sphere" else n for n in LOWERED])
+@pytest.mark.parametrize("name", LOWERED)
 def test_any_split_is_the_same(name: str) -> None:
     op, memory = OPS[name], nlc.memory(name)
     data = leaves(op.data(1))

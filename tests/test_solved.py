@@ -373,3 +373,13 @@ def test_what_else_always_holds(name: str, tmp_path: Path) -> None:
         off_the_clock(model, system, streams),
     ):
         assert found.value == 0, found
+
+
+def test_no_graph_is_kept_for_nothing() -> None:
+    x = torch.randn(1, 8, 4, dtype=torch.float64)
+
+    def ticks(run: Span) -> Writes:
+        return ((x, (x - run.read(x, before_write=True)) / 4),)
+
+    (found,) = solved(ticks, (begin(torch.zeros(1, 4, 4, dtype=torch.float64), x),))
+    assert not found.wrote.requires_grad

@@ -69,14 +69,15 @@ def solved(ticks: Ticks, starts: Sequence[Start], rounds: int | None = None) -> 
         for _ in range(rounds):
             guess = once(guess)
         return spans(guess)
+    wanted = torch.is_grad_enabled()
+    guess = once(guess)
+    wanted = wanted and any(t.requires_grad for t in guess)
     with torch.no_grad():
-        found = _settled(once, guess, length)
-    if not torch.is_grad_enabled():
+        found = _settled(once, [t.detach() for t in guess], length - 1)
+    if not wanted:
         return spans(found)
     asked = [t.detach().requires_grad_() for t in found]
     made = once(asked)
-    if not any(t.requires_grad for t in made):
-        return spans(found)
     return spans(_FixedPoint.apply(asked, made, length, *made))  # type: ignore[no-untyped-call]
 
 

@@ -93,6 +93,9 @@ class Fired(Frozen):
             v = body.e.names[name]
             given += f", {v.code}[{colon}, {a}:{b}]" if v.lead else f", {v.code}"
         w = ", w" if box.path in self.module.has_weights else ""
+        for state in box.states:
+            for array in state.form.arrays:
+                self.origin(body, state, array)
         code.add(f"{reads} = []")
         with code.block(f"for {a}, {b}, {count} in s.periods({period}, {first}):"):
             if cut is not None:
@@ -155,11 +158,10 @@ class Fired(Frozen):
             for array in state.form.arrays:
                 key = body.key(state_path(self.box, state.name, array.name) + suffix)
                 name = self.code.name(f"{state.name}_{array.name}" if array.name else state.name)
-                self.origin(body, state, array)
                 self.code.add(f"{name} = {self.linked(body, state, array, f's[{key}]')}")
                 body.held[state.name, array.name] = name
 
-    def origin(self, body: FiredBody, state: State, array: Array) -> None:
+    def origin(self, body: Body, state: State, array: Array) -> None:
         """The array at the reset, for links that ask for it."""
         links = [*(state.rule.through or {}).items(), *(state.rule.onto or {}).items()]
         if not any(n == array.name and uses_start(f) for n, f in links):
