@@ -111,7 +111,7 @@ class Written(torch.autograd.Function):
     def forward(
         ctx: Any, plain: Plain, erase: float, w: Tensor, x: Tensor, e: Tensor, *gates: Tensor
     ) -> tuple[Tensor, Tensor]:
-        rate, writes, start, last, rest = (_over(t, x.shape[0]) for t in gates)
+        rate, writes, start, last, rest = (over(t, x.shape[0]) for t in gates)
         rate = rate.unsqueeze(-1)
         raw, met = torch.bmm(x, x.mT), torch.bmm(x, w.mT)
         system = (raw * writes[:, :-1]).mul_(rate * erase)
@@ -129,7 +129,7 @@ class Written(torch.autograd.Function):
         w, x, e, *gates, raw, met, inverse, wrote = ctx.saved_tensors
         if torch.is_grad_enabled():
             return None, None, *again(ctx.plain, [w, x, e, *gates], [of_wrote, of_end])
-        rate, writes, start, last, rest = (_over(t, x.shape[0]) for t in gates)
+        rate, writes, start, last, rest = (over(t, x.shape[0]) for t in gates)
         erase, rate, start, writes = ctx.erase, rate.unsqueeze(-1), start[:, :-1], writes[:, :-1]
         of_right = torch.bmm(inverse.mT, torch.baddbmm(of_wrote, x * last, of_end.mT))
         of_e = of_right * -rate
@@ -150,15 +150,15 @@ class Written(torch.autograd.Function):
             (of_tail * x).sum(-1, keepdim=True),
             (of_end * w).sum((-2, -1), keepdim=True),
         )
-        folded = [_sum_over(g, t.shape[0]) for g, t in zip(of_gates, gates, strict=True)]
+        folded = [sum_over(g, t.shape[0]) for g, t in zip(of_gates, gates, strict=True)]
         return None, None, of_w, of_x, of_e, *folded
 
 
-def _over(gate: Tensor, batch: int) -> Tensor:
+def over(gate: Tensor, batch: int) -> Tensor:
     """A gate for all of a batch, of which it may have a part that repeats."""
     many = batch // gate.shape[0]
     return gate if many == 1 else torch.cat([gate] * many)
 
 
-def _sum_over(grad: Tensor, rows: int) -> Tensor:
+def sum_over(grad: Tensor, rows: int) -> Tensor:
     return grad if grad.shape[0] == rows else grad.view(-1, rows, *grad.shape[1:]).sum(0)

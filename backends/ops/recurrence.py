@@ -99,6 +99,8 @@ class Span:
             return torch.unflatten(rows._read(q.flatten(-3, -2), view), -2, q.shape[-3:-1])
         with _state_arithmetic(self.x):
             u = q.to(self.x.dtype)
+            if view is View.BEFORE and self.x.shape[-2] == 1:
+                return times(u, self.w.mT).to(q.dtype)  # the one tick has not written yet
             far = self.retention.far(u, view, self.w, self.s)
             return plus(far, self.retention.pairs(u, self.x, view), self.wrote).to(q.dtype)
 
@@ -485,7 +487,9 @@ def _is_delta_rule(ticks: _Ticks, w: Tensor, s: Tensor | None, after_retain: boo
 def _delta_rule(ticks: _Ticks, w: Tensor, retention: Retention) -> Span:
     if not isinstance(retention, ScalarRetention) or retention.keep is None:
         return _alone(ticks.over(w.shape[0]), w, None, View.BEFORE, retention)
-    assert isinstance(ticks.erase, float | int)
+    assert isinstance(ticks.erase, float | int) and isinstance(ticks.rate, Tensor)
+    if ticks.x.shape[1] == 1:
+        return _one_write(ticks.over(w.shape[0]), w, retention)
 
     def plain(
         w: Tensor, x: Tensor, e: Tensor, rate: Tensor, *tables: Tensor
@@ -500,6 +504,14 @@ def _delta_rule(ticks: _Ticks, w: Tensor, retention: Retention) -> Span:
     given = (w, ticks.x, ticks.e, ticks.rate, *tables)
     wrote, end = by_hand.Written.apply(plain, float(ticks.erase), *given)  # type: ignore[no-untyped-call]
     return Span(retention, w, None, ticks.x, wrote, end)
+
+
+def _one_write(ticks: _Ticks, w: Tensor, retention: ScalarRetention) -> Span:
+    """A span of one tick depends on no write before it."""
+    keep = by_hand.over(retention.rest[0], w.shape[0])
+    error = torch.add(ticks.e, torch.bmm(ticks.x, w.mT), alpha=ticks.erase)
+    wrote = error * -_column(ticks.rate, ticks.x)
+    return Span(retention, w, None, ticks.x, wrote, torch.baddbmm(w * keep, wrote.mT, ticks.x))
 
 
 def _alone(

@@ -280,6 +280,10 @@ def kept(keep: Tensor | None, like: Tensor) -> ScalarRetention:
         ticks = like.shape[-2]
         ones = torch.ones(ticks + 1, ticks, dtype=like.dtype, device=like.device)
         return ScalarRetention(None, ones.tril(-1))
+    if keep.shape[-1] == 1:
+        one, column = torch.ones_like(keep).unsqueeze(-1), keep.unsqueeze(-1)
+        writes = torch.cat((torch.zeros_like(one), one), -2)
+        return ScalarRetention(keep, writes, (torch.cat((one, column), -2),), (one,), (column,))
     table = products(keep)
     start, writes = torch.split(table, [1, keep.shape[-1]], -1)
     last = (writes[..., -1, :, None],)

@@ -152,11 +152,18 @@ class Model(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        return next(self.parameters()).device if self.PARAMETERS else torch.device("cpu")
+        return self.one().device if self.PARAMETERS else torch.device("cpu")
 
     @property
     def dtype(self) -> torch.dtype:
-        return next(self.parameters()).dtype if self.PARAMETERS else torch.get_default_dtype()
+        return self.one().dtype if self.PARAMETERS else torch.get_default_dtype()
+
+    def one(self) -> Tensor:
+        """Some weight, found without a walk through all of the modules."""
+        part = self.weights
+        while not part._parameters:
+            part = next(iter(part._modules.values()))  # type: ignore[assignment]
+        return next(iter(part._parameters.values()))  # type: ignore[return-value]
 
     @property
     def source(self) -> str:
@@ -277,12 +284,9 @@ class Model(nn.Module):
             raise StateError("this state belongs to another spec, or to other settings of it")
         if state.batch != batch:
             raise StateError(f"this state is of a batch of {state.batch}, and the input of {batch}")
+        own = self.dtype
         wrong = next(
-            (
-                v.dtype
-                for v in state.arrays.values()
-                if v.is_floating_point() and v.dtype != self.dtype
-            ),
+            (v.dtype for v in state.arrays.values() if v.is_floating_point() and v.dtype != own),
             None,
         )
         if wrong is not None and not torch.is_autocast_enabled(self.device.type):
