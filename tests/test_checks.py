@@ -366,6 +366,9 @@ system lm(vocab = 256, width = 64) {{
         ("y = x; repeat i in [1, 2] { x += i * y; y = linear(x, width) }", [6]),
         ("l = [linear(x, width), x]; x = l[1]", [6]),
         ("l = [linear(x, width), x]; x = l[0]", []),
+        ("y = linear(x, width)\n    z = linear(y, width)", [7]),  # what feeds it is not told too
+        ("y = linear(x, width)\n    z = linear(x, width)", [6, 7]),
+        ("y = linear(x, width)\n    repeat 2 { y = linear(y, width) }", [7]),
     ],
 )
 def test_a_name_is_what_it_was_last_bound_to(flow: str, dead: list[int]) -> None:

@@ -11,9 +11,9 @@ from ..diagnostics import Diagnostic
 from ..system import Box, Level, State, Term, Weight
 from ..text import Span
 from .facts import Facts, header
-from .paths import FIRST_ORDER, FLAT, Paths, feeding, flat_args, gradient_args, names
+from .paths import FIRST_ORDER, FLAT, Paths, flat_args, gradient_args, names
 from .starts import Start, Starts
-from .terms import distinct, roots_of
+from .terms import distinct, roots_of, rule_terms
 
 # ---- parts that lack each other ----
 
@@ -150,17 +150,17 @@ def flat(term: Term, span: Span) -> Diagnostic:
 def nl401(facts: Facts) -> Iterator[Diagnostic]:
     """A weight of the owner, or a state that learns the loss, that its objective does not reach."""
     owner = facts.system.owner
-    if facts.system.flow.loss is None:
+    if facts.system.flow.loss is None or not facts.system.levels:
         yield from no_loss(facts)
         return
     told: set[str] = set()
-    quiet: set[int] = set()  # weights that serve only what has been told to reach nothing
     yield from dead_states(facts, told)
+    fed = Paths(facts, owner or facts.system.levels[0], feeding=True)  # what serves dead ends
     for name in told:
-        quiet |= serving(facts, facts.system.level(name))
-    yield from dead_starts(facts, told, quiet)
+        serve(fed, facts.system.level(name))
+    yield from dead_starts(facts, told, fed)
     if owner is not None and owner.learn and owner.objective is not None:
-        yield from dead_weights(facts, owner, owner.objective, quiet)
+        yield from dead_weights(facts, owner, owner.objective, fed)
 
 
 def no_loss(facts: Facts) -> Iterator[Diagnostic]:
@@ -181,19 +181,17 @@ def uses_loss(term: Term) -> bool:
     return any(t.op == "loss" for t in term.walk())
 
 
-def dead_weights(
-    facts: Facts, owner: Level, objective: Term, quiet: set[int]
-) -> Iterator[Diagnostic]:
-    """One message a place."""
+def dead_weights(facts: Facts, owner: Level, objective: Term, fed: Paths) -> Iterator[Diagnostic]:
+    """One message a place; none for weights that only feed what has been told of."""
     reached = Paths(facts, owner).from_(objective)
     dead = [w for w in facts.system.weights if id(w) not in reached.weights]
-    dead = [w for w in dead if id(w) not in quiet and passes_back(facts, owner, w)]
+    dead = [w for w in dead if passes_back(facts, owner, w)]
     if not dead:
         return
     told: set[tuple[str, Span]] = set()
     cut = reached.cut_off()
     opened = Paths(facts, owner, all_open=True).from_(objective).weights
-    for weight in last_of(facts, owner, dead):
+    for weight in last_of(facts, dead, fed):
         diagnostic = unreached(facts, owner, weight, cut.get(id(weight)), opened)
         key = (diagnostic.code, diagnostic.span)
         if key not in told:
@@ -201,16 +199,15 @@ def dead_weights(
             yield diagnostic
 
 
-def last_of(facts: Facts, owner: Level, dead: list[Weight]) -> list[Weight]:
+def last_of(facts: Facts, dead: list[Weight], fed: Paths) -> list[Weight]:
     """Those that feed no other: what is made of the rest goes into these."""
     uses = facts.uses_of({id(w) for w in dead})
     kept: list[Weight] = []
-    fed: set[int] = set()
     for weight in reversed(dead):
-        if id(weight) not in fed:
+        if id(weight) not in fed.weights:
             kept.append(weight)
             for term, box in uses[id(weight)]:
-                fed |= feeding(facts, owner, list(term.args), box)
+                fed.from_(*term.args, box=box)
     return kept[::-1]
 
 
@@ -293,12 +290,10 @@ def dead_states(facts: Facts, levels: set[str]) -> Iterator[Diagnostic]:
                 yield dead_state(facts, level, box, state)
 
 
-def serving(facts: Facts, level: Level) -> set[int]:
-    """The weights that its bodies use, and those that make what they are given."""
-    found: set[int] = set()
-    for box in facts.boxes_of[level.name]:
-        found |= feeding(facts, level, list(roots_of(box)), box)
-    return found
+def serve(fed: Paths, level: Level) -> None:
+    """What the bodies of a level use, and what makes that."""
+    for box in fed.facts.boxes_of[level.name]:
+        fed.from_(*roots_of(box), box=box)
 
 
 def dead_state(facts: Facts, level: Level, box: Box, state: State) -> Diagnostic:
@@ -313,18 +308,18 @@ def dead_state(facts: Facts, level: Level, box: Box, state: State) -> Diagnostic
 # ---- starts that no gradient reaches (2.11.4) ----
 
 
-def dead_starts(facts: Facts, told: set[str], quiet: set[int]) -> Iterator[Diagnostic]:
-    """One message for those of a level that lack a gradient for one reason. `quiet` gathers the
-    weights that serve only them: all of a level, if none of its starts is reached.
+def dead_starts(facts: Facts, told: set[str], fed: Paths) -> Iterator[Diagnostic]:
+    """One message for those of a level that lack a gradient for one reason. `fed` gathers what
+    serves only them: all of a level, if none of its starts is reached.
     """
     starts = Starts(facts)
     for dead in starts.dead(told):
         yield unstarted(facts, starts.why(dead[0]), dead)
         for start in dead:
-            quiet |= starts.weights(start)
+            fed.from_(*rule_terms(start.state.rule), box=start.box)
         for level in {d.level.name: d.level for d in dead}.values():
             if len([d for d in dead if d.level is level]) == len(facts.states_of(level)):
-                quiet |= serving(facts, level)
+                serve(fed, level)
 
 
 def unstarted(facts: Facts, why: Term | str, dead: list[Start]) -> Diagnostic:

@@ -69,17 +69,19 @@ def names(term: Term, box: Box, state: State) -> bool:
 
 class Paths:
     """What a gradient of a level reaches: never less than in truth. `starts`: that of the starts
-    which it learns for others, whose chain of states is open (2.11.4).
+    which it learns for others, whose chain of states is open (2.11.4). `feeding`: what makes the
+    terms that are added, whatever is learned for it.
     """
 
     def __init__(
-        self, facts: Facts, level: Level, *, starts: bool = False, all_open: bool = False
-    ) -> None:
+        self, facts: Facts, level: Level, *, starts: bool = False, all_open: bool = False,
+        feeding: bool = False,
+    ) -> None:  # fmt: skip
         self.facts = facts
         self.level = level
         self.starts = starts
         self.all_open = all_open
-        self.feeding = False
+        self.feeding = feeding
         self.weights: dict[int, str] = {}  # the first closed family on the way, or ""
         self.states: dict[tuple[int, str], str] = {}  # likewise
         self.cut: list[Place] = []
@@ -92,8 +94,8 @@ class Paths:
         if starts:
             self.open |= set(facts.inits_into)
 
-    def from_(self, *objectives: Term, box: Box | None = None) -> Paths:
-        self.add(list(objectives), box)
+    def from_(self, *terms: Term, box: Box | None = None) -> Paths:
+        self.add(list(terms), box)
         self.walk()
         return self
 
@@ -233,10 +235,3 @@ class Paths:
             after = self.weights.keys() | self.states.keys()
             found.update(dict.fromkeys(after - before, term))
         return found
-
-
-def feeding(facts: Facts, learner: Level, terms: list[Term], box: Box | None) -> set[int]:
-    """The weights that make what these terms use: of what reaches nothing, they serve nothing."""
-    paths = Paths(facts, learner, all_open=True)
-    paths.feeding = True
-    return set(paths.from_(*terms, box=box).weights)

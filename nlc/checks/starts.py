@@ -11,8 +11,8 @@ from functools import cached_property
 
 from ..system import Box, Level, State, Term
 from .facts import Facts
-from .paths import Paths, feeding
-from .terms import may_start, rule_terms
+from .paths import Paths
+from .terms import may_start
 
 
 @dataclass(frozen=True)
@@ -93,10 +93,6 @@ class Starts:
         reach = self.of(start.learner)
         assert reach is not None
         return reach.cut.get(start.key) or reach.opened.get(start.key, "")
-
-    def weights(self, start: Start) -> set[int]:
-        """The weights that its state's rule uses, which share its fate or have another use."""
-        return feeding(self.facts, start.learner, rule_terms(start.state.rule), start.box)
 
 
 def objective_of(facts: Facts, level: Level) -> Term | None:
