@@ -362,7 +362,7 @@ def test_no_second_derivative_in_silence(tmp_path: Path) -> None:
 @torch.no_grad()
 @pytest.mark.parametrize("name", ["mlp with momentum", "least squares", "a window", "a phase"])
 def test_what_else_always_holds(name: str, tmp_path: Path) -> None:
-    """No later token and no other sample changes anything, and what changes does so on its clock."""
+    """No later token and no other sample changes anything; what changes does so on its clock."""
     spec = nlc.load(written(name, tmp_path))
     model = nlc.compile(spec, dtype=torch.float64)
     system = spec.system

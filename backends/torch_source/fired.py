@@ -298,8 +298,8 @@ class Fired(Frozen):
         given = ", ".join(body.held[state.name, a.name] for a in state.form.arrays)
         with self.code.block("with torch.enable_grad():"):
             self.code.add(f"{told} = self.leaves({given})")
-            body.see(body.held | {(state.name, a.name): n
-                                  for a, n in zip(state.form.arrays, names, strict=True)})  # fmt: skip
+            keys = [(state.name, a.name) for a in state.form.arrays]
+            body.see(body.held | dict(zip(keys, names, strict=True)))
             body.e.count([state.rule.objective])
             value = body.e(state.rule.objective).code
             found = ", ".join(slopes) + "," * (len(slopes) == 1)
