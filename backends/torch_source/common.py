@@ -7,6 +7,7 @@ from nlc.derive import substitute
 from nlc.plan import ArrayRule
 from nlc.system import Box, Term
 
+from ..parameters import start_draw, trainer
 from .bodies import Body, Module, all_mapped, state_path
 from .code import identifier
 from .expressions import ATOM, Value
@@ -61,14 +62,9 @@ def keep_states(module: Module, box: Box, *extra: str) -> None:
         for array in state.form.arrays:
             path = state_path(box, state.name, array.name)
             shape = (*all_mapped(box), *state.per, *array.shape)
-            drawn = (
-                state.start is not None
-                and state.start.op == "normal"
-                or state.start is None
-                and array.std > 0
-            )
-            learned = module.plan.system is not None and path in module.has_weights
-            module.hold(path, box.loops, shape, "weights" if drawn or learned else "zeros")
+            learned = trainer(module.plan.system, box, state) is not None
+            made = start_draw(state, array, learned) is not None
+            module.hold(path, box.loops, shape, "weights" if made else "zeros")
             for suffix in extra:
                 module.hold(f"{path}{suffix}", box.loops, shape, "zeros")
 
