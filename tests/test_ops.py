@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
+from typing import Any
 
 import pytest
 import torch
@@ -320,6 +321,17 @@ def test_a_span_of_the_delta_rule_has_its_derivatives_by_hand(rows: int) -> None
     assert_close(run(*leaves), run(*full), FORWARD)
     wanted = literal(Case(w, x, x, e, full[3], full[4], erase=1.5))
     assert_close([run(*leaves)[1]], [wanted[1]], FORWARD)
+    assert torch.autograd.gradcheck(run, leaves)
+    assert torch.autograd.gradgradcheck(run, leaves)
+
+
+def test_the_end_of_a_span_with_momentum_has_its_derivatives_by_hand() -> None:
+    c = case((2,), 4, momentum="tick", erase="nought")
+
+    def run(w: Tensor, x: Tensor, e: Tensor, keep: Tensor, momentum: Tensor, s: Tensor) -> Any:
+        return span(w, x, e, c.rate, keep, momentum, s).end()
+
+    leaves = [c.W0, c.x, c.e, c.keep, c.momentum, c.S0]
     assert torch.autograd.gradcheck(run, leaves)
     assert torch.autograd.gradgradcheck(run, leaves)
 

@@ -162,3 +162,46 @@ def over(gate: Tensor, batch: int) -> Tensor:
 
 def sum_over(grad: Tensor, rows: int) -> Tensor:
     return grad if grad.shape[0] == rows else grad.view(-1, rows, *grad.shape[1:]).sum(0)
+
+
+class Ended(torch.autograd.Function):
+    """W and S at the end of a span with momentum: W_C = A W + F S + R' (l x), S_C = N S + R' (n x).
+
+    w, s [b, m, k]   x [b, C, k]   wrote [b, C, m]; last l, n [b, C, 1]; rest A, F, N [b, 1, 1].
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, plain: Plain, w: Tensor, s: Tensor, x: Tensor, wrote: Tensor, *left: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        last, last_s, rest, rest_s, of_s = left
+        end = (w * rest).addcmul_(s, rest_s).baddbmm_(wrote.mT, x * last)
+        memory = (s * of_s).baddbmm_(wrote.mT, x * last_s)
+        ctx.plain = plain
+        ctx.save_for_backward(w, s, x, wrote, *left)
+        return end, memory
+
+    @staticmethod
+    def backward(ctx: Any, of_end: Tensor, of_memory: Tensor) -> tuple[Tensor | None, ...]:
+        w, s, x, wrote, last, last_s, rest, rest_s, of_s = given = ctx.saved_tensors
+        if torch.is_grad_enabled():
+            return None, *again(ctx.plain, given, [of_end, of_memory])
+        seen, seen_s = torch.bmm(wrote, of_end), torch.bmm(wrote, of_memory)
+        of_wrote = torch.bmm(x * last, of_end.mT).baddbmm_(x * last_s, of_memory.mT)
+        return (
+            None,
+            of_end * rest,
+            (of_end * rest_s).addcmul_(of_memory, of_s),
+            (seen * last).addcmul_(seen_s, last_s),
+            of_wrote,
+            (seen * x).sum(-1, keepdim=True),
+            (seen_s * x).sum(-1, keepdim=True),
+            _dot(of_end, w),
+            _dot(of_end, s),
+            _dot(of_memory, s),
+        )
+
+
+def _dot(a: Tensor, b: Tensor) -> Tensor:
+    """[b, 1, 1]: the sum of a b."""
+    return torch.bmm(a.reshape(len(a), 1, -1), b.reshape(len(b), -1, 1))

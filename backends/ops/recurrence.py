@@ -509,7 +509,7 @@ def _delta_rule(ticks: _Ticks, w: Tensor, retention: Retention) -> Span:
 def _one_write(ticks: _Ticks, w: Tensor, retention: ScalarRetention) -> Span:
     """A span of one tick depends on no write before it."""
     keep = by_hand.over(retention.rest[0], w.shape[0])
-    error = torch.add(ticks.e, torch.bmm(ticks.x, w.mT), alpha=ticks.erase)
+    error = ticks.e + ticks.erase * torch.bmm(ticks.x, w.mT)
     wrote = error * -_column(ticks.rate, ticks.x)
     return Span(retention, w, None, ticks.x, wrote, torch.baddbmm(w * keep, wrote.mT, ticks.x))
 

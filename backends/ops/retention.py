@@ -245,9 +245,11 @@ class ScalarRetention:
             return plus(w, wrote.mT, x), None
         if s is None:
             return plus(w * self.rest[0], wrote.mT, x * self.last[0]), None
-        faded = torch.addcmul(w * self.rest[0], s, self.rest[1])
-        memory = plus(s * self.rest[2], wrote.mT, x * self.last[1])
-        return plus(faded, wrote.mT, x * self.last[0]), memory
+        given = (w, s, x, wrote, *self.last, *self.rest)
+        if not by_hand.allowed() or any(t.ndim != 3 or len(t) != len(x) for t in given):
+            return _ended(*given)
+        end: tuple[Tensor, Tensor] = by_hand.Ended.apply(_ended, *given)  # type: ignore[no-untyped-call]
+        return end
 
     def rows(self, many: int) -> ScalarRetention:
         last = tuple(part.repeat_interleave(many, -2) for part in self.last)
@@ -261,6 +263,15 @@ class ScalarRetention:
 
     def unbound(self, many: int, lead: int) -> list[Retention]:
         return _unbound(self, many, lead)
+
+
+def _ended(
+    w: Tensor, s: Tensor, x: Tensor, wrote: Tensor, last: Tensor, last_s: Tensor, rest: Tensor,
+    rest_s: Tensor, of_s: Tensor,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """The formula on top, at the end of the span."""
+    faded = torch.addcmul(w * rest, s, rest_s)
+    return plus(faded, wrote.mT, x * last), plus(s * of_s, wrote.mT, x * last_s)
 
 
 def _met(u: Tensor, left: Tensor, w: Tensor) -> Tensor:
