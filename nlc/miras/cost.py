@@ -1,0 +1,149 @@
+"""STAGE: box -> what a token costs: operations on numbers, and bytes of state.
+
+Counted from the derived rule, one token at a time and one head: reading, the gradient, the optimizer,
+retention, and what is done to the weights after. A multiplication with an addition is two operations.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import prod
+
+from ..derive import gradient, topological
+from ..lower import NotLowered, lower_box
+from ..system import Box, Lambda, Learn, Line, Loop, State, Term
+
+BYTES = 4  # of a number in float32
+FREE = frozenset(
+    "const input local argument state weight past expand column squeeze transpose reshape stop".split()
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """`operations` a token, `state` in bytes; how it is run, and why it is not compiled ('' if it is)."""
+
+    operations: int
+    state: int
+    run_as: str
+    missing: str = ""
+
+
+def cost(box: Box) -> Cost:
+    state = next(s for s in box.states if s.rule.changes)
+    run_as, missing = lowering(box)
+    return Cost(operations(box, state), numbers(box, state) * BYTES, run_as, missing)
+
+
+def lowering(box: Box) -> tuple[str, str]:
+    """How the compiler runs it, or what it lacks."""
+    try:
+        return lower_box(box).reason, ""
+    except NotLowered as error:
+        return "by the reference interpreter alone", error.diagnostic.message
+
+
+def weights(state: State) -> int:
+    return sum(prod(a.shape) for a in state.form.arrays)
+
+
+# ---- operations ----------------------------------------------------------------------------------
+
+
+def operations(box: Box, state: State) -> int:
+    if box.exact:
+        return solving(state)
+    learn = next(iter(state.rule.learn.values()))
+    read = 2 * weights(state)
+    once = learned(box, state) + optimized(state, learn)
+    return read + learn.steps * once + kept(state) + links(state)
+
+
+def solving(state: State) -> int:
+    """Two sums of outer products, and one system of linear equations (Mesa)."""
+    m, n = state.form.arrays[0].shape
+    return 3 * n * (n + m) + 2 * n**3 // 3 + 2 * n * (n + m)
+
+
+def learned(box: Box, state: State) -> int:
+    """The gradient as outer products, and the writing of them."""
+    examples = gradient(box, state).examples
+    terms = {id(t): t for e in examples for root in (e.input, e.surprise) for t in topological(root)}
+    shapes = {a.name: prod(a.shape) for a in state.form.arrays}
+    written = sum(2 * shapes[e.array] * rows(e.input) for e in examples)
+    return written + sum(map(counted, terms.values()))
+
+
+def rows(x: Term) -> int:
+    """How many pairs an example speaks of."""
+    return prod(abs(n) for n in x.shape[:-1])
+
+
+def counted(term: Term) -> int:
+    """One operation a number, two for a product with a sum."""
+    if term.op in FREE:
+        return 0
+    here = prod(abs(n) for n in term.shape)
+    match term.op:
+        case "product" | "product_back":
+            return 2 * prod(term.info.array.shape) * rows(term)
+        case "matmul":
+            return 2 * here * term.args[0].shape[-1]
+        case "sum" | "mean" | "length" | "dot" | "sum_to" | "softmax" | "unit" | "frobenius":
+            return 2 * max(prod(abs(n) for n in a.shape) for a in term.args)
+    return here
+
+
+def optimized(state: State, learn: Learn) -> int:
+    """What an optimizer does beside the outer product: its memories, and what it makes of them."""
+    total = 0
+    for array in state.form.arrays:
+        box = learn.optimizers.get(array.shape)
+        size = prod(array.shape)
+        if box is None:  # implicit: one division
+            continue
+        total += 2 * size * len(box.states) + lines(box.lines)
+        uses = {t.info for t in box.terms() if t.op == "input"}
+        total += 2 * size if "input" in uses else 0
+        total += sum(map(counted, box.write.walk())) if box.states and box.write is not None else 0
+    return total
+
+
+def lines(found: tuple[Line, ...]) -> int:
+    total = 0
+    for line in found:
+        if isinstance(line, Loop):
+            total += line.count * lines(line.lines)
+        else:
+            total += sum(map(counted, line.value.walk()))
+    return total
+
+
+def kept(state: State) -> int:
+    retain = state.rule.retain
+    return 0 if retain is None or retain.op == "const" else weights(state)
+
+
+def links(state: State) -> int:
+    found = [*(state.rule.through or {}).values(), *(state.rule.onto or {}).values()]
+    return sum(map(counted, (t for link in found for t in body(link))))
+
+
+def body(link: Lambda) -> list[Term]:
+    return list(link.body.walk())
+
+
+# ---- state ---------------------------------------------------------------------------------------
+
+
+def numbers(box: Box, state: State) -> int:
+    """The state, the optimizer's memories, a window of the past, and the state at a chunk's start."""
+    if box.exact:
+        m, n = state.form.arrays[0].shape
+        return n * n + n * m
+    learn = next(iter(state.rule.learn.values()))
+    copies = 1 + max((len(b.states) for b in learn.optimizers.values()), default=0)
+    copies += 1 if box.linearise is not None else 0
+    windows = {t.info.path: t for t in box.terms() if t.op == "past"}
+    past = sum(prod(abs(n) for n in t.shape) for t in windows.values())
+    return copies * weights(state) + past

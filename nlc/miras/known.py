@@ -1,0 +1,98 @@
+"""PAGE: memories that have a name, as specs: shipped files, and a few that are written here.
+
+Names are found by comparing normal forms, so a file says which memory is meant, and nothing else.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from .alone import shipped
+
+
+@dataclass(frozen=True, slots=True)
+class Known:
+    """A published memory. `file`: under specs/memory; `own`: its text, if no file has it."""
+
+    name: str
+    cite: str
+    file: str = ""
+    own: str = ""
+
+    @property
+    def text(self) -> str:
+        return shipped(self.file) if self.file else self.own
+
+
+def one(state: str, objective: str, learn: str, retain: str = "", frozen: bool = True) -> str:
+    """A memory of a network, as its paper has it."""
+    lines = [f"state M : {state}", f"objective {objective}"]
+    lines += [f"retain {retain}"] if retain else []
+    lines += [f"learn {learn}", *(["linearise every chunk tokens"] if frozen else []), "read M(q)"]
+    head = "nl 1\nmemory known(q[n], k[n], v[n], alpha, eta, chunk = 16) {\n"
+    return head + "".join(f"  {line}\n" for line in lines) + "}\n"
+
+
+WINDOW = "sum((M(past(k, 4)) - past(v, 4))^2)"
+
+KNOWN = (
+    Known("linear attention", "arXiv:2006.16236", "linear_attention"),
+    Known("RetNet", "arXiv:2307.08621", "retnet"),
+    Known("Mamba2", "arXiv:2405.21060", "scalar_gated"),
+    Known("GLA", "arXiv:2312.06635", "gla"),
+    Known("DeltaNet", "arXiv:2406.06484", "delta"),
+    Known("Gated DeltaNet", "arXiv:2412.06464", "gated_delta"),
+    Known("KDA", "arXiv:2510.26692", "kda"),
+    Known("Longhorn", "arXiv:2407.14207", "longhorn"),
+    Known("Mesa", "arXiv:2506.05233", "mesa"),
+    Known("Titans, linear", "arXiv:2501.00663", "titans_linear"),
+    Known("Momentum DeltaNet", "arXiv:2605.05838", "momentum_delta"),
+    Known("gated Oja", "doi:10.1007/BF00275687", "oja"),
+    Known("MIRAS l_p, linear", "arXiv:2504.13173 (10), (11)", "lp"),
+    Known("MIRAS Huber, linear", "arXiv:2504.13173 (13), (14)", "huber"),
+    Known("MIRAS Huber of the length, linear", "arXiv:2504.13173 (15)", "huber_norm"),
+    Known("MIRAS elastic net, linear", "arXiv:2504.13173 (22)", "elastic"),
+    Known("Titans", "arXiv:2501.00663", "titans"),
+    Known("TTT-MLP", "arXiv:2407.04620", "ttt_mlp"),
+    Known("Moneta", "arXiv:2504.13173 (24), (25)", "moneta"),
+    Known("Yaad", "arXiv:2504.13173 (26)", "yaad"),
+    Known("Memora", "arXiv:2504.13173 (27)", "memora"),
+    Known(
+        "TTT-Linear, without a bias", "arXiv:2407.04620", own=one(
+            "residual(layernorm(matrix(n, n))) = normal(0.02)", "sum((M(k) - v)^2) / 2",
+            "gradient(rate = eta / n)",
+        ),
+    ),
+    Known(
+        "OmegaNet, all pairs alike", "arXiv:2505.23735",
+        own=one("residual(mlp(n, 4*n))", WINDOW, "gradient(rate = eta)", "alpha"),
+    ),
+    Known(
+        "Atlas, all pairs alike", "arXiv:2505.23735",
+        own=one("residual(mlp(n, 4*n))", WINDOW, "muon(rate = eta)", "alpha"),
+    ),
+    Known(
+        "OmegaNet, linear, all pairs alike", "arXiv:2505.23735",
+        own=one("matrix(n, n)", WINDOW, "gradient(rate = eta)", "alpha", frozen=False),
+    ),
+    Known(
+        "DLA", "arXiv:2505.23735",
+        own=one("residual(mlp(n, 4*n))", "-dot(M(k), v)", "gradient(rate = eta)", "alpha"),
+    ),
+    Known(
+        "SWLA", "arXiv:2505.23735", own=one(
+            "matrix(n, n)", "-sum(M(past(k, 4)) * past(v, 4))", "gradient(rate = eta)", "alpha",
+            frozen=False,
+        ),
+    ),
+    Known(
+        "recursive least squares", "doi:10.1007/978-3-030-29057-3", own="""nl 1
+memory known(q[n], k[n], v[m], beta, ridge[n]) {
+  state M : matrix(n, m)
+  objective sum(past(beta) * length(M(past(k)) - past(v))^2) / 2 + sum(ridge * M^2) / 2
+  learn exact
+  read M(q)
+}
+""",
+    ),
+)  # fmt: skip

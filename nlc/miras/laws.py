@@ -1,0 +1,191 @@
+"""STAGE: combination -> the law that it breaks, if there is one.
+
+A law is a short function with the sentence that a user is told; its reason stands beside it. Three
+kinds: `ill-posed` (no numbers, or none that stay finite), `apart` (the choices do not go together),
+`idle` (another combination says the same, as can be seen without algebra).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from .choices import Combination
+
+
+@dataclass(frozen=True, slots=True)
+class Law:
+    """What may not be put together, and why."""
+
+    name: str
+    kind: str
+    sentence: str
+    reason: str
+    broken: Callable[[Combination], bool]
+
+
+LAWS: list[Law] = []
+
+
+def law(
+    kind: str, sentence: str, reason: str
+) -> Callable[[Callable[[Combination], bool]], Callable[[Combination], bool]]:
+    def add(broken: Callable[[Combination], bool]) -> Callable[[Combination], bool]:
+        LAWS.append(Law(broken.__name__, kind, sentence, reason, broken))
+        return broken
+
+    return add
+
+
+def first_broken(combination: Combination) -> Law | None:
+    return next((one for one in LAWS if one.broken(combination)), None)
+
+
+# ---- apart: the choices do not go together -------------------------------------------------------
+
+
+@law(
+    "apart",
+    "channels are those of a matrix",
+    "In a network only the first layer has the channels of the key, so the others would never forget.",
+)
+def channels_of_a_network(c: Combination) -> bool:
+    return c.retention.channel and c.memory.network
+
+
+@law(
+    "apart",
+    "a network cannot be read backwards",
+    "A memory that finds the key of a value is read by its transpose, which a network has not.",
+)
+def network_backwards(c: Combination) -> bool:
+    return c.bias.exchanged and c.memory.network
+
+
+@law(
+    "apart",
+    "an exact solution is that of squared error and a matrix",
+    "Only there the best state for all that was seen solves linear equations.",
+)
+def solved_in_closed_form(c: Combination) -> bool:
+    return c.rule.name == "exact" and (c.bias.name != "l2" or c.memory.name != "matrix") and not (
+        c.bias.dot and c.memory.name == "matrix"
+    )
+
+
+@law(
+    "apart",
+    "an exact solution keeps no state that could forget",
+    "It is solved anew at each read; older pairs can only count less (`fade`), by one fraction a token.",
+)
+def solved_keeps_nothing(c: Combination) -> bool:
+    return c.rule.name == "exact" and c.retention.name not in ("none", "scalar")
+
+
+@law(
+    "apart",
+    "an implicit step is that of a quadratic objective and a matrix",
+    "For any other the step is the root of a nonlinear equation, and of a network it has several.",
+)
+def implicit_in_closed_form(c: Combination) -> bool:
+    linear = c.bias.quadratic or c.bias.dot
+    return c.rule.name == "implicit" and (not linear or c.memory.network)
+
+
+@law(
+    "apart",
+    "an implicit step and a dual measure change differently",
+    "The step is as near as possible in the weights, the retention keeps their dual: two geometries.",
+)
+def implicit_in_the_dual(c: Combination) -> bool:
+    return c.rule.name == "implicit" and c.retention.link
+
+
+@law(
+    "apart",
+    "several steps need a gradient that moves",
+    "Where gradients stand still for a chunk, a later step sees its own pair's steps and no others.",
+)
+def steps_of_a_frozen_gradient(c: Combination) -> bool:
+    return c.rule.name == "steps" and c.frozen
+
+
+# ---- ill-posed: no numbers, or none that stay finite ---------------------------------------------
+
+
+@law(
+    "ill-posed",
+    "nothing has no direction",
+    "`unit` is infinitely steep at 0 (its slope is 1e15), and all that a matrix of zeros says is 0.",
+)
+def direction_of_zeros(c: Combination) -> bool:
+    return c.bias.name == "cosine" and c.memory.zeros
+
+
+@law(
+    "ill-posed",
+    "the printed map of l_q is infinite at zeros",
+    "A / |A|^2 grows as A shrinks (arXiv:2504.13173 (25) at q = 4): the first read is of size 1e12 (NL502).",
+)
+def link_of_zeros(c: Combination) -> bool:
+    return c.retention.name == "lq_printed" and c.memory.zeros
+
+
+@law(
+    "ill-posed",
+    "rows of length 0 have no length to come back to",
+    "The projection divides by the length of a row and multiplies by the length it had at the start: 0/0.",
+)
+def sphere_of_zeros(c: Combination) -> bool:
+    return c.retention.name == "sphere" and c.memory.zeros
+
+
+@law(
+    "ill-posed",
+    "a network that is rewarded without bound and forgets nothing",
+    "Agreement has no least value, and its gradient grows with the weights: they grow faster and faster.",
+)
+def agreement_without_end(c: Combination) -> bool:
+    bounded = c.memory.name.startswith("normed")
+    return c.bias.dot and c.memory.network and c.retention.name == "none" and not bounded
+
+
+@law(
+    "ill-posed",
+    "agreement has no best state",
+    "It is linear in a matrix, so it has no least value that `exact` could find.",
+)
+def nothing_to_solve(c: Combination) -> bool:
+    return c.rule.name == "exact" and c.bias.dot
+
+
+# ---- idle: another combination says the same -----------------------------------------------------
+
+
+@law(
+    "idle",
+    "a draw where zeros do",
+    "Only the start differs: the rule is that of the matrix that starts from zeros.",
+)
+def needless_draw(c: Combination) -> bool:
+    needs = c.bias.name == "cosine" or c.retention.name in ("lq_printed", "sphere")
+    return c.memory.name == "drawn" and not needs
+
+
+@law(
+    "idle",
+    "an order of error and retention where no error is taken",
+    "Agreement with a matrix has the same gradient at every state, so before or after is the same.",
+)
+def order_of_agreement(c: Combination) -> bool:
+    blind = c.bias.dot and not c.memory.network and c.rule.name not in ("dgd", "exact")
+    return c.retention.after and blind
+
+
+@law(
+    "idle",
+    "an implicit step is taken from the retained state anyway",
+    "It is solved from what is kept, so `after retain` changes nothing.",
+)
+def order_of_implicit(c: Combination) -> bool:
+    return c.retention.after and c.rule.name == "implicit"
