@@ -331,7 +331,8 @@ def test_the_end_of_a_span_with_momentum_has_its_derivatives_by_hand() -> None:
     def run(w: Tensor, x: Tensor, e: Tensor, keep: Tensor, momentum: Tensor, s: Tensor) -> Any:
         return span(w, x, e, c.rate, keep, momentum, s).end()
 
-    leaves = [c.W0, c.x, c.e, c.keep, c.momentum, c.S0]
+    given = (c.W0, c.x, c.e, c.keep, c.momentum, c.S0)
+    leaves = [v for v in given if isinstance(v, Tensor)]
     assert torch.autograd.gradcheck(run, leaves)
     assert torch.autograd.gradgradcheck(run, leaves)
 
