@@ -8,11 +8,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-from nlc.backward import mul
 from nlc.derive import substitute
 from nlc.diagnostics import InternalError
 from nlc.plan import ArrayRule
-from nlc.rules import LinearRule
 from nlc.system import Assign, Box, State, Term
 
 from .bodies import Body, Module, all_mapped, state_path
@@ -22,13 +20,13 @@ from .common import (
     keep_states,
     named,
     opening,
-    rates,
     rows,
     transparent,
     unique,
 )
 from .expressions import ATOM, Value
-from .folding import Folder, Heads, Unfoldable, alike
+from .folding import Folder, Heads, Unfoldable
+from .gates import Gates
 from .stretch import StretchBody
 
 
@@ -47,7 +45,7 @@ class Amount:
     arguments: tuple[tuple[str, str], ...]
 
 
-class Frozen:
+class Frozen(Gates):
     """Writes a box that linearises: lines that read no state, then what each stretch writes, then
     what it reads. `anchored`: some lines have their value at the start of the stretch.
     """
@@ -188,11 +186,12 @@ class Frozen:
 
     def runs_read(self) -> list[ArrayRule]:
         """The arrays that reads see as they run on."""
+        inner = () if self.anchored else (self.values[n] for n in self.needed())
         names = {
             t.info.name
-            for root in self.read_roots
+            for root in (*self.read_roots, *inner)
             for t in root.walk()
-            if t.op == "apply" and t.info.box is self.box
+            if t.op in ("apply", "state") and t.info.box is self.box
         }
         return list({(r.state, r.array): r for r in self.rules if r.state in names}.values())
 
@@ -303,100 +302,14 @@ class Frozen:
         frozen_lines = self.reach(self.read_roots) & self.touching & self.used
         known = {r.state for r in self.runs_read()}
         changing = {s.name for s in self.box.states if s.rule.changes}
+        if any(s.rule.through for s in self.box.states):
+            return False  # what is read is of the size of all its states
         return not (frozen_lines and self.anchored) and all(
             t.op not in ("position", "call", "conv", "state", "next")
             and (t.op != "apply" or t.info.box is self.box and t.info.name in known & changing)
             for root in [*self.read_roots, *inner]
             for t in root.walk()
         )
-
-    # ---- what is left of each write --------------------------------------------------------------
-
-    def keep_of(self, state: State, rule: ArrayRule) -> Term | None:
-        """The line's own retention times the optimizer's."""
-        keep = state.rule.retain
-        if rule.rule.keep is None:
-            return keep
-        own = substitute(rule.rule.keep, rule.settings)
-        return own if keep is None else mul(keep, own)
-
-    def retention(self, body: Body, rule: ArrayRule, fold: bool) -> str:
-        """The arguments of `retained` as Python, or nothing where that is all or known numbers."""
-        state = self.box.state(rule.state)
-        per = () if fold else state.per
-        settings = {k: self.fold(t) if fold else t for k, t in rule.settings.items()}
-        retain = state.rule.retain
-        if fold and retain is not None:
-            retain = self.fold(retain)
-        given = rates(body, replace(rule, settings=settings), retain, per)
-        known = [given[k] for k in ("keep", "momentum") if k in given]
-        if all(is_number(v) for v in known):
-            return ""
-        keep = self.keep_of(state, rule)
-        own = len(keep.shape) - len(state.per) if keep is not None else 0
-        channels = own == 1 and keep is not None and keep.shape[-1] != 1
-        parts = [given.get("keep", "1.0")]
-        parts += [given["momentum"]] if "momentum" in given else []
-        if not fold:
-            parts = [p if is_number(p) else self.into(p) for p in parts]
-        return ", ".join(parts) + (", channels=True" if channels else "")
-
-    def roots_left(self) -> list[Term]:
-        """What writes are made of, without what was made for all stretches before."""
-        if not self.left:
-            return self.write_roots
-        states = {r.state: self.box.state(r.state).rule for r in self.rules}
-        roots = [t for rule in states.values() for t in (rule.objective, rule.write) if t]
-        for rule in self.rules:
-            parts = [rule.rule.rate, rule.rule.erase]
-            if (rule.state, rule.array) not in self.left:
-                parts += [rule.rule.momentum, rule.rule.keep]
-                roots += [t for t in [states[rule.state].retain] if t is not None]
-            roots += [substitute(t, rule.settings) for t in parts if t is not None]
-        return roots
-
-    def gates_touch(self, rule: ArrayRule) -> bool:
-        """Whether what is left of a write depends on the states."""
-        momentum = rule.rule.momentum
-        terms = [
-            self.keep_of(self.box.state(rule.state), rule),
-            momentum and substitute(momentum, rule.settings),
-        ]
-        return any(
-            t.op == "apply"
-            and t.info.box is self.box
-            or t.op == "local"
-            and t.info in self.touching
-            for term in terms
-            if term is not None
-            for t in term.walk()
-        )
-
-    def hoisted(self, body: Body, cuts: str) -> list[str]:
-        """What is left of the writes of all stretches, where no state has a hand in it."""
-        names: list[str] = []
-        if self.folder is None or not self.anchored or not body.open:
-            return names
-        for rule in self.rules:
-            if self.gates_touch(rule):
-                continue
-            given = self.retention(body, rule, fold=False)
-            if not given:
-                continue
-            if given not in self.known:
-                self.known[given] = len(names)
-                names.append(self.code.name("left_all"))
-                self.code.add(f"{names[-1]} = {cuts}.retained({given})")
-            self.left[rule.state, rule.array] = self.known[given]
-        return names
-
-    def lift(self, body: Body) -> None:
-        """Windows are made for the whole span, whatever uses them."""
-        for root in [*self.write_roots, *self.read_roots, *self.values.values()]:
-            for t in root.walk():
-                if t.op == "past":
-                    body.past(t)
-        self.lifted = dict(body.e.names)
 
     def parameters(self, body: Body, names: list[str], taken: list[str]) -> str:
         """The names a method of one stretch is given, as its parameters."""
@@ -489,7 +402,12 @@ class Frozen:
             for array in state.form.arrays:
                 name = code.name(f"{state.name}_{array.name}" if array.name else state.name)
                 start = f"s[{body.key(state_path(box, state.name, array.name) + '.start')}]"
-                code.add(f"{name} = {self.into(start) if body.folded else start}")
+                start = self.into(start) if body.folded else start
+                start = f"{start}{turned(state.form.kind)}"
+                link = (state.rule.through or {}).get(array.name)
+                if link is not None:
+                    start = f"self.{self.module.link(state.name, link)}({start})"
+                code.add(f"{name} = {start}")
                 body.anchors[state.name, array.name] = name
 
     def unchanging(self, body: StretchBody) -> None:
@@ -500,14 +418,15 @@ class Frozen:
             for array in state.form.arrays:
                 name = self.code.name(f"{state.name}_{array.name}" if array.name else state.name)
                 key = body.key(state_path(self.box, state.name, array.name))
-                self.code.add(f"{name} = {self.into(f's[{key}]')}")
+                start = f"{self.into(f's[{key}]')}{turned(state.form.kind)}"
+                self.code.add(f"{name} = {start}")
                 body.anchors[state.name, array.name] = name
 
     def named(self, state: State) -> bool:
         """Whether the lines or the read use the state."""
         roots = [*self.values.values(), *self.read_roots, *self.write_roots]
         return any(
-            t.op == "apply" and t.info.box is self.box and t.info.name == state.name
+            t.op in ("apply", "state") and t.info.box is self.box and t.info.name == state.name
             for root in roots
             for t in root.walk()
         )
@@ -516,36 +435,6 @@ class Frozen:
         return [
             state_path(self.box, s.name, a.name) for s in self.box.states for a in s.form.arrays
         ]
-
-    # ---- states alike ---------------------------------------------------------------------------
-
-    def families(self) -> list[list[State]]:
-        """States of one form whose rules say the same of each: they are written as one."""
-        out: list[list[State]] = []
-        for state in (s for s in self.box.states if any(r.state == s.name for r in self.rules)):
-            home = next(
-                (f for f in out if self.folder is not None and self.same(f[0], state)), None
-            )
-            if home is None:
-                out.append([state])
-            else:
-                home.append(state)
-        return out
-
-    def same(self, a: State, b: State) -> bool:
-        if a.form != b.form or a.per != b.per:
-            return False
-        ours, theirs = ([r for r in self.rules if r.state == s.name] for s in (a, b))
-        pairs = [(a.rule.retain, b.rule.retain)]
-        for x, y in zip(ours, theirs, strict=True):
-            if x.settings.keys() != y.settings.keys() or not same_rule(x.rule, y.rule):
-                return False
-            pairs += [(x.input, y.input), (x.surprise, y.surprise)]
-            pairs += [(x.settings[k], y.settings[k]) for k in x.settings]
-        return all(
-            p is q or p is not None and q is not None and alike(p, q, a.name, b.name)
-            for p, q in pairs
-        )
 
     # ---- amounts --------------------------------------------------------------------------------
 
@@ -602,8 +491,11 @@ class Frozen:
         state = family[0]
         level = self.box.level.name if self.box.level is not None else ""
         per = () if body.folded else state.per
-        x = body.row(self.fold(rule.input), per, "seen")
         e = body.row(self.fold(rule.surprise), per, "surprise")
+        if state.form.kind == "vector":
+            x = body.name_row(f"parts.ones({e})", "ones")
+        else:
+            x = body.row(self.fold(rule.input), per, "seen")
         if level in self.module.plan.training.first_order:
             x, e = f"{x}.detach()", f"{e}.detach()"
         arguments = self.shared.get((rule.state, rule.array)) or self.gates_of(body, rule)
@@ -613,38 +505,8 @@ class Frozen:
         array = next(a for a in state.form.arrays if a.name == rule.array)
         names = tuple(body.anchors[s.name, array.name] for s in family)
         paths = tuple(state_path(self.box, s.name, array.name) for s in family)
-        return Amount(rule, names, paths, array.shape, x, e, tuple(arguments.items()))
-
-    def gates_of(self, body: StretchBody, rule: ArrayRule) -> dict[str, str]:
-        """rate, and what is left of writes: made before, or by keep and momentum."""
-        state = self.box.state(rule.state)
-        per = () if body.folded else state.per
-        settings = {k: self.fold(t) for k, t in rule.settings.items()}
-        retain = self.fold(state.rule.retain) if state.rule.retain is not None else None
-        alone = replace(rule.rule, keep=None, momentum=None)
-        left = self.left.get((rule.state, rule.array))
-        if left is not None:
-            given = rates(body, replace(rule, rule=alone, settings=settings), None, per)
-            given["retention"] = f"left_{left}" if left else "left"
-        elif body.folded and body.many == 1 and (kept := self.retention(body, rule, fold=True)):
-            given = rates(body, replace(rule, rule=alone, settings=settings), None, per)
-            given["retention"] = body.name_row(f"retained({kept})", "left")
-        else:
-            given = rates(body, replace(rule, settings=settings), retain, per)
-        return {k: body.name_row(v, k) for k, v in given.items()}
-
-    def share_gates(self, body: StretchBody, family: list[State], rules: list[ArrayRule]) -> None:
-        """Gates that are the same for all states of a family are made once."""
-        for rule in rules:
-            parts = (rule.rule.rate, rule.rule.momentum, rule.rule.keep)
-            terms = [substitute(t, rule.settings) for t in parts if t is not None]
-            retain = family[0].rule.retain
-            if not any(
-                t.op == "apply"
-                for term in (*terms, *([retain] if retain is not None else []))
-                for t in term.walk()
-            ):
-                self.shared[rule.state, rule.array] = self.gates_of(body, rule)
+        shape = array.shape if len(array.shape) > 1 else (*array.shape, 1)
+        return Amount(rule, names, paths, shape, x, e, tuple(arguments.items()))
 
     def run(self, body: StretchBody, group: list[Amount]) -> None:
         """One call of `span` for arrays alike: rows of one matrix where the input is the same, else
@@ -669,16 +531,17 @@ class Frozen:
                 return f"torch.cat([{joined}], {axis})"
             return f"torch.cat([{joined}])" if family else f"torch.stack([{joined}])"
 
-        state = gathered([self.into(f"s[{k}]") for k in keys], -2)
+        form = self.box.state(first.rule.state).form.kind
+        state = gathered([self.into(f"s[{k}]") + turned(form) for k in keys], -2)
         x = first.x if shared or family else gathered([a.x for a in group], -1)
         e = first.e if family else gathered([a.e for a in group], -1)
         momentum = first.rule.rule.momentum is not None
         memories = [body.key(p + ".m") for a in group for p in a.paths]
         if momentum:
-            arguments["S0"] = gathered([self.into(f"s[{k}]") for k in memories], -2)
+            arguments["S0"] = gathered([self.into(f"s[{k}]") + turned(form) for k in memories], -2)
         code.add(f"{name} = span({state}, {x}, {e}, {arguments['rate']}{named(arguments)})")
         sizes = tuple(a.shape[0] for a in group) if shared else None
-        self.ends(name, keys, memories if momentum else None, sizes, family)
+        self.ends(name, keys, memories if momentum else None, sizes, family, form)
         self.parts_of(body, name, names, group, shared)
 
     def ends(
@@ -688,10 +551,12 @@ class Frozen:
         memories: list[str] | None,
         sizes: tuple[int, ...] | None,
         family: bool,
+        form: str,
     ) -> None:
         """The arrays after the stretch, back where the stream keeps them."""
         code = self.code
-        if len(keys) == 1 and self.folder is None:
+        flat = ".squeeze(-1)" if form == "vector" else ""
+        if len(keys) == 1 and self.folder is None and not flat:
             code.add(f"s[{keys[0]}], {f's[{memories[0]}]' if memories else '_'} = {name}.end()")
             return
         end = code.name("end")
@@ -699,15 +564,15 @@ class Frozen:
         code.add(f"{end}, {kept} = {name}.end()")
         for source, targets in ((end, keys), (kept, memories or [])):
             if len(targets) == 1:
-                code.add(f"s[{targets[0]}] = {self.back(source)}")
+                code.add(f"s[{targets[0]}] = {self.back(source)}{flat}")
             elif targets:
                 into = ", ".join(f"s[{k}]" for k in targets)
                 if sizes is not None:
-                    parts = f"{self.back(source)}.split({sizes}, -2)"
+                    parts = f"{self.back(source)}{flat}.split({sizes}, {-1 if flat else -2})"
                 elif family:
-                    parts = f"{self.heads.several(source, len(targets))}.unbind(0)"
+                    parts = f"{self.heads.several(source, len(targets))}{flat}.unbind(0)"
                 else:
-                    parts = f"{self.back(source, 1)}.unbind(0)"
+                    parts = f"{self.back(source, 1)}{flat}.unbind(0)"
                 code.add(f"{into} = {parts}")
 
     def parts_of(
@@ -761,8 +626,18 @@ class Frozen:
                 (r.state, r.array): n for r, n in zip(self.runs_read(), names, strict=True)
             }
             body.heads = self.heads if self.folder is not None else None
+            self.link_reads(body)
             self.reads(body)
         code.add("")
+
+    def link_reads(self, body: StretchBody) -> None:
+        """Where the memory is kept in the dual, what is read is a function of it."""
+        for (state, array), run in body.runs.items():
+            link = (self.box.state(state).rule.through or {}).get(array)
+            if link is not None:
+                name = self.code.name(f"{run}_read")
+                self.code.add(f"{name} = Linked({run}, self.{self.module.link(state, link)})")
+                body.runs[state, array] = name
 
     def reads(self, body: StretchBody) -> None:
         box = self.box
@@ -779,14 +654,9 @@ class Frozen:
         self.code.add(f"return {body.e(box.read).code}")
 
 
-def is_number(code: str) -> bool:
-    return code.replace(".", "").replace("e-", "").replace("-", "").isdigit()
-
-
-def same_rule(a: LinearRule, b: LinearRule) -> bool:
-    """Two optimizers in linear form, part by part."""
-    parts = [(getattr(a, n), getattr(b, n)) for n in ("rate", "momentum", "erase", "keep")]
-    return all(x is y or x is not None and y is not None and alike(x, y, "", "") for x, y in parts)
+def turned(form: str) -> str:
+    """A vector is a matrix of one column, which multiplies 1."""
+    return ".unsqueeze(-1)" if form == "vector" else ""
 
 
 def together(amounts: list[Amount]) -> list[list[Amount]]:
