@@ -422,6 +422,8 @@ def in_dual_form(box: Box) -> Lowering:
     if box.linearise is not None:
         arrays = tuple(r for s in changing for r in array_rules(box, s, gradients[s.name], True))
         why = f"gradients at the start of every {box.linearise} tokens, in dual form (class iv)"
+        if any(s.rule.through for s in changing):
+            why += ", the link on each read (class vi)"
         return Lowering(box, "frozen", why, arrays=arrays, gradients=gradients)
     rule = one_solve(box, gradients)
     if rule is not None:
@@ -480,7 +482,7 @@ def derived(box: Box, state: State) -> Gradient:
     rule = state.rule
     if rule.set is not None:
         raise NotLowered(f"`set` of `{state.name}` at every token", state.span)
-    if rule.through or rule.onto:
+    if rule.onto or rule.through and not plain_link(box, state):
         raise NotLowered(f"`retain .. through` and `onto` of `{state.name}`", state.span)
     if rule.once:
         raise NotLowered("`once`", state.span)
@@ -489,12 +491,13 @@ def derived(box: Box, state: State) -> Gradient:
     what = rule.write if rule.write is not None else rule.objective
     if what is None:
         raise NotLowered(f"`{state.name}`, which nothing is written to,", state.span)
-    named = any(
-        t.op == "state" and t.info.box is box
+    if state.form.kind == "vector" and (rule.write is not None or state.per):
+        raise NotLowered(f"a vector `{state.name}` that is written", state.span)
+    if any(
+        t.op == "state" and t.info.box is box and t.info.state.form.kind != "vector"
         for root in [*body_roots(box), what]
         for t in root.walk()
-    )
-    if named:
+    ):
         raise NotLowered(f"a state of `{box.name}` as an array", state.span)
     check_windows(box, what, *([rule.retain] if rule.retain is not None else []))
     try:
@@ -503,6 +506,18 @@ def derived(box: Box, state: State) -> Gradient:
     except Underivable as error:
         told = "the gradient" if what is rule.objective else "the write"
         raise NotLowered(f"{told} of `{state.name}` ({error})", state.span) from None
+
+
+def plain_link(box: Box, state: State) -> bool:
+    """Whether a dual is read at the start of every chunk, by a function of it alone."""
+    links = (state.rule.through or {}).values()
+    return (
+        box.linearise is not None
+        and (not state.per or len({s.per for s in box.states}) == 1)
+        and state.form.kind != "vector"
+        and all(t.args or t.op in ("const", "argument") for l in links for t in l.body.walk())
+        and not any(t.op == "argument" and t.info == "start" for l in links for t in l.body.walk())
+    )
 
 
 # ---- class i and ii: one matrix, an affine write

@@ -195,7 +195,7 @@ def ridge_part(box: Box, state: State, scale: float, part: Term) -> Term | None:
     """d ridge, one number or one an input channel, of `d sum(ridge * M^2)`."""
     if part.op != "sum" or part.info is not None:
         return None
-    ridge, squared = constant(scale, part), 0
+    ridge, squared = constant(scale, part), 0.0
     for factor in factors(part.args[0]):
         match factor:
             case Term(op="pow", args=(Term(op="state", info=handle), Term(op="const", info=2))):

@@ -205,6 +205,30 @@ MEMORIES = {
         "delta_product(q, reshape(concat(k, a), 2, 2, 4), reshape(concat(v, b), 2, 2, 4), alpha, "
         "stack(eta, mu))",
     ),
+    "a dual at every token": (
+        HEAD
+        + """, alpha, eta) {
+  state M : matrix(n, n)
+  objective sum((M(k) - v)^2) / 2
+  retain alpha through softplus
+  learn gradient(rate = eta)
+  read M(q)
+}""",
+        "r(q, k, v, alpha, eta)",
+    ),
+    "a vector, each by itself": (
+        HEAD
+        + """, alpha, eta, mu) {
+  state M : matrix(n, n)
+  state b : vector(n)
+  u = M(k) + b
+  objective sum((tanh(M(u) + b) - v)^2) after retain
+  retain alpha
+  learn momentum(rate = eta, keep = mu)
+  read u + M(q) + b before write
+}""",
+        "r(q, k, v, alpha, eta, mu)",
+    ),
     "a gradient by autograd": (
         HEAD
         + """, alpha, eta) {

@@ -139,6 +139,11 @@ def layer_norm_back(bar: Tensor, x: Tensor) -> Tensor:
     return back.to(x.dtype)
 
 
+def ones(like: Tensor) -> Tensor:
+    """1 for every vector: [..., 1] for [..., n]."""
+    return like.new_ones(*like.shape[:-1], 1)
+
+
 def only(x: Tensor, seen: Tensor) -> Tensor:
     """x where `seen` is 1, else 0."""
     return torch.where(seen != 0, x, 0.0)
@@ -146,5 +151,5 @@ def only(x: Tensor, seen: Tensor) -> Tensor:
 
 def entries(x: Tensor, at: Tensor) -> Tensor:
     """x[at] for lists [..., n] and numbers [..., k], the leading axes broadcast."""
-    wide = torch.broadcast_shapes(x.shape[:-1], at.shape[:-1])
+    wide = torch.broadcast_shapes(x.shape[:-1], at.shape[:-1])  # type: ignore[no-untyped-call]
     return torch.gather(x.expand(*wide, x.shape[-1]), -1, at.expand(*wide, at.shape[-1]))

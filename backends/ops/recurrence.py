@@ -33,6 +33,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from . import by_hand
 from .retention import (
@@ -170,6 +171,29 @@ def _each_table(retention: Retention, change: Callable[[Tensor, int], Any]) -> R
     own = retention.OWN
     changed = {n: each(getattr(retention, n), k, change) for n, k in own.items()}
     return replace(retention, **changed)  # type: ignore[type-var]
+
+
+@dataclass(frozen=True)
+class Linked:
+    """A span of the dual of a memory: what is read is a function of each state (mirror descent,
+    memory-family.md B6.4). The states are made where they are asked for, and made again for the
+    derivative.
+    """
+
+    span: Span
+    link: Callable[[Tensor], Tensor]
+
+    def read(self, q: Tensor, before_write: bool = False) -> Tensor:
+        """[..., T, m]: f(W_t) q_t, or f(W_{t-1}) q_t, for q [..., T, n]."""
+        if not torch.is_grad_enabled() or torch.compiler.is_compiling():
+            return self._read(q, before_write)
+        return checkpoint(self._read, q, before_write, use_reentrant=False)  # type: ignore[no-any-return]
+
+    def _read(self, q: Tensor, before_write: bool) -> Tensor:
+        n = q.shape[-1]
+        every = torch.eye(n, dtype=q.dtype, device=q.device).expand(*q.shape[:-1], n, n)
+        states = self.span.read(every, before_write).mT
+        return (self.link(states) @ q.unsqueeze(-1)).squeeze(-1)
 
 
 @dataclass(frozen=True)

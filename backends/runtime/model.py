@@ -590,6 +590,10 @@ class Model(nn.Module):
         x = torch.as_tensor(value, device=self.device, dtype=self.dtype)
         return x.expand(s.batch, *[1] * (lead - 2), s.time, *x.shape)
 
+    def lasting(self, x: Tensor, s: Stream, axis: int) -> Tensor:
+        """A value that stands while ticks pass."""
+        return x.expand(*x.shape[:axis], s.time, *x.shape[axis + 1 :])
+
     def spread(self, x: Tensor, lead: int, mapped: tuple[int, ...]) -> Tensor:
         """Axes of 1 of a map, stretched."""
         return x.expand(*x.shape[:lead], *mapped, *x.shape[lead + len(mapped) :])

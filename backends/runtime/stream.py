@@ -108,17 +108,20 @@ class Stream(dict[str, Tensor]):
 
     def periods(self, period: int, first: int) -> Iterator[tuple[int, int, int]]:
         """Parts of this span that end where a clock fires, at `first` and every `period` ticks from
-        it: start, end, and which firing it is (0: none, the span ends before).
+        it: start, end, and which firing it is (0: none, the span ends before). Until the next is
+        asked for, this stream is that part alone.
         """
-        a = 0
-        while a < self.time:
-            tick = self.position + a
+        position, time, a = self.position, self.time, 0
+        while a < time:
+            tick = position + a
             wait = first - tick if tick < first else period - (tick - first) % period
-            b = min(self.time, a + wait)
-            done = self.position + b - first
+            b = min(time, a + wait)
+            done = position + b - first
             fires = done >= 0 and done % period == 0
+            self.position, self.time = tick, b - a
             yield a, b, done // period + 1 if fires else 0
             a = b
+        self.position, self.time = position, time
 
 
 def constant(*tensors: Tensor) -> tuple[Tensor, ...]:

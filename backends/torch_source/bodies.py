@@ -11,7 +11,19 @@ from torch import nn
 from nlc.derive import application
 from nlc.diagnostics import InternalError
 from nlc.plan import Lowering, Plan
-from nlc.system import Assign, Box, Handle, Line, Loop, Shape, Slot, Term, Weight, line_terms
+from nlc.system import (
+    Assign,
+    Box,
+    Handle,
+    Lambda,
+    Line,
+    Loop,
+    Shape,
+    Slot,
+    Term,
+    Weight,
+    line_terms,
+)
 
 from ..runtime.model import Model
 from .code import Code, identifier
@@ -58,6 +70,18 @@ class Module:
                 name = f"{wish}_{n}"
             self.methods[box.path] = name
         return self.methods[box.path]
+
+    def link(self, state: str, link: Lambda) -> str:
+        """The method that reads a state's dual."""
+        inner = Code(depth=1)
+        e = Expressions(
+            inner, 1, hooks={"argument": lambda t: Value("A", ATOM, True, len(t.shape))}
+        )
+        with inner.function("def NAME(self, A: Tensor) -> Tensor:", ["A"]):
+            inner.docstring([f"What the dual `{state}` is read as."])
+            e.count([link.body])
+            inner.add(f"return {e(link.body).code}")
+        return self.rules.once(f"link_{identifier(state)}", inner.text()).name
 
     def hold(self, path: str, loops: Shape, shape: Shape, start: str) -> None:
         if all(h.path != path for h in self.held):

@@ -85,6 +85,7 @@ RESERVED = {
     "solved",
     "least_squares",
     "Span",
+    "Linked",
     "Writes",
     "Any",
     "Model",

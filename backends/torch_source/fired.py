@@ -101,10 +101,10 @@ class Fired(Frozen):
             if cut is not None:
                 if cut % period or first != period:
                     raise NotLowered(f"`through {cut} tokens` inside a period", box.span)
-                with code.block(f"if s.position + {a} and (s.position + {a}) % {cut} == 0:"):
+                with code.block(f"if s.position and s.position % {cut} == 0:"):
                     code.add("self.cut(s, at)")
             if box.linearise is not None:
-                with code.block(f"if (s.position + {a}) % {box.linearise} == 0:"):
+                with code.block(f"if s.position % {box.linearise} == 0:"):
                     for path in self.paths():
                         code.add(f"s[{body.key(path + '.start')}] = s[{body.key(path)}]")
             code.add(
@@ -206,8 +206,26 @@ class Fired(Frozen):
         body.cite_line(self.box.read)
         body.e.count([self.box.read])
         name = self.code.name("y")
-        self.code.add(f"{name} = {body.e(self.box.read).code}")
+        value = body.e(self.box.read)
+        code = value.code if value.lead else f"self.stream({value.code}, s, {body.lead})"
+        if self.clock[0] > 1 and self.stands(self.box.read):
+            code = f"self.lasting({code}, s, {body.lead - 1})"
+        self.code.add(f"{name} = {code}")
         return name
+
+    def stands(self, root: Term) -> bool:
+        """Whether a value is the same at all ticks of a period."""
+        outer = Body(self.module, self.box)
+        changing = ("input", "position", "call", "conv", "past", "rope")
+        for t in root.walk():
+            if t.op in changing:
+                return False
+            if t.op == "local":
+                name = str(t.info)
+                inside = name in self.touching and self.stands(self.values[name])
+                if not (inside or name not in self.touching and not self.leads(outer, f"x {name}")):
+                    return False
+        return True
 
     # ---- firing
     # ---------------------------------------------------------------------------------------
@@ -301,7 +319,9 @@ class Fired(Frozen):
             keys = [(state.name, a.name) for a in state.form.arrays]
             body.see(body.held | dict(zip(keys, names, strict=True)))
             body.e.count([state.rule.objective])
-            value = body.e(state.rule.objective).code
+            value = body.e(state.rule.objective).atom
+            if self.clock[0] > 1 and self.stands(state.rule.objective):
+                value = f"{value} * s.time"
             found = ", ".join(slopes) + "," * (len(slopes) == 1)
             self.code.add(f"{found} = self.slopes({value}, {', '.join(names)})")
         return {a.name: s for a, s in zip(state.form.arrays, slopes, strict=True)}
@@ -324,7 +344,10 @@ class Fired(Frozen):
     def whole(self, body: FiredBody, term: Term) -> str:
         """An array a tick, summed over the ticks."""
         value = body.e(term)
-        return f"{value.atom}.sum({body.lead - 1})" if value.lead else value.code
+        times = " * s.time" if self.clock[0] > 1 and self.stands(term) else ""
+        if not value.lead:
+            return f"{value.atom}{times}"
+        return f"{value.atom}.sum({body.lead - 1}){times}"
 
     def new(
         self, body: FiredBody, state: State, sums: dict[str, str], keys: dict[str, str]

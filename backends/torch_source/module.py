@@ -31,6 +31,8 @@ def is_used(name: str, text: str) -> bool:
     )
 
 
+RECURRENCE = ("Linked", "Retention", "Span", "begin", "repeated", "retained", "scan", "span")
+
 HEADER = """from __future__ import annotations
 
 from typing import Any
@@ -42,10 +44,10 @@ from torch import Tensor
 from nlc.backends.ops import parts
 from nlc.backends.ops.attention import attend
 from nlc.backends.ops.least_squares import least_squares
-from nlc.backends.ops.recurrence import Retention, Span, begin, repeated, retained, scan, span
+from nlc.backends.ops.recurrence import {recurrence}
 from nlc.backends.ops.solving import Writes, amount, solved
 from nlc.backends.runtime import Model, Optimizer, Part, Stream
-"""
+""".replace("{recurrence}", ", ".join(RECURRENCE))
 
 
 def source(plan: Plan, text: str) -> str:
@@ -555,15 +557,7 @@ class Writer:
             inner.docstring(["What this array adds to `across`."])
             value = e(found[0].args[0])
             inner.add(f"return {value.code}" + (".sum()" if lead else ""))
-        text = inner.text()
-        if text not in writer.known:
-            name = f"measure_{len(writer.known)}"
-            writer.known[text] = Written(name, ())
-            self.code.lines += [
-                *text.replace("def NAME(", f"def {name}(").rstrip("\n").split("\n"),
-                "",
-            ]
-        return writer.known[text].name
+        return writer.once(f"measure_{len(writer.known)}", inner.text()).name
 
 
 def check_steps(system: System, level: Level) -> None:

@@ -49,17 +49,20 @@ class RuleWriter:
         """
         inner = Code(depth=self.code.depth)
         states = RuleBody(inner, rule, lead, settings, streams, passed or {}).write("NAME")
-        text = inner.text()
+        return self.once(wish, inner.text(), states, rule.retain is None)
+
+    def once(
+        self, wish: str, text: str, states: tuple[str, ...] = (), keeps_all: bool = True
+    ) -> Written:
+        """A method of this text, `NAME` in place of its name; one for all that say the same."""
         if text not in self.known:
             name, n = wish, 1
             while any(w.name == name for w in self.known.values()):
                 n += 1
                 name = f"{wish}_{n}"
-            self.known[text] = Written(name, states, rule.retain is None)
-            self.code.lines += [
-                *text.replace("def NAME(", f"def {name}(").rstrip("\n").split("\n"),
-                "",
-            ]
+            self.known[text] = Written(name, states, keeps_all)
+            lines = text.replace("def NAME(", f"def {name}(").rstrip("\n").split("\n")
+            self.code.lines += [*lines, ""]
         return self.known[text]
 
 

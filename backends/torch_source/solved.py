@@ -16,7 +16,7 @@ from nlc.windows import rows_of
 from .bodies import Module, state_path
 from .common import equation, named, rows, transparent
 from .expressions import Expressions
-from .frozen import Frozen
+from .frozen import Frozen, turned
 from .stretch import StretchBody
 
 CHUNK = 16  # ticks solved at a time; no result depends on it
@@ -67,9 +67,9 @@ class Solved(Frozen):
             key = body.key(state_path(self.box, state.name, array))
             memory = body.key(state_path(self.box, state.name, array) + ".m")
             momentum = self.rules_of(state, array)[0].rule.momentum is not None
-            self.ends(
-                body.runs[state.name, array], [key], [memory] if momentum else None, None, False
-            )
+            memories = [memory] if momentum else None
+            run = body.runs[state.name, array]
+            self.ends(run, [key], memories, None, False, state.form.kind)
 
     def at_retained(self, state: State) -> bool:
         """Whether the objective sees the retained state (2.8.3); a proximal step ends there."""
@@ -138,7 +138,9 @@ class Solved(Frozen):
         if rule.rule.momentum is not None:
             memory = body.key(state_path(box, state.name, array) + ".m")
             arguments["S0"] = self.into(f"s[{memory}]")
-        start = self.into(f"s[{key}]")
+        start = self.into(f"s[{key}]") + turned(state.form.kind)
+        if "S0" in arguments:
+            arguments["S0"] += turned(state.form.kind)
         code.comment(equation(rule, f"{state.name}.{array}" if array else state.name))
         code.add(f"{name} = begin({start}, {self.like(body, state)}{named(arguments)})")
         return name
@@ -192,8 +194,11 @@ class Solved(Frozen):
         own = len(state.per) if not body.folded else 0
         several = len(x.shape) - own == 2
         window = rows_of(x)
-        seen = body.row(x, per, "seen") if not several else rows(body, x, per, 2)
         error = rows(body, e, per, 2 if several else 1)
+        if state.form.kind == "vector":
+            seen = body.ones()
+        else:
+            seen = body.row(x, per, "seen") if not several else rows(body, x, per, 2)
         if window:
             shown = body.e.names[f"seen {window}"].code
             error = f"parts.only({error}, {shown}.unsqueeze(-1))"

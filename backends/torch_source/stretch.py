@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from nlc.derive import application
+from nlc.diagnostics import InternalError
 from nlc.system import Box, Handle, Term
 
 from .bodies import Body, Module
@@ -125,8 +126,47 @@ class StretchBody(Body):
             return self.anchors[handle.name, name], True
         return super().array(handle, name)
 
+    def ones(self) -> str:
+        """1 at every tick, which a vector multiplies."""
+        values = [v for v in self.e.names.values() if v.lead and v.own == 1]
+        if not values:
+            raise InternalError("a vector in a memory that is given no vector")
+        given = values[0].code
+        joined = self.heads.join(given) if self.heads is not None else given
+        return self.name_row(f"parts.ones({joined})", "ones")
+
+    def state(self, term: Term) -> Value:
+        handle: Handle = term.info
+        if handle.box is not self.box or handle.state.form.kind != "vector":
+            return super().state(term)
+        outer, self.in_line = (
+            self.in_line,
+            True,
+        )  # another state, and so a constant, before it fades
+        value = self.vector(handle)
+        self.in_line = outer
+        return value
+
+    def vector(self, handle: Handle) -> Value:
+        """A vector at every tick: of the start of the stretch, or as it runs on."""
+        run = self.runs.get((handle.name, ""))
+        own = len(handle.state.per) + 1
+        if not self.running or run is None:
+            return Value(f"{self.anchors[handle.name, '']}.mT", ATOM, True, own)
+        ones = self.ones()
+        if self.exact:
+            later = not self.in_line and handle.name in self.retained
+            code = f"{run}.retained({ones})" if later else f"{run}.read({ones}, before_write=True)"
+            for _, column in self.offsets.get((handle.name, ""), []):
+                code = f"({code} + {column})"
+            return Value(code, ATOM, True, own)
+        code = f"{run}.read({ones}{', before_write=True' if self.before else ''})"
+        return Value(self.heads.part(code) if self.heads is not None else code, ATOM, True, own)
+
     def product(self, term: Term) -> Value:
         handle: Handle = term.info.handle
+        if handle.box is self.box and handle.state.form.kind == "vector":
+            return self.vector(handle)
         run = self.runs.get((handle.name, term.info.array.name)) if handle.box is self.box else None
         if not self.running or run is None:
             return super().product(term)
