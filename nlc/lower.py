@@ -226,12 +226,9 @@ def check_orders(system: System, lowering: Lowering, training: Openness) -> None
 
 
 def check_flow(system: System) -> None:
-    for line in system.flow.lines:
-        roots = [line.value] if hasattr(line, "value") else []
-        for root in roots:
-            check_terms(root, flow=True)
-    check_terms(system.flow.result, flow=True)
     roots = [*line_terms(system.flow.lines), system.flow.result]
+    for root in roots:
+        check_terms(root, flow=True)
     past = next((t for root in roots for t in root.walk() if t.op == "past"), None)
     if past is not None:
         raise NotLowered("`past` in a flow", past.span)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from nlc.backward import add, constant, mul
 from nlc.derive import substitute
 from nlc.plan import ArrayRule
-from nlc.system import Box, Term
+from nlc.system import Box, Term, line_terms
 
 from ..parameters import start_draw, trainer
 from .bodies import Body, Module, all_mapped, state_path
@@ -152,6 +152,19 @@ def equation(rule: ArrayRule, name: str) -> str:
 
 def transparent(body: Body) -> None:
     """In an objective `stop` is a constant for that objective's own gradient only, which has been
-    taken (2.12).
+    taken; elsewhere it is one for all (2.12).
     """
-    body.e.hooks["stop"] = lambda term: body.e(term.args[0])
+    assert body.box is not None
+    rules = [s.rule for s in body.box.states]
+    if all(rule.objective is None for rule in rules):
+        return
+    learns = [line for rule in rules for line in rule.learn.values()]
+    roots = [*line_terms(body.box.lines), body.box.read]
+    roots += [t for rule in rules for t in (rule.retain, rule.write, rule.set)]
+    roots += [t for line in learns for t in (*line.settings.values(), *line.streams.values())]
+    closed = {id(t) for root in roots if root for t in root.walk() if t.op == "stop"}
+
+    def stop(term: Term) -> Value:
+        return body.e.op_stop(term) if id(term) in closed else body.e(term.args[0])
+
+    body.e.hooks["stop"] = stop

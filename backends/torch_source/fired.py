@@ -234,7 +234,6 @@ class Fired(Frozen):
         """Every state from what all were before."""
         code = self.code
         made: list[tuple[str, str]] = []
-        transparent(body)
         states = [s for s in self.box.states if s.rule.changes]
         sums = {s.name: self.summed(body, s) for s in states}
         if self.clock[0] > 1:
@@ -268,6 +267,8 @@ class Fired(Frozen):
         keys: dict[str, str] = {}
         outer = dict(body.held)
         body.see(dict(body.anchored))
+        if rule.write is None:
+            transparent(body)
         if rule.after_retain:
             suffix = ".start" if self.box.linearise is not None else ""
             for array in state.form.arrays:
@@ -301,6 +302,7 @@ class Fired(Frozen):
                 code = f"({code}).detach()"
             self.code.add(f"{name} = {body.gate(f'({code})')}")
             found[array.name] = name
+        body.e.hooks.pop("stop", None)
         body.see(outer)
         return found, keys
 
