@@ -249,6 +249,10 @@ def _schedule(arguments: Arguments) -> int:
 
 def _explain_words(parser: Parser) -> None:
     parser.add("file", metavar="FILE|CODE", help="a spec, or the code of a diagnostic (NL203)")
+    parser.add(
+        "--format", choices=("text", "latex", "json"), default="text",
+        help="latex: the derivations alone; json: both, line by line",
+    )  # fmt: skip
     _add_set(parser)
     _add_output(parser)
 
@@ -267,7 +271,7 @@ def _explain(arguments: Arguments) -> int:
     checked = check_file(_find(arguments.file), dict(arguments.settings))
     if checked.errors:
         raise SpecError(checked.diagnostics)
-    return _emit(explain(checked), arguments.output)
+    return _emit(explain(checked, arguments.format), arguments.output)
 
 
 def _build_words(parser: Parser) -> None:

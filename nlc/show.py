@@ -1,11 +1,14 @@
 """Terms to text, in the language's own notation or in LaTeX.
 
-In: a term. Out: what a person would write. `x'` is a transpose, so `e k'` is an outer product.
+In: a term. Out: what a person would write. `x'` is a transpose, so `e k'` is an outer product, and
+`|x|` the length of a vector.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from math import prod
 
 from .backward import constant, make, mul
 from .resolve.shapes import broadcast
@@ -13,8 +16,6 @@ from .system import ALL, Box, Handle, Term
 
 # ---- terms, as the language writes them ----------------------------------------------------------
 
-INDENT = "  "
-Rows = list[tuple[str, str]]  # what a line is, and the line
 COMPARED, SUM, PRODUCT, UNARY, POWER, ATOM = range(6)
 # how it is written, how tightly it binds, how tightly its operands must
 _INFIX = {
@@ -26,7 +27,7 @@ _INFIX = {
     "eq": (" == ", COMPARED, SUM, SUM),
 }  # fmt: skip
 _OTHER = {"+": "-", "-": "+"}
-_SAME = ("expand", "sum_to")  # how broadcasting is undone is no news to a reader
+_SAME = ("expand",)  # how broadcasting is written is no news to a reader
 _NAMES = {"rms_norm": "norm", "layer_norm": "layernorm", "layer_norm_back": "layernorm_back"}
 
 
@@ -57,8 +58,12 @@ class Writer:
         match term.op:
             case "const":
                 return self.number(term.info)
+            case "neg" if term.args[0].op in ("mul", "div"):
+                return f"-{self.text(term.args[0], PRODUCT)}", PRODUCT
             case "neg":
                 return f"-{self.text(term.args[0], UNARY)}", UNARY
+            case "product" if term.args[0].op == "const":  # a vector is what a matrix says of 1
+                return self.array(term), ATOM
             case "product":
                 return f"{self.array(term)}{self.at}{self.text(term.args[0], UNARY)}", PRODUCT
             case "product_back":
@@ -72,8 +77,16 @@ class Writer:
                 return self.name(term.op), ATOM
             case "item":
                 return f"{self.text(term.args[0], ATOM)}[{term.info}]", ATOM
-        if term.op in _SAME:
+        if term.op in _SAME or term.op == "sum_to" and prod(term.shape) == prod(term.args[0].shape):
             return self.written(term.args[0])
+        if term.op == "length_slope" and term.info in (None, 2):
+            x = term.args[0]
+            length = make("length", x, shape=x.shape[:-1])
+            return self.written(make("div", x, length, shape=x.shape))
+        if self.latex and term.op in _LATEX:
+            return _LATEX[term.op](self, term)
+        if term.op == "squares":
+            return f"|{self.text(term.args[0])}|^2", POWER
         return self.call(term), ATOM
 
     @property
@@ -98,7 +111,7 @@ class Writer:
 
     def number(self, value: float) -> tuple[str, int]:
         if value == float("inf"):
-            return "infinity", ATOM
+            return r"\infty" if self.latex else "infinity", ATOM
         text = f"{value:.12g}"
         text = text if len(text) < 9 else f"{value:.6g}"
         if "e" in text:
@@ -131,9 +144,11 @@ class Writer:
 
     def call(self, term: Term) -> str:
         name, args = called(self, term)
-        if self.latex and len(name) > 1 and "{" not in name:
+        if self.latex and len(name) > 1 and "{" not in name and "\\" not in name:
             name = rf"\operatorname{{{name}}}".replace("_", r"\_")
         inside = ", ".join(a if isinstance(a, str) else self.text(a) for a in args)
+        if self.latex and ("\\frac" in inside or "\\begin" in inside):
+            return rf"{name}\left({inside}\right)"
         return f"{name}({inside})"
 
 
@@ -151,6 +166,8 @@ def called(w: Writer, term: Term) -> tuple[str, list[Term | str]]:
         case "past" | "fade":
             window = [] if info.window == ALL else [str(info.window)]
             return term.op, [*args, *window]
+        case "gelu_slope" | "silu_slope" if w.latex:
+            return rf"\operatorname{{{term.op[:4]}}}'", args
         case "reshape":
             return "reshape", [*args, *map(str, term.shape)]
         case "copy":
@@ -159,6 +176,12 @@ def called(w: Writer, term: Term) -> tuple[str, list[Term | str]]:
             return term.op, [*args, str(info)]
         case "sum" | "mean" | "length" if info not in (None, 2):
             return term.op, [*args, str(info)]
+        case "sum_to" if not term.shape:
+            return "sum", args
+        case "sum_to" if term.shape == args[0].shape[-len(term.shape) :]:  # type: ignore[union-attr]
+            return "sum_rows", args
+        case "sum_to" if term.shape == (*args[0].shape[:-1], 1):  # type: ignore[union-attr]
+            return "column", [f"sum({w.text(term.args[0])}, 1)"]
     return _NAMES.get(term.op, term.op), args
 
 
@@ -198,16 +221,6 @@ def signed(term: Term) -> tuple[str, Term]:
     return "+", term
 
 
-def table(rows: Rows, depth: int = 1) -> list[str]:
-    """Labels in one column; a label that repeats is not said again."""
-    width = max((len(label) for label, _ in rows), default=0)
-    lines, before = [], ""
-    for label, text in rows:
-        lines.append(f"{INDENT * depth}{label if label != before else '':{width}}  {text}".rstrip())
-        before = label
-    return lines
-
-
 def folded(a: Term, b: Term) -> Term:
     """A product for the eye: numbers are multiplied out, and shapes need not fit each other."""
     if broadcast(a.shape, b.shape) is not None:
@@ -236,6 +249,47 @@ def latex_name(name: str) -> str:
         shown = rf"\mathrm{{{letters}}}".replace("_", r"\_")
     below = ", ".join(p for p in (number, rf"\mathrm{{{label}}}" if label else "") if p)
     return f"{shown}_{{{below}}}" if below else shown
+
+
+def wrapped(before: str, after: str) -> Callable[[Writer, Term], tuple[str, int]]:
+    return lambda w, t: (f"{before}{w.text(t.args[0])}{after}", ATOM)
+
+
+def latex_function(name: str) -> Callable[[Writer, Term], tuple[str, int]]:
+    def written(w: Writer, t: Term) -> tuple[str, int]:
+        inside = ", ".join(w.text(a) for a in t.args)
+        return rf"\{name}\left({inside}\right)", ATOM
+
+    return written
+
+
+def latex_cases(w: Writer, t: Term) -> tuple[str, int]:
+    condition, a, b = (w.text(x) for x in t.args)
+    rows = rf"{a} & \text{{if }} {condition} \\ {b} & \text{{otherwise}}"
+    return rf"\begin{{cases}} {rows} \end{{cases}}", ATOM
+
+
+def latex_length(w: Writer, t: Term) -> tuple[str, int]:
+    below = "" if t.info in (None, 2) else f"_{{{t.info:g}}}"
+    return rf"\left\|{w.text(t.args[0])}\right\|{below}", ATOM
+
+
+_LATEX: dict[str, Callable[[Writer, Term], tuple[str, int]]] = {
+    "abs": wrapped(r"\left|", r"\right|"),
+    "sqrt": wrapped(r"\sqrt{", "}"),
+    "floor": wrapped(r"\left\lfloor ", r"\right\rfloor"),
+    "squares": lambda w, t: (rf"{{\left\|{w.text(t.args[0])}\right\|}}^{{2}}", POWER),
+    "length": latex_length,
+    "where": latex_cases,
+    "dot": lambda w, t: (
+        rf"\left\langle {w.text(t.args[0])}, {w.text(t.args[1])} \right\rangle", ATOM
+    ),
+    "outer": lambda w, t: (
+        rf"{w.text(t.args[0], UNARY)}\, {w.turned(w.text(t.args[1], ATOM))}", PRODUCT
+    ),
+    "transpose": lambda w, t: (w.turned(w.text(t.args[0], ATOM)), ATOM),
+    **{n: latex_function(n) for n in ("exp", "log", "sin", "cos", "tanh", "max", "min")},
+}  # fmt: skip
 
 
 def latex_infix(w: Writer, op: str, a: Term, b: Term) -> str:

@@ -68,9 +68,8 @@ def test_every_spec_has_a_page(path: Path) -> None:
 
 
 def test_what_is_not_compiled_says_why() -> None:
-    assert "by the reference interpreter alone (NL701): `write` of `M`" in page(
-        "memory/gated_delta_2"
-    )
+    text = page(str(ROOT / "tests/cases/good/hypernetwork.nl"))
+    assert "by the reference interpreter alone (NL701): " in text
 
 
 def test_states_are_counted_by_hand() -> None:
@@ -81,9 +80,9 @@ def test_states_are_counted_by_hand() -> None:
 
 
 def test_latex_has_the_rule() -> None:
-    text = explain(check_file("memory/gated_delta"), latex=True)
+    text = explain(check_file("memory/gated_delta"), "latex")
     assert r"M = \alpha\, M (I - \beta\, k k^\top) + \beta\, v k^\top" in text
-    assert r"e_{1} = W_{2}^\top\, e_{2}" in explain(nlc.load("hope"), latex=True)
+    assert r"e_{1} = W_{2}^\top\, e_{2}" in explain(nlc.load("hope"), "latex")
 
 
 def test_what_is_used_twice_in_a_long_rule_is_named_once() -> None:

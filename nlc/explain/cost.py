@@ -1,0 +1,301 @@
+"""What a memory costs: operations for a token, and the bytes of its state.
+
+Counted are the multiplications and additions of matrix products on the way forward, as the chosen
+algorithm makes them (a product of [a, b] and [b, c] is 2 a b c), and nothing else: gates, norms and
+lines are small beside them. A test holds the counts against torch's own counter.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from math import prod
+
+from ..derive import linear_rule
+from ..plan import Lowering
+from ..show import Writer
+from ..system import ALL, Array, Box, Slot, State, Term
+from .lines import Row, said
+
+BYTES = 4  # of a number in float32
+CHUNK, SOLVED = 32, 16  # ticks at a time, in backends/ops and backends/torch_source
+BLOCK = 64  # queries at a time of attention with a window
+IN_PARTS = "P numbers in matrices"
+BEHIND = "B of them behind the first layer"
+
+
+@dataclass(frozen=True)
+class Cost:
+    """`formula` with `sizes` in it is `flops`, for one token of one of so many memories. `rounds`:
+    what each round adds, and how many there are at most.
+    """
+
+    formula: str
+    sizes: tuple[tuple[str, int], ...]
+    flops: float
+    memories: int
+    note: str = ""
+    rounds: tuple[str, float, int] | None = None
+    per: str = ""  # what the number is to be multiplied with
+
+    def text(self) -> str:
+        number = f"{self.flops:,.0f}{self.per}"
+        formula = self.formula
+        if self.rounds is not None:
+            more, each, _ = self.rounds
+            formula, number = f"{formula} + R({more})", f"{number} + {each:,.0f} R"
+        sizes = ", ".join(f"{n} = {v:,}" for n, v in self.sizes)
+        whole = f", in each of {self.memories:,} memories" if self.memories > 1 else ""
+        note = f"; {self.note}" if self.note else ""
+        return f"{formula} = {number} FLOPs a token{whole} ({sizes}{note})"
+
+
+def cost_rows(w: Writer, box: Box, lowering: Lowering | None) -> list[Row]:
+    found = None if lowering is None else cost(box, lowering)
+    rows = [] if found is None else [said(w, "cost", found.text())]
+    held = state_text(box, lowering)
+    return [*rows, said(w, "state", held)] if held else rows
+
+
+def cost(box: Box, lowering: Lowering) -> Cost | None:
+    """None where the algorithm has no count of ours."""
+    match lowering.kind:
+        case "recurrence":
+            return recurrence(box, lowering)
+        case "frozen":
+            return frozen(box)
+        case "solved":
+            return solved(box)
+        case "fired":
+            return fired(box)
+        case "attention":
+            return attended(box, lowering)
+        case "loss" | "static":
+            return reading(box)
+    return None
+
+
+def memories(box: Box) -> int:
+    per = max((prod(s.per) for s in box.states), default=1)
+    return prod(box.loops) * prod(box.mapped) * per
+
+
+def reads(box: Box) -> int:
+    """How often a body asks its own states at the end of a tick."""
+    terms = [] if box.read is None else list(box.read.walk())
+    called = sum(t.op == "apply" and t.info.box is box for t in terms)
+    return called + sum(t.op == "matmul" and any(own(a, box) for a in t.args) for t in terms)
+
+
+def own(term: Term, box: Box) -> bool:
+    return term.op == "state" and term.info.box is box
+
+
+def added(parts: Iterable[tuple[int, str]]) -> str:
+    """`6nm + C^2` from (6, "nm"), (1, "C^2"), (0, "x")."""
+    return " + ".join(f"{n if n != 1 else ''}{what}" for n, what in parts if n)
+
+
+# ---- one matrix ----------------------------------------------------------------------------------
+
+
+def recurrence(box: Box, lowering: Lowering) -> Cost:
+    """A span of C ticks (ops/recurrence.py): what is asked of the start and of the writes, the
+    state at the end, and one triangular system of C rows where the write reads the state. With
+    momentum the state is [m, 2n], and what is left of each write is a product of two tables.
+    """
+    state = next(s for s in box.states if s.rule.changes)
+    m, n = state.form.arrays[0].shape
+    rule = lowering.arrays[0]
+    solves = rule.error is not None and rule.error.factor is not None
+    solves = solves or rule.rule.erase is not None
+    wide = 2 if rule.rule.momentum is not None else 1
+    r, c = reads(box), CHUNK
+    whole = 2 * wide * (1 + r + solves)
+    keys, values = r + solves * (1 + wide), r + solves
+    tables = solves + 2 * (wide - 1)
+    near = f"2C({added([(keys, 'n'), (values, 'm')])})" if keys else ""
+    formula = added([(whole, "nm"), (1 if near else 0, near), (tables, "C^2")])
+    flops = whole * n * m + 2 * c * (keys * n + values * m) + tables * c * c
+    return Cost(formula, (("n", n), ("m", m), ("C", c)), flops, memories(box))
+
+
+# ---- any matrices --------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """P numbers in matrices, B of them behind the first layer; D and E, the same of widths."""
+
+    p: int
+    b: int
+    d: int
+    e: int
+
+    def named(self, *names: str) -> tuple[tuple[str, int], ...]:
+        all_ = {"P": self.p, "B": self.b, "D": self.d, "E": self.e}
+        return tuple((n, all_[n]) for n in names if all_[n])
+
+    def note(self, widths: bool) -> str:
+        parts = [f"{IN_PARTS} of widths D" if widths else IN_PARTS]
+        parts += [f"{BEHIND}, of widths E" if widths and self.e else BEHIND] if self.b else []
+        return ", ".join(parts)
+
+
+def sizes(box: Box) -> Sizes | None:
+    arrays = [a for s in box.states if s.rule.changes for a in s.form.arrays if len(a.shape) == 2]
+    later = [a for a in arrays if is_behind(a)]
+    if not arrays:
+        return None
+    return Sizes(*(sum(f(a.shape) for a in of) for f in (prod, sum) for of in (arrays, later)))
+
+
+def is_behind(array: Array) -> bool:
+    return array.name not in ("", "W1", "W3")
+
+
+def frozen(box: Box) -> Cost | None:
+    """Gradients at the first state, forward and back; N ticks of writes that each read meets."""
+    s, r, c = sizes(box), reads(box), box.linearise or 1
+    if s is None:
+        return None
+    formula = added([(4 + 2 * r, "P"), (2 if s.b else 0, "B"), (2 * r, "CD")])
+    flops = (4 + 2 * r) * s.p + 2 * s.b + 2 * r * c * s.d
+    named = (*s.named("P", "B", *(("D",) if r else ())), *((("C", c),) if r else ()))
+    return Cost(formula, named, flops, memories(box), s.note(False) + ", of widths D" * (r > 0))
+
+
+def solved(box: Box) -> Cost | None:
+    """Each round asks the start and the writes of the round before, forward and back."""
+    s, r, c = sizes(box), reads(box), SOLVED
+    if s is None:
+        return None
+    formula = added([(2 + 2 * r, "P"), (2 * r, "CD")])
+    flops = (2 + 2 * r) * s.p + 2 * r * c * s.d
+    more = added([(2, "P"), (2 if s.b else 0, "B")]) + (" + 2C(D + E)" if s.b else " + 2CD")
+    each = 2 * s.p + 2 * s.b + 2 * c * (s.d + s.e)
+    named = (*s.named("P", "B", "D", "E"), ("C", c))
+    note = f"{s.note(True)}; R rounds, until no write changes, {c} at most"
+    return Cost(formula, named, flops, memories(box), note, (more, each, c))
+
+
+def fired(box: Box) -> Cost | None:
+    """The gradient at the state that stands: forward, back, and an outer product a matrix."""
+    if any(s.rule.write is not None for s in box.states):
+        return None
+    learned = any(s.rule.objective is not None for s in box.states)
+    s, r = sizes(box), reads(box)
+    if s is None or not learned:
+        return reading(box)
+    formula = added([(4 + 2 * r, "P"), (2 if s.b else 0, "B")])
+    note = s.note(False)
+    rules = {
+        l.rule
+        for state in box.states
+        for l in state.rule.learn.values()
+        if not all(linear_rule(b) is not None for b in l.optimizers.values())
+    }
+    if rules:
+        note += f"; and what {', '.join(f'`{n}`' for n in sorted(rules))} takes at each firing"
+    flops = (4 + 2 * r) * s.p + 2 * s.b
+    return Cost(formula, s.named("P", "B"), flops, memories(box), note)
+
+
+# ---- what keeps no matrix of its own -------------------------------------------------------------
+
+
+def attended(box: Box, lowering: Lowering) -> Cost | None:
+    found = lowering.attention
+    if found is None:
+        return None
+    n, m = found.query.shape[-1], found.value.shape[-1]
+    each, note = 2.0 * (n + m), "T: the tokens since the reset"
+    if found.window is None:
+        return Cost("2(n + m)T", (("n", n), ("m", m)), each, memories(box), note, per=" T")
+    seen = max(found.window, BLOCK) + found.window - 1
+    note = "T: the pairs that a block of queries sees"
+    return Cost("2(n + m)T", (("n", n), ("m", m), ("T", seen)), each * seen, memories(box), note)
+
+
+def reading(box: Box) -> Cost | None:
+    """What stands still, or learns the model's own loss, is only read."""
+    arrays = [a for s in box.states for a in s.form.arrays if len(a.shape) == 2]
+    r, size = reads(box), sum(prod(a.shape) for a in arrays)
+    if not r or not arrays:
+        return None
+    has_loss = any(s.rule.uses_loss for s in box.states)
+    note = f"{IN_PARTS}" + "; its gradient comes with the model's own" * has_loss
+    return Cost(f"{2 * r}P", (("P", size),), 2.0 * r * size, memories(box), note)
+
+
+# ---- bytes ---------------------------------------------------------------------------------------
+
+
+def state_text(box: Box, lowering: Lowering | None) -> str:
+    """What a sample keeps: states, what their rules remember, the chunk's start, windows."""
+    parts = list(state_parts(box, lowering))
+    if not parts:
+        return ""
+    numbers = sum(n for _, n in parts)
+    many = memories(box)
+    text = ", ".join(f"{name} {n:,}" for name, n in parts)
+    whole = f"{text}: " if len(parts) > 1 else ""
+    each = f" in each of {many:,} memories" if many > 1 else ""
+    shared = box.level is not None and box.level.clock.unit in ("step", "task", "never")
+    end = "for all samples" if shared else "a sample"
+    return f"{whole}{numbers:,} numbers{each}, {amount(numbers * many)} {end}"
+
+
+def state_parts(box: Box, lowering: Lowering | None) -> Iterator[tuple[str, int]]:
+    changing = [s for s in box.states if not box.exact]
+    for s in changing:
+        yield s.name, sum(prod(a.shape) for a in s.form.arrays)
+    yield from remembered(changing)
+    if box.linearise is not None and box.linearise > 1:
+        yield "the chunk's start", sum(prod(a.shape) for s in changing for a in s.form.arrays)
+    for slot, width in windows(box):
+        if slot.window != ALL:
+            yield f"the last {slot.window}", width * slot.window
+        else:
+            yield "each token", width
+
+
+def remembered(states: list[State]) -> Iterator[tuple[str, int]]:
+    """What the optimizers of these states keep."""
+    found: dict[str, int] = {}
+    for s in states:
+        for a in s.form.arrays:
+            learn = s.rule.learn.get(a.name)
+            rule = learn.optimizers.get(a.shape) if learn is not None else None
+            for inner in () if rule is None else all_states(rule):
+                name = f"{learn.rule if learn else ''}.{inner.name}"
+                size = sum(prod(x.shape) for x in inner.form.arrays)
+                found[name] = found.get(name, 0) + size
+    yield from found.items()
+
+
+def all_states(rule: Box) -> Iterator[State]:
+    yield from rule.states
+    for level in rule.levels:
+        yield from level.states
+
+
+def windows(box: Box) -> Iterator[tuple[Slot, int]]:
+    found: dict[str, tuple[Slot, Term]] = {}
+    for t in box.terms():
+        if isinstance(t.info, Slot) and t.info.kind in ("past", "conv", "fade"):
+            found.setdefault(t.info.path, (t.info, t))
+    for slot, t in found.values():
+        yield slot, prod(t.args[0].shape)
+
+
+def amount(numbers: int) -> str:
+    held = float(numbers * BYTES)
+    for unit in ("bytes", "KiB", "MiB"):
+        if held < 1024:
+            return f"{held:,.4g} {unit}"
+        held /= 1024
+    return f"{held:,.4g} GiB"
+
+
+__all__ = ["BYTES", "Cost", "amount", "cost", "cost_rows"]

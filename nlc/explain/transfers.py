@@ -1,0 +1,70 @@
+"""What crosses between levels, in words, and which weights train by it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from textwrap import wrap
+
+from ..system import Level, System, Transfer
+from .lines import INDENT
+
+
+def transfer_lines(system: System) -> list[str]:
+    out: list[str] = []
+    groups: dict[tuple[int, str, str], list[Transfer]] = {}
+    for t in system.transfers:
+        groups.setdefault((t.span.start, t.kind, t.target.family), []).append(t)
+    for group in groups.values():
+        out += [f"{INDENT}{_arrow(group)}", *(f"{INDENT * 2}{s}" for s in _words(system, group))]
+    return out
+
+
+def _names(levels: Iterable[Level], state: str | None) -> str:
+    return ", ".join(dict.fromkeys(l.name + (f".{state}" if state else "") for l in levels))
+
+
+def _arrow(group: list[Transfer]) -> str:
+    t = group[0]
+    sources = _names((u.source for u in group), t.source_state)
+    targets = _names((u.target for u in group), t.state)
+    through = f" through {t.truncate} tokens" if t.truncate is not None else ""
+    return f"{t.kind} {sources} -> {targets}{through}{' first order' * t.first_order}"
+
+
+def _words(system: System, group: list[Transfer]) -> list[str]:
+    """What crosses, and which weights train by it."""
+    t = group[0]
+    a, b = _names((u.source for u in group), None), _names((u.target for u in group), None)
+    first = ["inner gradients are constants to it"] if t.first_order else []
+    cut = f", no further than {t.truncate} tokens" if t.truncate is not None else ""
+    match t.kind:
+        case "condition":
+            return [f"{b} uses weights or states of {a}, which are constants there"]
+        case "backprop":
+            enters = f"the gradient of {b} enters the states and pasts of {a}{cut}"
+            return [enters, *first, *_trained(system, group)]
+        case "init":
+            starts = f"at each reset {b} starts from what {a} has learned: {_starts(system, group)}"
+            learned = [f"these learn by its gradient{cut}"] if cut else []
+            return [starts, *learned, *first]
+    return [f"a start, write or set of {b} is made from {a}"]
+
+
+def _trained(system: System, group: list[Transfer]) -> list[str]:
+    if not group[0].target.owner:
+        return []
+    inside = {id(t.source) for t in group}
+    paths = [w.path for w in system.weights if w.box is not None and id(w.box.level) in inside]
+    return wrap(f"it trains {', '.join(paths)}", 92) if paths else []
+
+
+def _starts(system: System, group: list[Transfer]) -> str:
+    names: dict[str, None] = {}
+    for t in group:
+        for box in (b for b in system.boxes if b.level is t.target):
+            before = "" if box.kind == "level" else f"{box.name}."
+            names |= {before + s.name: None for s in box.states if t.speaks_of(s)}
+    return ", ".join(names)
+
+
+__all__ = ["transfer_lines"]
