@@ -79,6 +79,7 @@ OPS = {
     "surprise_gate": Op({**QKV, "alpha": "", "beta": ""}, {"threshold": 0.5}),
     "momentum_delta": Op({**QKV, **FORGET, "mu": ""}),
     "titans_linear": Op({**QKV, **FORGET, "mu": ""}),
+    "titans_exact": Op({**DEEP, **FORGET, "mu": ""}),
     "titans": Op({**DEEP, **FORGET, "mu": ""}, {"chunk": 4}),
     "titans_mlp": Op({**DEEP, **FORGET, "mu": ""}, {"chunk": 1}),
     "ttt_linear": Op({**DEEP, "eta": "", "gain": "n", "bias": "n"}, {"chunk": 4}),
@@ -704,3 +705,15 @@ def test_an_operation_on_a_gpu(name: str) -> None:
     close(z.cpu(), y, 1e-8)
     z, _ = memory(**there, **op.settings, state=state.to("cuda"))
     close(z.cpu(), memory(**data, **op.settings, state=after.to("cpu"))[0], 1e-8)
+
+
+def test_chunks_of_one_token_freeze_nothing() -> None:
+    """`titans` with chunk = 1, a tick at a time, and `titans_exact`, solved, are one function."""
+    data = OPS["titans_exact"].data(1)
+    frozen, exact = nlc.memory("titans"), nlc.memory("titans_exact")
+    sizes = {"heads": data["q"].shape[2], "n": data["q"].shape[3]}
+    start = frozen.start(**sizes)
+    ours, theirs = exact.start(**sizes), dict(start)
+    same = {name: theirs[name] for name in ours}
+    wanted, _ = frozen(**data, chunk=1, state=start)
+    close(exact(**data, state=same)[0], wanted)

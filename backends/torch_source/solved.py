@@ -19,7 +19,7 @@ from .expressions import Expressions
 from .frozen import Frozen, turned
 from .stretch import StretchBody
 
-CHUNK = 16  # ticks solved at a time; no result depends on it
+CHUNK = 32  # ticks solved at a time; no result depends on it
 
 
 class Solved(Frozen):

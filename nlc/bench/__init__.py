@@ -8,10 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import torch
 
+from ..backends.runtime import Model
 from ..driver import Spec
 from . import ours
 from .measuring import Case, Figures, machine, measured, peak, quiet
@@ -101,8 +103,12 @@ def memory_group(name: str, shape: Shape, options: Options) -> Group:
     model = place.module(ours.layer_spec(name, shape.width, options.heads))
     x = place.put(torch.randn(shape.batch, shape.time, shape.width))
     tokens = shape.batch * shape.time
-    step = ours.layer_step(lambda x: model(x)[0], model.parameters(), x)
+    step = ours.layer_step(partial(first, model), model.parameters(), x)
     cases, absent = [Case(f"nlc {name}", step, tokens)], []
+    for other in ours.EXACT.get(name, ()):
+        exact = place.module(ours.layer_spec(other, shape.width, options.heads))
+        step = ours.layer_step(partial(first, exact), exact.parameters(), x)
+        cases.append(Case(f"nlc {other}", step, tokens))
     for peer in PEERS.get(name, ()):
         try:
             layer = peer.made(shape.width, options.heads, options.device)
@@ -113,6 +119,11 @@ def memory_group(name: str, shape: Shape, options: Options) -> Group:
         cases.append(Case(peer.title, ours.layer_step(layer, layer.parameters(), x), tokens))
     title = f"{name} as a layer, forward and backward, {shape}, {options.heads} heads"
     return Group(title, tuple(cases), tuple(dict.fromkeys(absent)))
+
+
+def first(model: Model, x: torch.Tensor) -> torch.Tensor:
+    answer: torch.Tensor = model(x)[0]
+    return answer
 
 
 def system_group(spec: Spec, shape: Shape, options: Options) -> Group:

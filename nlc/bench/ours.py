@@ -26,7 +26,8 @@ GATES = {
 }
 GATE = "sigmoid(linear(z, {}))"
 KEYS, VALUES = ("q", "k", "p", "r", "kappa", "B", "C"), ("v", "x")
-READ_GATED = {"titans"}  # as the peer's layer does
+EXACT = {"titans": ("titans_exact",)}  # the same rule with nothing frozen
+READ_GATED = {"titans", "titans_exact"}  # as the peer's layer does
 
 LAYER = """nl 1
 use "memory/{name}"
