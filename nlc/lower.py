@@ -403,6 +403,10 @@ def own_objective(box: Box) -> Lowering:
     """In the dual form if the rule has one; else as the recurrence stands."""
     assert box.level is not None
     check_body(box)
+    terms = [t for state in box.states for t in rule_terms(state)]
+    for term in terms:
+        check_terms(term)
+    check_windows(box, *terms)
     clock = box.level.clock
     if clock.period > 1 or clock.phase is not None:
         why = f"gradients summed over {clock.period} tokens at the state that stands (class v)"
@@ -411,6 +415,16 @@ def own_objective(box: Box) -> Lowering:
         return in_dual_form(box)
     except NotLowered as error:
         return at_firings(box, f"tick by tick: {error} has no parallel form (class iv-d)")
+
+
+def rule_terms(state: State) -> Iterator[Term]:
+    """What a state's rule is made of, its settings and links too."""
+    rule = state.rule
+    yield from (t for t in (rule.objective, rule.retain, rule.write, rule.set) if t is not None)
+    for links in (rule.through, rule.onto):
+        yield from (link.body for link in (links or {}).values())
+    for learn in rule.learn.values():
+        yield from (*learn.settings.values(), *learn.streams.values())
 
 
 def in_dual_form(box: Box) -> Lowering:
@@ -449,10 +463,6 @@ def at_firings(box: Box, why: str) -> Lowering:
             raise NotLowered(f"`after retain` of `{state.name}` {level.clock}", state.span)
         if rule.once and level.clock.period > 1:
             raise NotLowered("`once`", state.span)
-        parts = [t for t in (rule.objective, rule.retain, rule.write, rule.set) if t is not None]
-        check_windows(box, *parts)
-        for term in parts:
-            check_terms(term)
         for array in state.form.arrays if rule.objective is not None else ():
             fires_with(state, array.name)
         if rule.objective is not None:
@@ -496,9 +506,7 @@ def derived(box: Box, state: State) -> Gradient:
         for t in root.walk()
     ):
         raise NotLowered(f"a state of `{box.name}` as an array", state.span)
-    check_windows(box, what, *([rule.retain] if rule.retain is not None else []))
     try:
-        check_terms(what)
         return given_write(box, state) if what is rule.write else gradient(box, state)
     except Underivable as error:
         told = "the gradient" if what is rule.objective else "the write"
