@@ -18,6 +18,7 @@ from torch.nn import functional
 
 import nlc
 from nlc.backends.runtime import Model, State, StateError
+from nlc.driver import Spec, check_text
 
 every_system = pytest.mark.parametrize("name", SYSTEMS)
 LEARNING = [n for n in SYSTEMS if compiled(n).LEARNERS]
@@ -417,3 +418,19 @@ def test_training_and_inference_may_take_turns_within_a_period() -> None:
         second, state = model(given[:, 5:12], state)
     third, _ = model(given[:, 12:], state)
     torch.testing.assert_close(torch.cat([first, second, third], 1), whole, rtol=0, atol=1e-12)
+
+
+def test_a_model_without_weights_is_what_was_asked_for() -> None:
+    """Its device and its precision are no property of its parameters."""
+    text = """nl 1
+use "memory/delta"
+system plain() {
+  level mem(q[2, 3], k[2, 3], v[2, 3], beta[2]) every token { read delta(q, k, v, beta) }
+  flow(q[2, 3], k[2, 3], v[2, 3], beta[2]) { return mem(q, k, v, beta) }
+}
+"""
+    checked = check_text(text, "plain.nl")
+    model = nlc.compile(Spec(checked), dtype=torch.float64)
+    assert not list(model.parameters()) and model.dtype == torch.float64
+    assert model.reset(1).arrays["mem.delta.M"].dtype == torch.float64
+    assert model.to("meta").device.type == "meta"

@@ -103,6 +103,7 @@ class Model(nn.Module):
 
     # Picard rounds of memories that are solved exactly: None, until nothing changes.
     rounds: int | None = None
+    like: Tensor
 
     def __init__(
         self, seed: int = 0, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32
@@ -111,6 +112,8 @@ class Model(nn.Module):
         self.seed = seed
         self.weights = Part()
         self.still: Still | None = None
+        nothing = torch.empty(0, device=device, dtype=dtype)
+        self.register_buffer("like", nothing, persistent=False)  # where and what a model is
         for path, loops, shape, std, value, trained in self.PARAMETERS:
             for rounds in product(*(range(n) for n in loops)):
                 name = path.format(*rounds)
@@ -152,18 +155,11 @@ class Model(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        return self.one().device if self.PARAMETERS else torch.device("cpu")
+        return self.like.device
 
     @property
     def dtype(self) -> torch.dtype:
-        return self.one().dtype if self.PARAMETERS else torch.get_default_dtype()
-
-    def one(self) -> Tensor:
-        """Some weight, found without a walk through all of the modules."""
-        part = self.weights
-        while not part._parameters:
-            part = next(iter(part._modules.values()))  # type: ignore[assignment]
-        return next(iter(part._parameters.values()))  # type: ignore[return-value]
+        return self.like.dtype
 
     @property
     def source(self) -> str:
