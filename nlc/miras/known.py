@@ -25,15 +25,18 @@ class Known:
 
 
 def one(state: str, objective: str, learn: str, retain: str = "", frozen: bool = True) -> str:
-    """A memory of a network, as its paper has it."""
+    """A memory as its paper has it, with a rate `eta` and, if it forgets, a fraction `alpha`."""
     lines = [f"state M : {state}", f"objective {objective}"]
     lines += [f"retain {retain}"] if retain else []
     lines += [f"learn {learn}", *(["linearise every chunk tokens"] if frozen else []), "read M(q)"]
-    head = "nl 1\nmemory known(q[n], k[n], v[n], alpha, eta, chunk = 16) {\n"
+    streams = ["q[n]", "k[n]", "v[n]", *([retain] if retain else []), "eta"]
+    head = f"nl 1\nmemory known({', '.join(streams)}{', chunk = 16' if frozen else ''}) {{\n"
     return head + "".join(f"  {line}\n" for line in lines) + "}\n"
 
 
-WINDOW = "sum((M(past(k, 4)) - past(v, 4))^2)"
+WINDOW = "sum((M(past(k, 4)) - past(v, 4))^2) / 2"
+HALF = "sum((M(k) - v)^2) / 2"
+STEP = "gradient(rate = eta)"  # TTT divides its rate by the length of a key
 
 KNOWN = (
     Known("linear attention", "arXiv:2006.16236", "linear_attention"),
@@ -53,19 +56,20 @@ KNOWN = (
     Known("MIRAS Huber of the length, linear", "arXiv:2504.13173 (15)", "huber_norm"),
     Known("MIRAS elastic net, linear", "arXiv:2504.13173 (22)", "elastic"),
     Known("Titans", "arXiv:2501.00663", "titans"),
-    Known("TTT-MLP", "arXiv:2407.04620", "ttt_mlp"),
+    Known(
+        "TTT-MLP", "arXiv:2407.04620", own=one("residual(layernorm(mlp(n, 4*n)))", HALF, STEP)
+    ),
     Known("Moneta", "arXiv:2504.13173 (24), (25)", "moneta"),
     Known("Yaad", "arXiv:2504.13173 (26)", "yaad"),
     Known("Memora", "arXiv:2504.13173 (27)", "memora"),
     Known(
         "TTT-Linear, without a bias", "arXiv:2407.04620", own=one(
-            "residual(layernorm(matrix(n, n))) = normal(0.02)", "sum((M(k) - v)^2) / 2",
-            "gradient(rate = eta / n)",
+            "residual(layernorm(matrix(n, n))) = normal(0.02)", HALF, STEP
         ),
     ),
     Known(
         "OmegaNet, all pairs alike", "arXiv:2505.23735",
-        own=one("residual(mlp(n, 4*n))", WINDOW, "gradient(rate = eta)", "alpha"),
+        own=one("residual(mlp(n, 4*n))", WINDOW, STEP, "alpha"),
     ),
     Known(
         "Atlas, all pairs alike", "arXiv:2505.23735",
@@ -73,15 +77,15 @@ KNOWN = (
     ),
     Known(
         "OmegaNet, linear, all pairs alike", "arXiv:2505.23735",
-        own=one("matrix(n, n)", WINDOW, "gradient(rate = eta)", "alpha", frozen=False),
+        own=one("matrix(n, n)", WINDOW, STEP, "alpha", frozen=False),
     ),
     Known(
         "DLA", "arXiv:2505.23735",
-        own=one("residual(mlp(n, 4*n))", "-dot(M(k), v)", "gradient(rate = eta)", "alpha"),
+        own=one("residual(mlp(n, 4*n))", "-dot(M(k), v)", STEP, "alpha"),
     ),
     Known(
         "SWLA", "arXiv:2505.23735", own=one(
-            "matrix(n, n)", "-sum(M(past(k, 4)) * past(v, 4))", "gradient(rate = eta)", "alpha",
+            "matrix(n, n)", "-sum(M(past(k, 4)) * past(v, 4))", STEP, "alpha",
             frozen=False,
         ),
     ),

@@ -22,7 +22,7 @@ from ..derive import affine, alike, linear_rule, reverse, squared, substitute
 from ..levels import form_text
 from ..rules import Example, LinearRule, Product
 from ..show import Writer
-from ..system import Array, Assign, Box, Learn, State, Term
+from ..system import Array, Assign, Box, Learn, Shape, State, Term
 from .symbols import Array as Entries
 from .symbols import (
     FLOATS,
@@ -51,7 +51,8 @@ class NoForm(Exception):
 
 @dataclass(frozen=True)
 class Normal:
-    """`kind`: all that is no number. `numbers`: what the gates come to. `gates`: the caller's numbers.
+    """`kind`: all that is no number. `numbers`: what the gates come to. `gates`: the caller's
+    numbers, each with its shape.
 
     `target`: the stream whose length is free, since the memory answers in proportion to it;
     `steady`: only by a number that is the same at all tokens.
@@ -59,7 +60,7 @@ class Normal:
 
     kind: tuple[str, ...]
     numbers: Numbers
-    gates: tuple[str, ...]
+    gates: Mapping[str, Shape]
     key: str = "k"
     target: str = "v"
     steady: bool = False
@@ -113,7 +114,8 @@ def normal(box: Box) -> Normal:
         parts = error(retained(parts_of(box, state, learn)))
     except (Unknown, Underivable) as unknown:
         raise NoForm(str(unknown)) from None
-    gates = tuple(n for n, _ in box.inputs if n not in (parts.key, parts.target, *read_only(box)))
+    others = {parts.key, parts.target, *read_only(box)}
+    gates = {n: shape for n, shape in box.inputs if n not in others}
     return Normal(parts.kind, parts.numbers, gates, parts.key, parts.target, parts.past)
 
 
@@ -270,12 +272,13 @@ def straight(parts: Parts, f: Expr, g: Expr) -> Parts:
         rate = setting(parts, "rate")
         met = 1 + rate * LENGTH * f
         if not alone:
-            return ordered(as_error(parts.with_("implicit"), rate, f, g), f)
+            kind = ("implicit", f"error {f} y + {g} v")
+            return ordered(parts.with_(*kind, rate=rate, whole=ONE), f)
         return ordered(as_matrix(parts, rate, f / met, g / met), f, True)
     linear = linear_of(parts)
     if linear is None or (learn.steps > 1 and not alone):
-        rate = setting(parts, "rate")
-        return ordered(as_error(parts.with_(f"by {rule_text(learn)}"), rate, f, g), f)
+        kind = (f"by {rule_text(learn)}", f"error {f} y + {g} v")
+        return ordered(parts.with_(*kind, rate=setting(parts, "rate"), whole=ONE), f)
     rate, parts = rate_of(parts, linear)
     erase = ZERO if linear.erase is None else valued(parts, linear.erase)
     if parts.linear and not parts.dual:
@@ -445,7 +448,7 @@ def solved(box: Box, state: State) -> Normal:
     assert state.rule.objective is not None
     names = [n for n, _ in box.inputs if n not in ("q", "k", "v")]
     seen = [t.info for t in state.rule.objective.walk() if t.op == "input" and t.info in names]
-    gates = tuple(dict.fromkeys(seen))
+    gates = {n: dict(box.inputs)[n] for n in dict.fromkeys(seen)}
     text = Writer().text(state.rule.objective)
     for i, name in enumerate(gates):
         text = text.replace(name, f"gate{i}")

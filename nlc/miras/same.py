@@ -6,8 +6,9 @@ numbers are those of the other, and neither has a freedom that the other lacks.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from itertools import combinations
 from random import Random
 
 import sympy
@@ -41,10 +42,20 @@ class Substitution:
 def text(x: Expr, key: str) -> str:
     """As the language writes it."""
     top, bottom = sympy.fraction(sympy.factor(x.subs(LENGTH, symbol(f"length({key})") ** 2)))
-    if bottom.could_extract_minus_sign():
-        top, bottom = -top, -bottom
-    shown = sympy.sstr(sympy.factor(top) / bottom, order="rev-lex")
+    (sign, above), (other, below) = upright(top), upright(bottom)
+    shown = sympy.sstr(sign * other * above / below, order="rev-lex")
     return str(shown).replace("**", "^").replace("*", " * ").replace("/", " / ")
+
+
+def upright(x: Expr) -> tuple[Expr, Expr]:
+    """A sign, and a product whose factors are above zero for small gates: `2 - eta`, not `eta - 2`."""
+    number, factors = sympy.factor(x).as_coeff_mul()
+    sign, made = (-1, [-number]) if number < 0 else (1, [number])
+    for factor in factors:
+        below = factor.subs({s: sympy.Rational(1, 20) for s in factor.free_symbols}) < 0
+        sign, factor = (-sign, -factor) if below else (sign, factor)
+        made.append(factor)
+    return sympy.Integer(sign), sympy.Mul(*made)
 
 
 def same(a: Normal, b: Normal) -> Substitution | None:
@@ -53,22 +64,66 @@ def same(a: Normal, b: Normal) -> Substitution | None:
         return None
     if freedom(a) != freedom(b):
         return None
-    inside = {n: symbol(f"other {n}") for n in b.gates}
-    b_numbers = {
-        n: x.subs({symbol(g): s for g, s in inside.items()}, simultaneous=True)
+    for fixed in choices(a, b):
+        found = with_fixed(a, b, fixed)
+        if found is not None:
+            return found
+    return None
+
+
+def choices(a: Normal, b: Normal) -> Iterator[tuple[str, ...]]:
+    """Which of b's gates, and its target (`SCALE`), are taken over as they are: as many as can be."""
+    shared = [n for n, shape in b.gates.items() if a.gates.get(n) == shape]
+    names = [str(SCALE), *shared]
+    for count in range(len(names), -1, -1):
+        yield from combinations(names, count)
+
+
+def with_fixed(a: Normal, b: Normal, fixed: tuple[str, ...]) -> Substitution | None:
+    other = {n: symbol(n if n in fixed else f"other {n}") for n in b.gates}
+    scale = sympy.Integer(1) if str(SCALE) in fixed else SCALE
+    theirs = {n: symbol(n) for n in b.gates}
+    numbers = {
+        n: x.subs({theirs[g]: s for g, s in other.items()}, simultaneous=True)
         for n, x in b.numbers.items()
     }
-    for scale in (sympy.Integer(1), SCALE):
-        found = solution(a.numbers, b_numbers, inside, scale)
-        if found is None:
-            continue
-        value = found.get(SCALE, scale)
-        if a.steady and value.free_symbols:
-            continue
-        gates = {n: found[s] for n, s in inside.items() if s in found}
-        if meant(gates):
-            return Substitution(gates, value, a.key, a.target)
+    unknown = [s for n, s in other.items() if n not in fixed] + ([scale] if scale is SCALE else [])
+    found = solution(a.numbers, numbers, unknown, scale)
+    if found is None:
+        return None
+    gates = {n: found.get(s, s) for n, s in other.items()}
+    value = found.get(SCALE, sympy.Integer(1))
+    if a.steady and value.free_symbols or not fits(a, b, gates, value) or not meant(gates):
+        return None
+    return Substitution(gates, value, a.key, a.target)
+
+
+def solution(
+    a: Mapping[str, Expr], b: Mapping[str, Expr], unknown: list[sympy.Symbol], scale: Expr
+) -> dict[sympy.Symbol, Expr] | None:
+    """The unknown as functions of a's gates, where there is one answer."""
+    gaps = [sympy.cancel(b[n] * (scale if n in OF_TARGET else 1) - a[n]) for n in a]
+    open_ = [g for g in gaps if g != 0]
+    if not unknown:
+        return None if open_ else {}
+    if any(not g.free_symbols & {*unknown} for g in open_):
+        return None
+    for found in sympy.solve(open_, unknown, dict=True):
+        answers = {s: sympy.simplify(x) for s, x in found.items()}
+        closed = not any(x.free_symbols & {*unknown} for x in answers.values())
+        if len(answers) == len(unknown) and closed and answers.get(SCALE) != 0:
+            return answers
     return None
+
+
+def fits(a: Normal, b: Normal, gates: Mapping[str, Expr], scale: Expr) -> bool:
+    """One number may not be made of numbers a channel, nor one channel's of another's."""
+    shapes = {symbol(n): shape for n, shape in a.gates.items()}
+    for name, x in gates.items():
+        if not {shapes.get(s, ()) for s in x.free_symbols} <= {(), b.gates[name]}:
+            return False
+    wide = {shapes.get(s, ()) for s in scale.free_symbols} - {()}
+    return not wide or "one strength a value channel" in a.kind
 
 
 def meant(gates: Mapping[str, Expr]) -> bool:
@@ -82,26 +137,6 @@ def meant(gates: Mapping[str, Expr]) -> bool:
             if value < 0 or (name in FRACTIONS and value > 1):
                 return False
     return True
-
-
-def solution(
-    a: Mapping[str, Expr], b: Mapping[str, Expr], inside: Mapping[str, sympy.Symbol], scale: Expr
-) -> dict[sympy.Symbol, Expr] | None:
-    """The other's gates as functions of our own."""
-    gaps = [b[n] * (scale if n in OF_TARGET else 1) - a[n] for n in a]
-    open_ = [g for g in map(sympy.cancel, gaps) if g != 0]
-    unknown = [s for s in (*inside.values(), SCALE) if any(g.has(s) for g in open_)]
-    if not open_:
-        return {}
-    if not unknown:
-        return None
-    for found in sympy.solve(open_, unknown, dict=True):
-        answers = {s: sympy.simplify(x) for s, x in found.items()}
-        theirs = {*inside.values(), SCALE}
-        if len(answers) == len(unknown) and not any(x.free_symbols & theirs for x in answers.values()):
-            if answers.get(SCALE) != 0:
-                return answers
-    return None
 
 
 def freedom(form: Normal) -> int:
