@@ -7,7 +7,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 
-from nlc.backward import mul
+from nlc.backward import constant, mul
 from nlc.derive import substitute
 from nlc.plan import ArrayRule
 from nlc.rules import LinearRule
@@ -60,7 +60,8 @@ class Gates:
         retain = state.rule.retain
         if fold and retain is not None:
             retain = self.fold(retain)
-        given = rates(body, replace(rule, settings=settings), retain, per)
+        unasked = replace(rule.rule, rate=constant(1.0, rule.rule.rate))  # states may make it
+        given = rates(body, replace(rule, rule=unasked, settings=settings), retain, per)
         known = [given[k] for k in ("keep", "momentum") if k in given]
         if all(is_number(v) for v in known):
             return ""
