@@ -525,14 +525,19 @@ def _delta_rule(ticks: _Ticks, w: Tensor, retention: Retention) -> Span:
         return made.wrote, made.end()[0]
 
     tables = (retention.writes, *retention.start, *retention.last, *retention.rest)
-    given = (w, ticks.x, ticks.e, ticks.rate, *tables)
+    given = (w, ticks.x, ticks.e, ticks.rate, *map(_batched, tables))
     wrote, end = by_hand.Written.apply(plain, float(ticks.erase), *given)  # type: ignore[no-untyped-call]
     return Span(retention, w, None, ticks.x, wrote, end)
 
 
+def _batched(table: Tensor) -> Tensor:
+    """One for all of the batch, where what is kept is a number."""
+    return table if table.ndim == 3 else table.unsqueeze(0)
+
+
 def _one_write(ticks: _Ticks, w: Tensor, retention: ScalarRetention) -> Span:
     """A span of one tick depends on no write before it."""
-    keep = by_hand.over(retention.rest[0], w.shape[0])
+    keep = by_hand.over(_batched(retention.rest[0]), w.shape[0])
     error = ticks.e + ticks.erase * torch.bmm(ticks.x, w.mT)
     wrote = error * -_column(ticks.rate, ticks.x)
     return Span(retention, w, None, ticks.x, wrote, torch.baddbmm(w * keep, wrote.mT, ticks.x))
