@@ -98,6 +98,8 @@ class Writer:
         a, b = self.column_less(term)
         if self.latex:
             return latex_infix(self, term.op, a, b), binds
+        if term.op == "mul" and a.op == "const" and b.op == "matmul":
+            right = PRODUCT  # a number may go with either factor
         return f"{self.text(a, left)}{word}{self.text(b, right)}", binds
 
     def column_less(self, term: Term) -> tuple[Term, Term]:

@@ -101,6 +101,8 @@ class Scope:
                 return raised(self.interval(args[0]), float(args[1].info))
             case "where":
                 return self.interval(args[1]) | self.interval(args[2])
+            case "abs":
+                return absolute(self.interval(args[0]))
             case "max" | "min" | "clip":
                 return self.chosen(term)
             case "dot" if args[0] is args[1]:

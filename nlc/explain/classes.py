@@ -9,8 +9,11 @@ vi     kept in the dual                              vii    no parameters: solve
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
+from ..derive import affine
 from ..lower import NotLowered, lower_box
-from ..plan import Attention
+from ..plan import Lowering
 from ..show import Writer
 from ..system import Box
 from .derived import Derived
@@ -76,10 +79,20 @@ def of_write(d: Derived) -> Class:
         if all(k in CONSTANT for k in kinds):
             return "iii", "the write is affine in the state, which its own target reads too"
         return OF_KIND[Kind.OTHER]
-    name, why = OF_KIND[max(kinds, key=list(Kind).index)] if kinds else OF_KIND[Kind.NONE]
+    name, why = OF_KIND[max([*kinds, *whole_kinds(d)], key=list(Kind).index, default=Kind.NONE)]
     if name == "ii" and any(s is not None and s.momentum is not None for s in steps):
         return "ii-mom", f"{why} with momentum"
     return name, why
+
+
+def whole_kinds(d: Derived) -> Iterator[Kind]:
+    """How what reaches the state as an array depends on it; one number times it is a retention."""
+    for _, bar in d.direct:
+        arrays = {id(t): t for t in d.reads(bar)}
+        for array in arrays.values():
+            line = affine(bar, array)
+            if line is None or line.factor is None or not d.narrow(line.factor):
+                yield Kind.FULL if linear(bar, array) else Kind.OTHER
 
 
 def of_given(d: Derived) -> Class:
@@ -99,16 +112,17 @@ def is_affine(d: Derived) -> bool:
 
 
 def of_exact(d: Derived) -> Class | None:
-    if solved(d.box) is not None:
+    plan = solved(d.box)
+    if plan is not None and plan.attention is not None:
         return "vii", "no parameters: each query has its own optimum over the past"
     if d.gradient is not None and d.jacobians and all(j.constant for j in d.jacobians):
         return "iii", "a quadratic in the state, solved from sums over the past"
     return None
 
 
-def solved(box: Box) -> Attention | None:
+def solved(box: Box) -> Lowering | None:
     try:
-        return lower_box(box).attention
+        return lower_box(box)
     except NotLowered:
         return None
 

@@ -18,7 +18,7 @@ from ..system import ALL, Array, Box, Slot, State, Term
 from .lines import Row, said
 
 BYTES = 4  # of a number in float32
-CHUNK, SOLVED = 32, 16  # ticks at a time, in backends/ops and backends/torch_source
+CHUNK, SOLVED = 32, 32  # ticks at a time, in backends/ops and backends/torch_source
 BLOCK = 64  # queries at a time of attention with a window
 IN_PARTS = "P numbers in matrices"
 BEHIND = "B of them behind the first layer"
@@ -53,12 +53,17 @@ class Cost:
 def cost_rows(w: Writer, box: Box, lowering: Lowering | None) -> list[Row]:
     found = None if lowering is None else cost(box, lowering)
     rows = [] if found is None else [said(w, "cost", found.text())]
+    if found is None and lowering is not None and any(t.op == "past" for t in box.terms()):
+        rows = [said(w, "cost", "not counted: every tick of a window is written anew")]
     held = state_text(box, lowering)
     return [*rows, said(w, "state", held)] if held else rows
 
 
 def cost(box: Box, lowering: Lowering) -> Cost | None:
     """None where the algorithm has no count of ours."""
+    learned = [t for s in box.states if s.rule.objective for t in s.rule.objective.walk()]
+    if not box.exact and any(t.op == "past" for t in learned):
+        return None
     match lowering.kind:
         case "recurrence":
             return recurrence(box, lowering)
@@ -70,6 +75,8 @@ def cost(box: Box, lowering: Lowering) -> Cost | None:
             return fired(box)
         case "attention":
             return attended(box, lowering)
+        case "squares":
+            return least_squares(box, lowering)
         case "loss" | "static":
             return reading(box)
     return None
@@ -155,14 +162,30 @@ def is_behind(array: Array) -> bool:
 
 
 def frozen(box: Box) -> Cost | None:
-    """Gradients at the first state, forward and back; N ticks of writes that each read meets."""
+    """Gradients at the first state, forward and back; N ticks of writes that each read meets. With
+    a link each read makes the state first, column by column.
+    """
     s, r, c = sizes(box), reads(box), box.linearise or 1
     if s is None:
         return None
+    if any(state.rule.through for state in box.states):
+        q, f = columns(box)
+        formula = added([(4 + 2 * r, "P"), (2 if s.b else 0, "B"), (2 * r, "(Q + CF)")])
+        flops = (4 + 2 * r) * s.p + 2 * s.b + 2 * r * (q + c * f)
+        named = (*s.named("P", "B"), ("Q", q), ("F", f), ("C", c))
+        note = f"{s.note(False)}; Q and F: P and the widths, each times the columns"
+        return Cost(formula, named, flops, memories(box), note)
     formula = added([(4 + 2 * r, "P"), (2 if s.b else 0, "B"), (2 * r, "CD")])
     flops = (4 + 2 * r) * s.p + 2 * s.b + 2 * r * c * s.d
     named = (*s.named("P", "B", *(("D",) if r else ())), *((("C", c),) if r else ()))
     return Cost(formula, named, flops, memories(box), s.note(False) + ", of widths D" * (r > 0))
+
+
+def columns(box: Box) -> tuple[int, int]:
+    """Of all matrices [m, n]: n times m n, and n times m + n."""
+    shapes = [a.shape for s in box.states if s.rule.changes for a in s.form.arrays]
+    pairs = [s for s in shapes if len(s) == 2]
+    return sum(n * m * n for m, n in pairs), sum(n * (m + n) for m, n in pairs)
 
 
 def solved(box: Box) -> Cost | None:
@@ -217,6 +240,19 @@ def attended(box: Box, lowering: Lowering) -> Cost | None:
     return Cost("2(n + m)T", (("n", n), ("m", m), ("T", seen)), each * seen, memories(box), note)
 
 
+def least_squares(box: Box, lowering: Lowering) -> Cost | None:
+    """The sums after each tick of a chunk, one Cholesky factor a tick, and what the answers meet in
+    the pairs (ops/least_squares.py).
+    """
+    found = lowering.squares
+    if found is None:
+        return None
+    n, m, c = found.key.shape[-1], found.value.shape[-1], CHUNK
+    flops = n**3 / 3 + 2 * (c + 1) * n * n + 4 * n * m + 2 * c * (n + m)
+    formula = "n^3 / 3 + 2(C + 1)n^2 + 4nm + 2C(n + m)"
+    return Cost(formula, (("n", n), ("m", m), ("C", c)), flops, memories(box))
+
+
 def reading(box: Box) -> Cost | None:
     """What stands still, or learns the model's own loss, is only read."""
     arrays = [a for s in box.states for a in s.form.arrays if len(a.shape) == 2]
@@ -247,6 +283,10 @@ def state_text(box: Box, lowering: Lowering | None) -> str:
 
 
 def state_parts(box: Box, lowering: Lowering | None) -> Iterator[tuple[str, int]]:
+    if lowering is not None and lowering.squares is not None:
+        n, m = (t.shape[-1] for t in (lowering.squares.key, lowering.squares.value))
+        yield from (("sums of keys", n * n), ("sums of pairs", n * m))
+        return
     changing = [s for s in box.states if not box.exact]
     for s in changing:
         yield s.name, sum(prod(a.shape) for a in s.form.arrays)

@@ -10,7 +10,7 @@ from dataclasses import replace
 
 from ..backward import add, constant, div, make
 from ..derive import affine
-from ..plan import Attention
+from ..plan import Attention, Squares
 from ..rules import Example
 from ..show import ATOM, PRODUCT, SUM, UNARY, Writer, folded, signed
 from ..system import Box, State, System, Term
@@ -125,6 +125,10 @@ def shared(w: Writer, root: Term, long: int) -> list[Term]:
 
 def fresh(w: Writer, letter: str, counted: bool = False) -> str:
     """A name that neither the body nor this page has given to anything else."""
+    return w.name(unused(w, letter, counted))
+
+
+def unused(w: Writer, letter: str, counted: bool = False) -> str:
     body = w.body
     taken = set(w.bound.values())
     if body is not None:
@@ -132,7 +136,7 @@ def fresh(w: Writer, letter: str, counted: bool = False) -> str:
         taken |= {w.name(t.info) for t in body.terms() if t.op in ("local", "input")}
     names = [] if counted else [letter]
     names += [f"{letter}{i}" for i in range(1, len(taken) + 2)]
-    return next(n for n in map(w.name, names) if n not in taken)
+    return next(n for n in names if w.name(n) not in taken)
 
 
 def retained(w: Writer, retain: Term | None, name: str) -> str:
@@ -182,13 +186,34 @@ def learned(w: Writer, before: str, text: str) -> Row:
 
 
 def exact_rows(w: Writer, d: Derived, name: str) -> Rows:
-    found = solved(d.box)
+    plan = solved(d.box)
     text = "{} = the minimiser of the objective, solved at every read"
     rows = [said(w, "rule", text, name)]
+    if plan is not None and plan.squares is not None:
+        return [*gradient_rows(w, d), *rows, *sums_of_squares(w, name, plan.squares)]
+    found = None if plan is None else plan.attention
     if found is None:
         return [*gradient_rows(w, d), *rows]
     window = "" if found.window is None else f", over the last {found.window} ticks"
     return [*rows, said(w, "that is", f"{{}}{window}", f"{name} = {softmax_text(w, found)}")]
+
+
+def sums_of_squares(w: Writer, name: str, found: Squares) -> Rows:
+    """Where the gradient is zero: M (H + ridge) = G, with H and G the sums of all pairs so far."""
+    h, g, x = fresh(w, "H"), fresh(w, "G"), row(w, found.key)
+    ridge = w.text(found.ridge)
+    diagonal = rf"\operatorname{{diag}}({ridge})" if w.latex else f"diag({ridge})"
+    added = f"{ridge}{times(w)}I" if not found.ridge.shape else diagonal
+    inverse = rf"\left({h} + {added}\right)^{{-1}}" if w.latex else f"({h} + {added})^-1"
+    weight = "" if is_number(found.weight, 1) else f"{w.text(found.weight, PRODUCT)}{times(w)}"
+
+    def total(sum_: str, column: Term) -> Row:
+        kept = retained(w, found.keep, sum_)
+        return Row("that is", f"{sum_} = {kept} + {weight}{w.text(column, UNARY)} {x}")
+
+    return [
+        Row("that is", f"{name} = {g} {inverse}"), total(h, found.key), total(g, found.value),
+    ]  # fmt: skip
 
 
 def softmax_text(w: Writer, found: Attention) -> str:
@@ -211,7 +236,7 @@ def own_rows(w: Writer, d: Derived, name: str) -> Rows:
     rows: Rows = []
     kept = retained(w, rule.retain, dual_name(w, d, "") if rule.through else name)
     if rule.after_retain and rule.retain is not None:
-        w.base = fresh(w, "kept")
+        w.base = unused(w, "kept")
         links = list((rule.through or {}).values())
         read = link_text(w, links[0], kept) if links else kept
         rows.append(Row("first", f"{w.name(w.base)} = {read}"))
@@ -391,12 +416,14 @@ def array_rows(w: Writer, d: Derived, array: str, kept: str) -> Rows:
     x = "" if e.input.op == "const" else row(w, e.input)
     if step.erase is None and id(e.surprise) not in w.bound and d.narrow(step.rate):
         sign, amount = signed(d.tidy.of(folded(step.rate, e.surprise)))
-        step_one = replace(step, rate=d.number(1.0))
-        rows = linear_rows(w, d, name, kept, step_one, w.text(amount, PRODUCT), x, sign)
+        one, said_ = replace(step, rate=d.number(1.0)), w.text(amount, PRODUCT)
     else:
         sign, said_ = surprise_text(w, d, e, step, name if not first else kept)
-        rows = linear_rows(w, d, name, kept, step, said_, x, sign)
-    return rows + companion(w, d, step) + expanded(w, d, e, step, name)
+        one = step
+    rows = linear_rows(w, d, name, kept, one, said_, x, sign)
+    less, amount_ = amount_text(w, d, one, said_, x, sign)
+    rows += companion(w, d, step, f"{less if less == '-' else ''}{amount_}")
+    return rows + expanded(w, d, e, step, name)
 
 
 def dual_name(w: Writer, d: Derived, array: str) -> str:
@@ -422,12 +449,8 @@ def linear_rows(
     w: Writer, d: Derived, name: str, kept: str, step: Step, said_: str, x: str, sign: str
 ) -> Rows:
     """`S = momentum S - rate (..) x'`, `W = keep W + S`; without momentum in one line."""
-    own, rate = signed(step.rate)
-    grad = f"{said_}{' ' + x if x else ''}"
-    if not d.narrow(rate) and x:
-        grad = f"({grad})"
-    factor = "" if is_number(rate, 1) else f"{w.text(rate, PRODUCT)}{times(w)}"
-    amount = f"{'-' if own == sign else '+'} {factor}{grad}"
+    less, amount = amount_text(w, d, step, said_, x, sign)
+    amount = f"{less} {amount}"
     if step.keep is not None:
         kept = f"{w.text(step.keep, PRODUCT)}{times(w)}{kept}"
     if step.momentum is None:
@@ -440,13 +463,25 @@ def linear_rows(
     ]
 
 
+def amount_text(
+    w: Writer, d: Derived, step: Step, said_: str, x: str, sign: str
+) -> tuple[str, str]:
+    """What is written: its sign, and the rest."""
+    own, rate = signed(step.rate)
+    grad = f"{said_}{' ' + x if x else ''}"
+    if not d.narrow(rate) and x:
+        grad = f"({grad})"
+    factor = "" if is_number(rate, 1) else f"{w.text(rate, PRODUCT)}{times(w)}"
+    return "-" if own == sign else "+", f"{factor}{grad}"
+
+
 def momentum_name(w: Writer, name: str) -> str:
     plain = name.replace("_{", "").replace("}", "") if w.latex else name
     return w.name(f"S{plain[1:]}") if plain[1:].isdigit() else fresh(w, "S")
 
 
-def companion(w: Writer, d: Derived, step: Step) -> Rows:
-    """Momentum and state as one linear recurrence; `u` is what is written."""
+def companion(w: Writer, d: Derived, step: Step, amount: str) -> Rows:
+    """Momentum and state as one linear recurrence, driven by what is written."""
     if step.momentum is None or d.network:
         return []
     m, a = w.text(step.momentum), w.text(d.keep(step))
@@ -454,9 +489,10 @@ def companion(w: Writer, d: Derived, step: Step) -> Rows:
     if w.latex:
         pair = rf"\begin{{pmatrix}} {s} \\ {name} \end{{pmatrix}}"
         matrix = rf"\begin{{pmatrix}} {m} & 0 \\ {m} & {a} \end{{pmatrix}}"
-        added = rf"\begin{{pmatrix}} {u} \\ {u} \end{{pmatrix}}"
-        return [Row("companion", rf"{pair} = {matrix} {pair} + {added}")]
-    return [Row("companion", f"({s}, {name}) = [[{m}, 0], [{m}, {a}]] ({s}, {name}) + ({u}, {u})")]
+        text = rf"{pair} = {matrix} {pair} + \begin{{pmatrix}} {u} \\ {u} \end{{pmatrix}}"
+    else:
+        text = f"({s}, {name}) = [[{m}, 0], [{m}, {a}]] ({s}, {name}) + ({u}, {u})"
+    return [Row("companion", text), Row("companion", f"{u} = {amount}")]
 
 
 def expanded(w: Writer, d: Derived, e: Example, step: Step, name: str) -> Rows:

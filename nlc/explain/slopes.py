@@ -104,7 +104,8 @@ def one_number(term: Term) -> Term | None:
     return None
 
 
-LINEAR = ("add", "sub", "neg", "sum", "mean", "expand", "sum_to", "column", "squeeze", "reshape")
+LINEAR = {"add", "sub", "neg", "sum", "mean", "expand", "sum_to", "column", "squeeze", "reshape"}
+LINEAR |= {"transpose"}
 
 PRODUCTS = ("mul", "dot", "matmul", "outer")
 

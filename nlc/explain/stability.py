@@ -37,13 +37,14 @@ class Contraction:
     """d <- (keep - s J) d, or keep (1 - s J) d with `after`; D <- keep D across k.
 
     strength  s, without the slopes of J
-    slopes    J lies between them; both 1 where it is constant
+    slopes    J lies between them, times `scale`; both 1 where it is constant
     several   the pairs or ticks that are added up: "" for one
     """
 
     keep: Term
     strength: Term
     slopes: Interval
+    scale: Term
     key: Term | None
     after: bool
     momentum: Term | None = None
@@ -164,9 +165,12 @@ def contraction(d: Derived) -> Contraction:
     if several and (step.momentum is not None or step.steps > 1 or step.implicit):
         raise Unknown("several pairs with momentum, or with several steps")
     vector = not d.narrow(strength)
+    one = d.number(1.0)
+    scale = next((j.scale for j in d.jacobians if not j.constant and j.scale is not None), one)
     return Contraction(
-        keep, strength, slopes, key_of(d), d.state.rule.after_retain, step.momentum, several,
-        "for each output " if vector else "", assumes, step.steps, step.implicit,
+        keep, strength, slopes, d.tidy.of(scale), key_of(d), d.state.rule.after_retain,
+        step.momentum, several, "for each output " if vector else "", assumes, step.steps,
+        step.implicit,
     )  # fmt: skip
 
 
@@ -231,8 +235,10 @@ def slope(d: Derived, j: Jacobian, step: Step) -> tuple[Term, Interval, tuple[Te
 def shrunk(d: Derived, keep: Term, step: Step, bar: Term) -> Term:
     """An objective in the array itself shrinks it: `ridge * M^2 / 2` takes rate * ridge away."""
     arrays = [t for t in bar.walk() if t.op == "array"]
-    if not arrays:
+    if not arrays and not d.moves(bar):
         return keep  # a stream that is added to it
+    if not arrays:
+        raise Unknown("an objective in the array itself, times what the memory says")
     if step.implicit or step.steps > 1 or step.erase is not None or len(set(map(id, arrays))) > 1:
         raise Unknown("an objective in the array itself, with such a rule")
     line = affine(bar, arrays[0])
@@ -393,19 +399,25 @@ def bent(w: Writer, d: Derived, c: Contraction) -> Rows:
     place, key = where_it_acts(w, c)
     given = [f"{w.text(t)} > 0" for t in c.assumes]
     if_given = f", for {' and '.join('{}' for _ in given)}" if given else ""
+    scale = [] if is_one(c.scale) else [w.text(c.scale)]
+    of_scale = " times {}" * len(scale)
     free = replace(c, slopes=Interval(1, 1))
     if c.slopes.high == inf:
-        sentence = f"the slope of the error is at least {{}}{if_given}, and no upper bound is known"
+        sentence = f"the slope of the error is at least {{}}{of_scale}{if_given}"
+        sentence += ", and no upper bound is known"
         lead = f"where it is at most {{}}, what two states differ by does not grow{place} if {{}}"
         name = w.name("c")
         bounds = bound_of(w, d, free, f"{name}{times(w)}{w.text(c.strength, PRODUCT)}")
         lead += " and {}" * (len(bounds) - 1)
-        return [said(w, LABEL, sentence, low, *given), said(w, LABEL, lead, name, *key, *bounds)]
-    sentence = f"the slope of the error is between {{}} and {{}}{if_given}"
+        first = said(w, LABEL, sentence, low, *scale, *given)
+        return [first, said(w, LABEL, lead, name, *key, *bounds)]
+    sentence = f"the slope of the error is between {{}} and {{}}{of_scale}{if_given}"
     bounds = bound_of(w, d, free, scaled(w, c, c.slopes.high))
-    lead = f"what two states differ by does not grow{place}, whatever the errors, if {{}}"
+    each = f", {c.each.strip()}," if c.each else ","
+    lead = f"what two states differ by does not grow{place}{each} whatever the errors, if {{}}"
     lead += " and {}" * (len(bounds) - 1)
-    rows = [said(w, LABEL, sentence, low, high, *given), said(w, LABEL, lead, *key, *bounds)]
+    first = said(w, LABEL, sentence, low, high, *scale, *given)
+    rows = [first, said(w, LABEL, lead, *key, *bounds)]
     a, x = d.scope.interval(c.keep), d.scope.interval(c.strength) * c.slopes
     whole = a * (Interval(1, 1) + -x) if c.after else a + -x
     return rows + guarantee(w, d, [c.strength, c.keep], whole | a)

@@ -74,6 +74,11 @@ class Tidy:
         match term.op:
             case "expand" | "sum_to" if args[0].shape == term.shape or args[0].op == "const":
                 return args[0]
+            case "matmul":
+                pairs = [self.factors(a) for a in args]
+                new = [self.built(1.0, f, a) for (_, f), a in zip(pairs, args, strict=True)]
+                inner = self.same(make("matmul", *new, shape=term.shape))
+                return self.built(pairs[0][0] * pairs[1][0], ((inner, 1.0),), inner)
             case "column" | "sum_to":
                 return self.outside(term, args[0])
             case "where":
