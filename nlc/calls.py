@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import ast
+import re
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
@@ -68,6 +69,19 @@ def shape(word: str) -> tuple[int, int, int]:
         )
     batch, time, width = (*map(int, parts), 0)[:3]
     return batch, time, width
+
+
+def names(word: str) -> tuple[str, ...]:
+    """`l2,huber`."""
+    found = tuple(part.strip() for part in word.split(","))
+    if not all(found):
+        raise argparse.ArgumentTypeError(f"{word!r} is not a list of names, as in l2,huber")
+    return found
+
+
+def how_many_or_names(word: str) -> int | tuple[str, ...]:
+    """`8`, or `l2,huber`."""
+    return positive(word) if re.fullmatch(r"[-+.\d]+", word) else names(word)
 
 
 def positive(word: str) -> int:

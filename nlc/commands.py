@@ -15,7 +15,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
-from .calls import Arguments, Parser, amount, minutes, natural, positive, setting, several, shape
+from .calls import (
+    Arguments,
+    Parser,
+    amount,
+    how_many_or_names,
+    minutes,
+    names,
+    natural,
+    positive,
+    setting,
+    several,
+    shape,
+)
 from .files import CallError, did_you_mean, near_file, read_text, why, write_output
 
 ROUNDS_OF_FIXES = 10
@@ -497,6 +509,47 @@ def _say(text: str) -> None:
     sys.stdout.flush()
 
 
+# ---- miras -----------------------------------------------------------------------------------
+
+
+def _miras_words(parser: Parser) -> None:
+    parser.add("--out", metavar="FOLDER", default="runs/miras", help="(default: runs/miras)")
+    for kind in ("memory", "bias", "retention", "rule"):
+        parser.add(
+            f"--{kind}", metavar="NAME,..", type=names, default=(), help="only these (see --list)"
+        )
+    parser.add("--all", action="store_true", help="memories and rules that are less usual too")
+    parser.add("--list", action="store_true", help="what can be chosen, the laws, the names")
+    parser.add(
+        "--chunk", metavar="N", type=positive, default=16,
+        help="tokens that the gradients of a network stand still for (default: 16)",
+    )  # fmt: skip
+    parser.add(
+        "--size", metavar="N", type=several, default=64,
+        help="of keys and values, for what is counted (default: 64)",
+    )  # fmt: skip
+    parser.add(
+        "--recall", metavar="N|NAME,..", type=how_many_or_names, default=0,
+        help="train a small model around the N cheapest that differ, or around these",
+    )  # fmt: skip
+    parser.add("--task", metavar="NAME,..", type=names, default=(), help="mqar, rebind or both")
+    parser.add("--steps", metavar="N", type=positive, default=600, help="(default: 600)")
+    parser.add("--seeds", metavar="N", type=positive, default=1, help="(default: 1)")
+    parser.add("--threads", metavar="N", type=positive, help="threads of the CPU")
+
+
+def _miras(arguments: Arguments) -> int:
+    from .miras.run import Options, listed, miras
+
+    given = vars(arguments)
+    if given.pop("list"):
+        return _emit(listed(), None)
+    wanted = given.pop("recall")
+    given["recall"], given["names"] = (wanted, ()) if isinstance(wanted, int) else (0, wanted)
+    given["everything"], given["tasks"] = given.pop("all"), given.pop("task")
+    return miras(Options(**{**given, "out": Path(given["out"])}))
+
+
 VERBS = {
     "check": Verb("say what is wrong in specs, and how to mend it", _check_words, _check),
     "fmt": Verb("put specs into the one style", _fmt_words, _fmt),
@@ -506,6 +559,9 @@ VERBS = {
     "build": Verb("write the PyTorch module", _build_words, _build),
     "verify": Verb("measure what must hold of a system", _verify_words, _verify),
     "bench": Verb("time and memory, beside peers that are installed", _bench_words, _bench),
+    "miras": Verb(
+        "memories from four choices: which are one, which are good", _miras_words, _miras
+    ),
     "train": Verb("train on real text", _train_words, _train),
     "generate": Verb("stream text from a trained run", _generate_words, _generate),
 }

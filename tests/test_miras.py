@@ -1,12 +1,12 @@
-"""`nlc miras`: every spec is sound, every law holds, and what is called the same is the same, in numbers."""
+"""`nlc miras`: every spec is sound, every law holds, what is called the same is so in numbers."""
 
 from __future__ import annotations
 
 import re
 from functools import cache
+from typing import Any
 
 import numpy as np
-import pytest
 import sympy
 import torch
 from torch import Tensor
@@ -16,12 +16,11 @@ from nlc.driver import check_text
 from nlc.format import format_source
 from nlc.miras.alone import read
 from nlc.miras.choices import BIASES, MEMORIES, RETENTIONS, RULES, Combination, combinations
-from nlc.miras.known import KNOWN, Known
-from nlc.miras.laws import LAWS, first_broken
+from nlc.miras.known import KNOWN
+from nlc.miras.laws import first_broken
 from nlc.miras.normal import LENGTH
 from nlc.miras.same import Substitution
 from nlc.miras.survey import Row, survey
-from nlc.miras.writing import spec
 from nlc.text import Source
 
 EXACT = 1e-10
@@ -30,9 +29,12 @@ SIZES = {"n": 3, "m": 4, "c": 2}
 FRACTIONS = ("alpha", "mu", "gamma", "beta", "eta")  # drawn between 0 and 1
 
 # networks that have a name
-NAMED = """normed_matrix_l2_none_gradient residual_dot_scalar_gradient residual_l2_scalar_momentum
-residual_window_scalar_gradient residual_window_scalar_muon normed_l2_none_gradient
-normed_l2_kl_gradient normed_l3_lq_printed_gradient normed_switch_scalar_gradient""".split()
+NAMED = {
+    "normed_matrix_l2_none_gradient", "residual_dot_scalar_gradient",
+    "residual_l2_scalar_momentum", "residual_window_scalar_gradient", "residual_window_scalar_muon",
+    "normed_l2_none_gradient", "normed_l2_kl_gradient", "normed_l3_lq_printed_gradient",
+    "normed_switch_scalar_gradient",
+}  # fmt: skip
 
 torch.set_num_threads(1)
 
@@ -52,11 +54,10 @@ def row(name: str) -> Row:
 
 
 def one(memory: str, bias: str, retention: str, rule: str, chunk: int = 16) -> Combination:
-    picks = zip(
-        (memory, bias, retention, rule), (MEMORIES, BIASES, RETENTIONS, RULES), strict=True
-    )
-    found = [next(c for c in among if c.name == name) for name, among in picks]
-    return Combination(*found, chunk)  # type: ignore[arg-type]
+    kinds: tuple[Any, ...] = (MEMORIES, BIASES, RETENTIONS, RULES)
+    picks = zip((memory, bias, retention, rule), kinds, strict=True)
+    found: list[Any] = [next(c for c in among if c.name == name) for name, among in picks]
+    return Combination(found[0], found[1], found[2], found[3], chunk)
 
 
 # ---- a memory as numbers -------------------------------------------------------------------------

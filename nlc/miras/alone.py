@@ -10,8 +10,9 @@ from .. import syntax as S
 from ..checks import check_alone
 from ..diagnostics import InternalError
 from ..parse import parse
-from ..resolve import Resolver, memory_alone
+from ..resolve import memory_alone
 from ..resolve.files import SHIPPED
+from ..resolve.resolver import Resolver
 from ..resolve.values import Declared
 from ..system import Box
 from ..text import Source
@@ -56,4 +57,3 @@ def read(text: str) -> Memory:
 
 def shape(param: S.Param, sizes: Mapping[str, int]) -> tuple[int, ...]:
     return tuple(sizes[d.id] if isinstance(d, S.Name) else 2 for d in param.dims)
-

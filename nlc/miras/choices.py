@@ -10,13 +10,12 @@ from dataclasses import dataclass
 
 WINDOW = 4  # pairs that a window of the past holds
 CHUNK = 16  # tokens that the gradients of a network stand still for
-SLOPES = ("alpha", "eta", "mu", "delta", "beta", "ridge")  # streams beside q, k and v
 
 
 @dataclass(frozen=True, slots=True)
 class Memory:
-    """What is kept. `network`: its answer is not linear in its weights. `square`: values are as long
-    as keys. `zeros`: it starts from nothing.
+    """What is kept. `network`: its answer is not linear in its weights. `square`: values are as
+    long as keys. `zeros`: it starts from nothing.
     """
 
     name: str
@@ -124,8 +123,14 @@ BIASES = (
     Bias("l1", "absolute error", "sum(smooth_abs(M(k) - v))"),
     Bias("l1.5", "error to the power 1.5", "sum(smooth_abs(M(k) - v)^1.5)"),
     Bias("l3", "cubed error", "sum(smooth_abs(M(k) - v)^3)"),
-    Bias("huber", "error clipped coordinate by coordinate", "huber(M(k) - v, delta)", ("delta",), HUBER),
-    Bias("huber_norm", "error of clipped length", "huber(M(k) - v, delta)", ("delta",), HUBER_LENGTH),
+    Bias(
+        "huber", "error clipped coordinate by coordinate", "huber(M(k) - v, delta)",
+        ("delta",), HUBER,
+    ),
+    Bias(
+        "huber_norm", "error of clipped length", "huber(M(k) - v, delta)",
+        ("delta",), HUBER_LENGTH,
+    ),
     Bias(
         "switch", "squared error while small, absolute error beyond",
         "robust(M(k) - v, delta)", ("delta",), SWITCH,
@@ -204,12 +209,18 @@ RETENTIONS = (
 
 RULES = (
     Rule("gradient", "one gradient step", "gradient(rate = eta)"),
-    Rule("momentum", "gradient steps with momentum", "momentum(rate = eta, keep = mu)", ("eta", "mu")),
+    Rule(
+        "momentum", "gradient steps with momentum", "momentum(rate = eta, keep = mu)",
+        ("eta", "mu"),
+    ),
     Rule("steps", "two gradient steps on the same pair", "gradient(rate = eta, steps = 2)"),
     Rule("implicit", "the step that minimises error and change together", "implicit(rate = eta)"),
     Rule("dgd", "a gradient step that first clears what it says of this input", "dgd(rate = eta)"),
     Rule("adam", "Adam, at every token", "adam(rate = eta)", linear=False, usual=False),
-    Rule("muon", "momentum made orthogonal, at every token", "muon(rate = eta)", linear=False, usual=False),
+    Rule(
+        "muon", "momentum made orthogonal, at every token", "muon(rate = eta)",
+        linear=False, usual=False,
+    ),
     Rule("exact", "the best state for all that was seen", "exact", ("eta", "ridge[n]")),
 )  # fmt: skip
 

@@ -1,7 +1,8 @@
 """STAGE: box -> what a token costs: operations on numbers, and bytes of state.
 
-Counted from the derived rule, one token at a time and one head: reading, the gradient, the optimizer,
-retention, and what is done to the weights after. A multiplication with an addition is two operations.
+Counted from the derived rule, one token at a time and one head: reading, the gradient, the
+optimizer, retention, and what is done to the weights after. A multiplication with an addition is
+two operations.
 """
 
 from __future__ import annotations
@@ -14,14 +15,15 @@ from ..lower import NotLowered, lower_box
 from ..system import Box, Lambda, Learn, Line, Loop, State, Term
 
 BYTES = 4  # of a number in float32
-FREE = frozenset(
-    "const input local argument state weight past expand column squeeze transpose reshape stop".split()
-)
+FREE = {
+    "const", "input", "local", "argument", "state", "weight", "past", "expand", "column", "squeeze",
+    "transpose", "reshape", "stop",
+}  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
 class Cost:
-    """`operations` a token, `state` in bytes; how it is run, and why it is not compiled ('' if it is)."""
+    """`operations` a token, `state` in bytes; how it is run, and what is not compiled of it."""
 
     operations: int
     state: int
@@ -68,7 +70,9 @@ def solving(state: State) -> int:
 def learned(box: Box, state: State) -> int:
     """The gradient as outer products, and the writing of them."""
     examples = gradient(box, state).examples
-    terms = {id(t): t for e in examples for root in (e.input, e.surprise) for t in topological(root)}
+    terms = {
+        id(t): t for e in examples for root in (e.input, e.surprise) for t in topological(root)
+    }
     shapes = {a.name: prod(a.shape) for a in state.form.arrays}
     written = sum(2 * shapes[e.array] * rows(e.input) for e in examples)
     return written + sum(map(counted, terms.values()))
@@ -86,7 +90,7 @@ def counted(term: Term) -> int:
     here = prod(abs(n) for n in term.shape)
     match term.op:
         case "product" | "product_back":
-            return 2 * prod(term.info.array.shape) * rows(term)
+            return 2 * int(prod(term.info.array.shape)) * rows(term)
         case "matmul":
             return 2 * here * term.args[0].shape[-1]
         case "sum" | "mean" | "length" | "dot" | "sum_to" | "softmax" | "unit" | "frobenius":
@@ -137,7 +141,7 @@ def body(link: Lambda) -> list[Term]:
 
 
 def numbers(box: Box, state: State) -> int:
-    """The state, the optimizer's memories, a window of the past, and the state at a chunk's start."""
+    """The state, the optimizer's memories, a window of the past, the state at a chunk's start."""
     if box.exact:
         m, n = state.form.arrays[0].shape
         return n * n + n * m

@@ -26,7 +26,9 @@ def equations(combination: Combination, form: Normal) -> list[str]:
     if explicit:
         return momentum_lines(combination, form, linear_amount(form))
     name = "A" if combination.retention.link else "M"
-    cleared = "W x x' in every layer" if combination.memory.network else f"{name} {form.key} {form.key}'"
+    cleared = (
+        "W x x' in every layer" if combination.memory.network else f"{name} {form.key} {form.key}'"
+    )
     amount = f"- {STEPS[combination.rule.name].format(cleared=cleared)}"
     return [*momentum_lines(combination, form, amount), gradient_line(combination)]
 

@@ -47,7 +47,7 @@ def first_broken(combination: Combination) -> Law | None:
 @law(
     "apart",
     "channels are those of a matrix",
-    "In a network only the first layer has the channels of the key, so the others would never forget.",
+    "Only the first layer of a network has the channels of the key: the others would not forget.",
 )
 def channels_of_a_network(c: Combination) -> bool:
     return c.retention.channel and c.memory.network
@@ -68,15 +68,17 @@ def network_backwards(c: Combination) -> bool:
     "Only there the best state for all that was seen solves linear equations.",
 )
 def solved_in_closed_form(c: Combination) -> bool:
-    return c.rule.name == "exact" and (c.bias.name != "l2" or c.memory.name != "matrix") and not (
-        c.bias.dot and c.memory.name == "matrix"
+    return (
+        c.rule.name == "exact"
+        and (c.bias.name != "l2" or c.memory.name != "matrix")
+        and not (c.bias.dot and c.memory.name == "matrix")
     )
 
 
 @law(
     "apart",
     "an exact solution keeps no state that could forget",
-    "It is solved anew at each read; older pairs can only count less (`fade`), by one fraction a token.",
+    "It is solved anew at each read; older pairs can count less (`fade`), by a fraction a token.",
 )
 def solved_keeps_nothing(c: Combination) -> bool:
     return c.rule.name == "exact" and c.retention.name not in ("none", "scalar")
@@ -95,7 +97,7 @@ def implicit_in_closed_form(c: Combination) -> bool:
 @law(
     "apart",
     "an implicit step and a dual measure change differently",
-    "The step is as near as possible in the weights, the retention keeps their dual: two geometries.",
+    "The step stays near in the weights, the retention keeps their dual: two geometries.",
 )
 def implicit_in_the_dual(c: Combination) -> bool:
     return c.rule.name == "implicit" and c.retention.link
@@ -104,7 +106,7 @@ def implicit_in_the_dual(c: Combination) -> bool:
 @law(
     "apart",
     "several steps need a gradient that moves",
-    "Where gradients stand still for a chunk, a later step sees its own pair's steps and no others.",
+    "Where gradients stand still for a chunk, a later step sees the steps of its own pair alone.",
 )
 def steps_of_a_frozen_gradient(c: Combination) -> bool:
     return c.rule.name == "steps" and c.frozen
@@ -116,7 +118,7 @@ def steps_of_a_frozen_gradient(c: Combination) -> bool:
 @law(
     "ill-posed",
     "nothing has no direction",
-    "`unit` is infinitely steep at 0 (its slope is 1e15), and all that a matrix of zeros says is 0.",
+    "`unit` has a slope of 1e15 at 0, and all that a matrix of zeros says is 0.",
 )
 def direction_of_zeros(c: Combination) -> bool:
     return c.bias.name == "cosine" and c.memory.zeros
@@ -125,7 +127,7 @@ def direction_of_zeros(c: Combination) -> bool:
 @law(
     "ill-posed",
     "the printed map of l_q is infinite at zeros",
-    "A / |A|^2 grows as A shrinks (arXiv:2504.13173 (25) at q = 4): the first read is of size 1e12 (NL502).",
+    "A / |A|^2 grows as A shrinks (arXiv:2504.13173 (25) at q = 4); its slope at 0 is 1e12.",
 )
 def link_of_zeros(c: Combination) -> bool:
     return c.retention.name == "lq_printed" and c.memory.zeros
@@ -134,7 +136,7 @@ def link_of_zeros(c: Combination) -> bool:
 @law(
     "ill-posed",
     "rows of length 0 have no length to come back to",
-    "The projection divides by the length of a row and multiplies by the length it had at the start: 0/0.",
+    "The projection multiplies a row by its length at the start over its length now: 0/0.",
 )
 def sphere_of_zeros(c: Combination) -> bool:
     return c.retention.name == "sphere" and c.memory.zeros
@@ -143,7 +145,7 @@ def sphere_of_zeros(c: Combination) -> bool:
 @law(
     "ill-posed",
     "a network that is rewarded without bound and forgets nothing",
-    "Agreement has no least value, and its gradient grows with the weights: they grow faster and faster.",
+    "Agreement has no least value, and its gradient grows with the weights: ever faster.",
 )
 def agreement_without_end(c: Combination) -> bool:
     bounded = c.memory.name.startswith("normed")

@@ -2,7 +2,7 @@
 
 A memory that multiplies and whose error is `f M(k) + g v` writes, whatever its rule is called,
 
-    M = keep * M - erase * (M k) k' + write * v k'        [momentum: what is written is filtered first]
+    M = keep * M - erase * (M k) k' + write * v k'        [with momentum: what is written, filtered]
 
 Two memories are one function of their streams if all that is no number is the same (`kind`) and one
 choice of gates gives the same numbers. The derivation is the compiler's own (`derive.py`); sympy
@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 import sympy
@@ -23,7 +24,6 @@ from ..levels import form_text
 from ..rules import Example, LinearRule, Product
 from ..show import Writer
 from ..system import Array, Assign, Box, Learn, Shape, State, Term
-from .symbols import Array as Entries
 from .symbols import (
     FLOATS,
     PAIRS,
@@ -39,6 +39,7 @@ from .symbols import (
     streams,
     symbol,
 )
+from .symbols import Array as Entries
 
 ONE, ZERO = number(1), number(0)
 LENGTH = symbol("k2")  # |k|^2, the squared length of what the memory is called on
@@ -150,7 +151,7 @@ def parts_of(box: Box, state: State, learn: Learn) -> Parts:
     if len(examples) != 1:
         raise NoForm(f"it is asked {len(examples)} times")
     example = examples[0]
-    given: dict[str | int, Entries] = {**streams(box, named)}
+    given: dict[Any, Entries] = {**streams(box, named)}
     given[id(example.output)] = prediction(example, named)
     values = Evaluator(given, lines_of(box))
     key = vectors(box, example.input)
@@ -234,11 +235,11 @@ def one_entry(x: Entries) -> Expr:
     return entries[0]
 
 
-# ---- the rule --------------------------------------------------------------------------------------
+# ---- the rule ----------------------------------------------------------------------------------
 
 
 def error(parts: Parts) -> Parts:
-    """The numbers of a rule whose error is affine in what the memory says, or of one that is not."""
+    """The numbers of a rule whose error is affine in what the memory says, or not."""
     example = parts.example
     line = affine(example.surprise, example.output)
     if line is None:
@@ -254,7 +255,9 @@ def proportion(parts: Parts, rest: Term) -> Expr:
     """What a part of the error is to the target."""
     v = parts.values.of(target_of(parts, rest))
     made = np.broadcast_to(parts.values.of(rest), v.shape)
-    return one_entry(np.array([sympy.cancel(a / b) for a, b in zip(made.flat, v.flat, strict=True)]))
+    return one_entry(
+        np.array([sympy.cancel(a / b) for a, b in zip(made.flat, v.flat, strict=True)])
+    )
 
 
 def target_of(parts: Parts, rest: Term) -> Term:
@@ -268,15 +271,13 @@ def straight(parts: Parts, f: Expr, g: Expr) -> Parts:
     """e = f y + g v, by any rule."""
     learn = parts.learn
     alone = parts.linear and not parts.past and not parts.dual
-    if learn.rule == "implicit":
+    blind = parts.linear and f == 0  # the gradient is the same wherever it is taken
+    linear = linear_of(parts)
+    if learn.rule == "implicit" and (alone or blind):
         rate = setting(parts, "rate")
         met = 1 + rate * LENGTH * f
-        if not alone:
-            kind = ("implicit", f"error {f} y + {g} v")
-            return ordered(parts.with_(*kind, rate=rate, whole=ONE), f)
         return ordered(as_matrix(parts, rate, f / met, g / met), f, True)
-    linear = linear_of(parts)
-    if linear is None or (learn.steps > 1 and not alone):
+    if linear is None or (learn.steps > 1 and not alone and not blind):
         kind = (f"by {rule_text(learn)}", f"error {f} y + {g} v")
         return ordered(parts.with_(*kind, rate=setting(parts, "rate"), whole=ONE), f)
     rate, parts = rate_of(parts, linear)
@@ -285,7 +286,7 @@ def straight(parts: Parts, f: Expr, g: Expr) -> Parts:
         f, g = stepped(f + erase, g, rate, learn.steps)
         return ordered(as_matrix(parts, rate, f, g), f)
     parts = parts.with_("clears its input", clear=rate * erase) if erase != 0 else parts
-    return ordered(as_error(parts, rate, f, g), f + erase)
+    return ordered(as_error(parts, rate, f, g * learn.steps), f + erase)
 
 
 def rate_of(parts: Parts, linear: LinearRule) -> tuple[Expr, Parts]:
@@ -367,7 +368,7 @@ def ordered(parts: Parts, reads: Expr, implicit: bool = False) -> Parts:
     return parts.with_(erase=parts.numbers["erase"] * parts.numbers["keep"])
 
 
-# ---- errors that bend ------------------------------------------------------------------------------
+# ---- errors that bend --------------------------------------------------------------------------
 
 
 def curved(parts: Parts) -> Parts:
@@ -389,7 +390,7 @@ def curved(parts: Parts) -> Parts:
 
 
 def error_at(parts: Parts, point: Point) -> Entries:
-    given: dict[str | int, Entries] = {**streams(parts.box, point)}
+    given: dict[Any, Entries] = {**streams(parts.box, point)}
     given[id(parts.example.output)] = prediction(parts.example, point)
     return Evaluator(given, lines_of(parts.box), FLOATS).of(parts.example.surprise)
 
@@ -409,8 +410,8 @@ def scaled(parts: Parts, bounds: list[str]) -> Parts:
 
 
 def degree(term: Term, output: Term) -> int | None:
-    """d where the term is a^d as large if what the memory says, the target and all bounds are a times
-    as large; None if it is no such thing.
+    """d where the term is a^d as large if what the memory says, the target and all bounds are a
+    times as large; None if it is no such thing.
     """
     if term is output or term.op == "input":
         return 1
@@ -440,7 +441,7 @@ def degree(term: Term, output: Term) -> int | None:
     return None
 
 
-# ---- what is solved --------------------------------------------------------------------------------
+# ---- what is solved ----------------------------------------------------------------------------
 
 
 def solved(box: Box, state: State) -> Normal:
@@ -453,4 +454,3 @@ def solved(box: Box, state: State) -> Normal:
     for i, name in enumerate(gates):
         text = text.replace(name, f"gate{i}")
     return Normal(("exact", text), {f"gate{i}": symbol(n) for i, n in enumerate(gates)}, gates)
-

@@ -119,7 +119,7 @@ def recall(
             optimizer.zero_grad()
         losses, _, _ = model.losses(batch.tokens, batch.targets)
         loss = losses[batch.asked].mean()
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         if not bool(torch.isfinite(loss)):
             return Score(float("nan"), tuple(curve), count(model))
         for optimizer in optimizers:

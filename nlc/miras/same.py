@@ -48,7 +48,7 @@ def text(x: Expr, key: str) -> str:
 
 
 def upright(x: Expr) -> tuple[Expr, Expr]:
-    """A sign, and a product whose factors are above zero for small gates: `2 - eta`, not `eta - 2`."""
+    """A sign, and a product whose factors are above zero for small gates: `2 - eta`."""
     number, factors = sympy.factor(x).as_coeff_mul()
     sign, made = (-1, [-number]) if number < 0 else (1, [number])
     for factor in factors:
@@ -72,7 +72,7 @@ def same(a: Normal, b: Normal) -> Substitution | None:
 
 
 def choices(a: Normal, b: Normal) -> Iterator[tuple[str, ...]]:
-    """Which of b's gates, and its target (`SCALE`), are taken over as they are: as many as can be."""
+    """Which of b's gates, and its target (`SCALE`), are taken as they are: as many as can be."""
     shared = [n for n, shape in b.gates.items() if a.gates.get(n) == shape]
     names = [str(SCALE), *shared]
     for count in range(len(names), -1, -1):
@@ -132,7 +132,9 @@ def meant(gates: Mapping[str, Expr]) -> bool:
     for _ in range(3):
         for name, x in gates.items():
             at = {s: sympy.Rational(draw.randint(100, 300), 1000) for s in x.free_symbols}
-            at |= {s: sympy.Rational(draw.randint(900, 999), 1000) for s in at if s.name in FRACTIONS}
+            at |= {
+                s: sympy.Rational(draw.randint(900, 999), 1000) for s in at if s.name in FRACTIONS
+            }
             value = x.subs(at)
             if value < 0 or (name in FRACTIONS and value > 1):
                 return False

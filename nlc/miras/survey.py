@@ -103,26 +103,29 @@ def forms(memory: Memory, chunk: int) -> Iterator[Normal]:
 
 
 def classes(rows: list[Row], known: Named) -> list[Row]:
-    """Each row with the published memories that it is, and with the first row that it is the same as.
+    """Each row with the published memories that it is, and the first row that it is the same as.
 
-    Simpler rules come first, then simpler biases, so that what is clever is told to be what is plain.
+    Simpler rules come first, then simpler biases: what is clever is told to be what is plain.
     """
     by_kind: dict[tuple[str, ...], list[Row]] = {}
     made: dict[str, Row] = {}
     for row in sorted((r for r in rows if r.form is not None), key=plainness):
         assert row.form is not None
         own = by_kind.setdefault(row.form.kind, [])
-        row = replace(row, known=names(row.form, known), first=row.name)
-        for other in own:
-            assert other.form is not None
-            found = same(row.form, other.form)
-            if found is not None:
-                row = replace(row, first=other.name, substitution=found)
-                break
-        else:
+        first, how = first_same(row.form, own)
+        named_ = replace(row, known=names(row.form, known), first=first or row.name)
+        made[row.name] = replace(named_, substitution=how)
+        if not first:
             own.append(row)
-        made[row.name] = row
     return [made.get(row.name, row) for row in rows]
+
+
+def first_same(form: Normal, among: Sequence[Row]) -> tuple[str, Substitution | None]:
+    for other in among:
+        how = same(form, other.form) if other.form is not None else None
+        if how is not None:
+            return other.name, how
+    return "", None
 
 
 def plainness(row: Row) -> int:

@@ -15,8 +15,8 @@ import sympy
 
 from ..system import Box, Lambda, Term
 
-Expr = sympy.Expr
-Array = Any  # a numpy array of expressions
+Expr = Any  # of sympy, which tells no types
+Array = Any  # a numpy array of expressions, or of floats
 PAIRS = 2  # of a window, however long: more would say nothing new
 POINTS = 3
 
@@ -54,8 +54,8 @@ def single(x: Expr) -> Array:
 
 
 class Evaluator:
-    """Terms to arrays of expressions, or of floats if `entries` is FLOATS. `given`: by the name of an
-    input, or by the identity of a term. `lines`: what the plain lines of the body are bound to.
+    """Terms to arrays of expressions, or of floats if `entries` is FLOATS. `given`: by the name of
+    an input, or by the identity of a term. `lines`: what the plain lines of the body are bound to.
     """
 
     def __init__(
@@ -131,7 +131,8 @@ ENTRIES = BOTH | {
 }  # fmt: skip
 FLOATS = BOTH | {
     "number": float, "sign": lambda x: float((x > 0) - (x < 0)), "sqrt": math.sqrt,
-    "exp": math.exp, "log": math.log, "max": max, "min": min, "where": lambda c, a, b: a if c else b,
+    "exp": math.exp, "log": math.log, "max": max, "min": min,
+    "where": lambda c, a, b: a if c else b,
     "smooth_abs": lambda x: math.sqrt(x * x + 1e-6),
     "smooth_sign": lambda x: x / math.sqrt(x * x + 1e-6),
     "sigmoid": lambda x: 1 / (1 + math.exp(-x)),
@@ -143,7 +144,9 @@ def total(term: Term, x: Array) -> Array:
 
 
 def length(x: Array, p: float) -> Array:
-    return (x**p if p % 2 == 0 else abs(x) ** p).sum(-1) ** (1 / p)
+    sizes: Array = np.frompyfunc(abs, 1, 1)(x)
+    total: Array = np.sum(sizes**p, axis=-1)
+    return total ** (1 / p)
 
 
 def slope_of_length(term: Term, x: Array) -> Array:
@@ -158,7 +161,7 @@ def unit(term: Term, x: Array) -> Array:
 
 
 def softmax(term: Term, x: Array) -> Array:
-    made = np.frompyfunc(math.exp, 1, 1)(x)
+    made: Array = np.asarray(np.frompyfunc(math.exp, 1, 1)(x), dtype=object)
     return made / made.sum(-1, keepdims=True)
 
 
@@ -193,5 +196,10 @@ def fingerprint(value: Callable[[Point], Array]) -> str:
 
 def link_text(link: Lambda) -> str:
     shapes = {t.info: t.shape for t in link.body.walk() if t.op == "argument"}
-    given = lambda at: {n: at(n, shape) for n, shape in shapes.items()}  # noqa: E731
-    return fingerprint(lambda at: Evaluator(given(at), entries=FLOATS).of(link.body))
+
+    def value(at: Point) -> Array:
+        return Evaluator({n: at(n, shape) for n, shape in shapes.items()}, None, FLOATS).of(
+            link.body
+        )
+
+    return fingerprint(value)
