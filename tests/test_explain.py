@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 import nlc
+from nlc.cli import main
 from nlc.driver import check_file, check_text
 from nlc.explain import explain
 
@@ -102,6 +103,48 @@ def test_json_has_each_line_twice() -> None:
     assert lines["that is"]["text"] == "M = M (I - beta * k k') + beta * v k'"
     assert lines["that is"]["latex"] == r"M = M (I - \beta\, k k^\top) + \beta\, v k^\top"
     assert lines["class"]["words"] and not lines["rule"]["words"]
+
+
+@pytest.mark.parametrize(
+    ("objective", "found"),
+    [
+        ("-dot(M(k), v)", "i"),
+        ("sum((M(k) - v)^2)", "ii"),
+        ("sum(v * (M(k) - v)^2)", "ii-ch"),
+        ("sum((M(past(k, 3)) - past(v, 3))^2)", "ii-win"),
+        ("dot(M(k) - v, v)^2", "iii"),
+        ("dot(M(k), M(2 * k))", "iii"),
+        ("sum((M(k) - stop(M(v)))^2)", "iii"),
+        ("dot(M(k), M(2 * k))^2", "iv-a"),
+        ("sum(abs(M(k) - v)^3)", "iv-a"),
+        ("length(M(k) - v)", "iv-a"),
+        ("-dot(softmax(M(k)), v)", "iv-a"),
+        ("sum(M^2) / 2 - dot(M(k), v)", "i"),
+        ("sum((M @ transpose(M))^2)", "iv-a"),
+    ],
+)
+def test_the_jacobian_is_the_class(objective: str, found: str) -> None:
+    body = f"state M : matrix(n, n); objective {objective}; learn gradient(rate = 0.1); read M(k)"
+    told = explain(check_text(f"nl 1\nmemory a(k[n], v[n]) {{ {body} }}\n"))
+    assert f"\n    class      {found}: " in told
+
+
+def test_rule_and_memory_are_the_class_too() -> None:
+    for name, found in {
+        "memory/titans_linear": "ii-mom", "memory/titans": "iv-b", "memory/sphere": "iv-d",
+        "memory/memora": "vi", "memory/attend": "vii", "memory/mesa": "iii", "memory/comba": "ii",
+        "memory/continuum": "v", "memory/surprise_gate": "iv-a", "memory/hgrn2": "i",
+    }.items():  # fmt: skip
+        assert re.search(rf"^ +class +{found}: ", page(name), re.M), name
+    learned = "state M : matrix(n, n); objective sum((M(k) - v)^2); learn adam(); read M(k)"
+    told = explain(check_text(f"nl 1\nmemory a(k[n], v[n]) {{ {learned} }}\n"))
+    assert "class      v: `adam` is not linear in the gradient" in told
+
+
+def test_the_command_writes_each_form(capsys: pytest.CaptureFixture[str]) -> None:
+    for form, start in {"text": "memory delta(", "latex": r"\section*{", "json": "{"}.items():
+        assert main(["explain", "memory/delta", "--format", form]) == 0
+        assert capsys.readouterr().out.startswith(start)
 
 
 def test_states_are_counted_by_hand() -> None:

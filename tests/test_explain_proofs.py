@@ -31,7 +31,7 @@ from nlc.explain.bounds import Interval, Scope
 from nlc.explain.boxes import lowered
 from nlc.explain.derived import Derived
 from nlc.explain.optimizers import weighted
-from nlc.explain.slopes import Kind, jacobian
+from nlc.explain.slopes import Kind
 from nlc.explain.stability import Contraction, contraction
 from nlc.explain.tidy import Tidy, tidied
 from nlc.resolve import resolve
@@ -858,6 +858,3 @@ def test_latex_says_what_the_text_says() -> None:
     assert r"\begin{pmatrix} \mu & 0 \\ \mu & \alpha \end{pmatrix}" in explain(
         check_file("memory/titans_linear"), "latex"
     )
-
-
-__all__ = ["jacobian"]

@@ -18,7 +18,7 @@ from ..show import Writer
 from ..system import Box
 from .derived import Derived
 from .lines import Row, said
-from .slopes import CONSTANT, Kind, linear
+from .slopes import Kind, linear
 
 Class = tuple[str, str]
 OF_KIND = {
@@ -76,10 +76,12 @@ def of_write(d: Derived) -> Class:
         return of_given(d)
     kinds = [j.kind for j in d.jacobians]
     if any(d.others(e.surprise, e.output) for e in d.examples):
-        if all(k in CONSTANT for k in kinds):
+        if all(linear(e.surprise, *d.reads(e.surprise)) for e in d.examples):
             return "iii", "the write is affine in the state, which its own target reads too"
         return OF_KIND[Kind.OTHER]
     name, why = OF_KIND[max([*kinds, *whole_kinds(d)], key=list(Kind).index, default=Kind.NONE)]
+    if name == "ii" and any(len(e.input.shape) > len(d.state.per) + 1 for e in d.examples):
+        return OF_KIND[Kind.ROWS]
     if name == "ii" and any(s is not None and s.momentum is not None for s in steps):
         return "ii-mom", f"{why} with momentum"
     return name, why
@@ -105,10 +107,7 @@ def of_given(d: Derived) -> Class:
 
 
 def is_affine(d: Derived) -> bool:
-    return all(
-        all(linear(e.surprise, p) for p in d.reads(e.surprise) if p.op == "product")
-        for e in d.examples
-    )
+    return all(linear(e.surprise, *d.reads(e.surprise)) for e in d.examples)
 
 
 def of_exact(d: Derived) -> Class | None:

@@ -289,7 +289,7 @@ def layers(w: Writer, d: Derived) -> Rows:
         w.bound[id(e.output)] = name = w.name(f"a{i}")
         rows.append(Row("forward", f"{name} = {text}"))
     for i, e in reversed(list(enumerate(d.examples, 1))):
-        if not e.surprise.args:
+        if not e.surprise.args or id(e.surprise) in w.bound:
             continue
         rows += named_parts(w, e.surprise, 12)
         text = w.text(e.surprise)

@@ -105,20 +105,24 @@ def one_number(term: Term) -> Term | None:
 
 
 LINEAR = {"add", "sub", "neg", "sum", "mean", "expand", "sum_to", "column", "squeeze", "reshape"}
-LINEAR |= {"transpose"}
+LINEAR |= {"transpose", "stop"}
 
 PRODUCTS = ("mul", "dot", "matmul", "outer")
 
 
-def linear(term: Term, y: Term) -> bool:
-    """Whether the term is a linear map of y and something, entries mixed or not."""
-    if term is y or not uses(term, y):
+def linear(term: Term, *of: Term) -> bool:
+    """Whether the term is affine in these together, entries mixed or not."""
+
+    def moves(t: Term) -> bool:
+        return any(uses(t, y) for y in of)
+
+    if any(term is y for y in of) or not moves(term):
         return True
-    moved = [a for a in term.args if uses(a, y)]
+    moved = [a for a in term.args if moves(a)]
     if term.op in LINEAR:
-        return all(linear(a, y) for a in moved)
+        return all(linear(a, *of) for a in moved)
     if term.op in PRODUCTS or term.op == "div" and moved == [term.args[0]]:
-        return len(moved) == 1 and linear(moved[0], y)
+        return len(moved) == 1 and linear(moved[0], *of)
     return False
 
 
