@@ -2,7 +2,8 @@
 
 Counted from the derived rule, one token at a time and one head: reading, the gradient, the
 optimizer, retention, and what is done to the weights after. A multiplication with an addition is
-two operations.
+two operations. `nlc explain` counts the products of the chosen algorithm, in which most of these
+differ in nothing; here they are to be told apart.
 """
 
 from __future__ import annotations
@@ -11,10 +12,12 @@ from dataclasses import dataclass
 from math import prod
 
 from ..derive import gradient, topological
+from ..explain.cost import BYTES, state_parts
 from ..lower import NotLowered, lower_box
+from ..plan import Lowering
 from ..system import Box, Lambda, Learn, Line, Loop, State, Term
 
-BYTES = 4  # of a number in float32
+ALONE = "by the reference interpreter alone"
 FREE = {
     "const", "input", "local", "argument", "state", "weight", "past", "expand", "column", "squeeze",
     "transpose", "reshape", "stop",
@@ -33,16 +36,13 @@ class Cost:
 
 def cost(box: Box) -> Cost:
     state = next(s for s in box.states if s.rule.changes)
-    run_as, missing = lowering(box)
-    return Cost(operations(box, state), numbers(box, state) * BYTES, run_as, missing)
-
-
-def lowering(box: Box) -> tuple[str, str]:
-    """How the compiler runs it, or what it lacks."""
     try:
-        return lower_box(box).reason, ""
+        lowering: Lowering | None = lower_box(box)
+        run_as, missing = lowering.reason if lowering else "", ""
     except NotLowered as error:
-        return "by the reference interpreter alone", error.diagnostic.message
+        lowering, run_as, missing = None, ALONE, error.diagnostic.message
+    held = sum(numbers for _, numbers in state_parts(box, lowering))
+    return Cost(operations(box, state), held * BYTES, run_as, missing)
 
 
 def weights(state: State) -> int:
@@ -135,19 +135,3 @@ def links(state: State) -> int:
 
 def body(link: Lambda) -> list[Term]:
     return list(link.body.walk())
-
-
-# ---- state ---------------------------------------------------------------------------------------
-
-
-def numbers(box: Box, state: State) -> int:
-    """The state, the optimizer's memories, a window of the past, the state at a chunk's start."""
-    if box.exact:
-        m, n = state.form.arrays[0].shape
-        return n * n + n * m
-    learn = next(iter(state.rule.learn.values()))
-    copies = 1 + max((len(b.states) for b in learn.optimizers.values()), default=0)
-    copies += 1 if box.linearise is not None else 0
-    windows = {t.info.path: t for t in box.terms() if t.op == "past"}
-    past = sum(prod(abs(n) for n in t.shape) for t in windows.values())
-    return copies * weights(state) + past

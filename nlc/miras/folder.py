@@ -53,12 +53,11 @@ class Folder:
         except OSError as error:
             raise CallError(f"{self.path} cannot be made: {why(error)}.") from None
 
-    def write_specs(self, rows: Sequence[Row]) -> None:
-        """Those of this survey; what has not changed is left as it is."""
-        for row in rows:
-            path = self.path / "specs" / f"{row.name}.nl"
-            if row.law is None and not same_text(path, row.text):
-                write_output(path, row.text)
+    def write_spec(self, row: Row) -> None:
+        """What has not changed is left as it is."""
+        path = self.path / "specs" / f"{row.name}.nl"
+        if row.law is None and not same_text(path, row.text):
+            write_output(path, row.text)
 
     def write_tables(
         self, rows: Sequence[Row], trainings: Sequence[Training], size: int

@@ -11,10 +11,18 @@ from typing import Any, Protocol, TypeVar
 from ..files import CallError, did_you_mean
 from ..interrupts import Interrupts
 from ..progress import QuietConsole
-from .choices import BIASES, CHUNK, MEMORIES, RETENTIONS, RULES, combinations
+from .choices import (
+    BIASES,
+    CHUNK,
+    MEMORIES,
+    RETENTIONS,
+    RULES,
+    Combination,
+    combinations,
+)
 from .folder import Folder, Training
 from .known import KNOWN
-from .laws import LAWS
+from .laws import LAWS, first_broken
 from .ranking import Ranked, found_names, ranked, spread, summary
 from .survey import Row, survey
 from .tasks import TASKS, Task
@@ -65,12 +73,15 @@ def miras(options: Options) -> int:
     )
     tasks = picked("task", TASKS, options.tasks, True)
     folder = Folder(options.out)
+    check_names(chosen, options.names)
     folder.make()
     with console.status("") as status:
-        rows = survey(
-            chosen, options.size, lambda i, of: status.update(f"{i:,} of {of:,} combinations")
-        )
-    folder.write_specs(rows)
+
+        def told(done: int, row: Row) -> None:
+            status.update(f"{done:,} of {len(chosen):,} combinations")
+            folder.write_spec(row)
+
+        rows = survey(chosen, options.size, told)
     wanted = to_train(rows, options)
     done = folder.trainings()
     folder.write_tables(rows, done, options.size)
@@ -105,20 +116,25 @@ def to_train(rows: Sequence[Row], options: Options) -> list[Row]:
     if not options.names:
         cheapest = [one.row for one in ranked(rows, {}) if one.row.distinct and one.row.compiled]
         return cheapest[: options.recall]
-    return [named(rows, name) for name in options.names]
+    by_name = {row.name: row for row in rows}
+    published = {name.lower(): found[0] for name, found in found_names(rows)}
+    missing = [n for n in options.names if n not in by_name and n.lower() not in published]
+    if missing:
+        raise CallError(f"None of the memories that were chosen is {missing[0]}.")
+    return [by_name.get(name) or published[name.lower()] for name in options.names]
 
 
-def named(rows: Sequence[Row], name: str) -> Row:
-    """A memory by its own name, or by the published one."""
-    by_name = {row.name: row for row in rows if row.law is None}
-    published = {known.lower(): found[0] for known, found in found_names(rows)}
-    if name in by_name or name.lower() in published:
-        return by_name.get(name) or published[name.lower()]
-    broken = next((row.law for row in rows if row.name == name and row.law is not None), None)
-    if broken is not None:
-        raise CallError(f"{name} has no spec, by law: {broken.sentence}.")
-    near = did_you_mean(name, [*by_name, *published])
-    raise CallError(f"There is no memory {name} among those that were chosen.{near}")
+def check_names(chosen: Sequence[Combination], names: Sequence[str]) -> None:
+    """Before anything is made: each is a memory that has a spec, or a published one."""
+    by_name = {c.name: c for c in chosen}
+    published = {known.name.lower() for known in KNOWN}
+    for name in names:
+        law = first_broken(by_name[name]) if name in by_name else None
+        if law is not None:
+            raise CallError(f"{name} has no spec, by law: {law.sentence}.")
+        if name not in by_name and name.lower() not in published:
+            near = did_you_mean(name, [*by_name, *published])
+            raise CallError(f"There is no memory {name} among those that were chosen.{near}")
 
 
 def train(

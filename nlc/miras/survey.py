@@ -66,14 +66,16 @@ Named = list[tuple[Known, Normal]]
 def survey(
     combinations: Sequence[Combination],
     size: int,
-    told: Callable[[int, int], None] = lambda done, of: None,
+    told: Callable[[int, Row], None] = lambda done, row: None,
 ) -> list[Row]:
-    """Rows in the order of the combinations. `size`: of keys and values, for the costs."""
+    """Rows in the order of the combinations. `size`: of keys and values, for the costs. `told` hears
+    of each row as it is made.
+    """
     chunk = combinations[0].chunk if combinations else 1
     rows: list[Row] = []
     for i, combination in enumerate(combinations):
         rows.append(looked_at(combination, size))
-        told(i + 1, len(combinations))
+        told(i + 1, rows[-1])
     return classes(rows, named(chunk))
 
 
