@@ -62,16 +62,14 @@ def outer_products(term: Term) -> list[tuple[Term, Term]]:
 
 
 def written_out(root: Term, box: Box, state: State) -> Term:
-    """The same term with each call of the state replaced by its products, outside `stop`."""
+    """The same term with each call of the state replaced by its products."""
     done: dict[int, Term] = {}
     known: dict[object, Term] = {}
 
     def visit(term: Term) -> Term:
         if id(term) in done:
             return done[id(term)]
-        if term.op == "stop":
-            new = term
-        elif term.op == "apply" and is_own(term.info, box, state):
+        if term.op == "apply" and is_own(term.info, box, state):
             x = visit(term.args[0])
             new = known.get(("own", id(x))) or application(term.info, x, term)
             known["own", id(x)] = new
@@ -108,15 +106,10 @@ def squared(term: Term) -> Term:
 
 def alike(term: Term, known: dict[object, Term]) -> Term:
     """The first term that says the same: `M(k)` written twice is one call, with one gradient."""
-    match term.op:
-        case "const" | "input" | "local" | "sum" | "mean" | "length":
-            said: object = (type(term.info), term.info)
-        case _ if term.info is None:
-            said = None
-        case _:
-            return term
+    if not isinstance(term.info, int | float | str | tuple | None):
+        return term
     args = tuple(id(a) for a in term.args)
-    return known.setdefault((term.op, said, args, term.shape), term)
+    return known.setdefault((term.op, type(term.info), term.info, args, term.shape), term)
 
 
 def is_own(handle: Handle, box: Box, state: State) -> bool:

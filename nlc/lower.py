@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 
 from .backward import Underivable, constant, make
-from .derive import affine, given_write, gradient, implicit_step, linear_rule, topological
+from .derive import affine, given_write, gradient, implicit_step, linear_rule
 from .diagnostics import Diagnostic
 from .pasts import attention, squares
 from .plan import ArrayRule, Lowering, Openness, Plan
@@ -553,6 +553,8 @@ def one_solve(box: Box, gradients: Mapping[str, Gradient]) -> ArrayRule | None:
     gates = [*learn.settings.values(), *([state.rule.retain] if state.rule.retain else [])]
     if error is None or any(depends_on_state(g) for g in gates):
         return None
+    if any(part is not None and depends_on_state(part) for part in (error.factor, error.rest)):
+        return None
     if not narrow_rates(state, learn, optimizer.momentum is not None):
         return None
     return ArrayRule(
@@ -673,4 +675,5 @@ def one_number(term: Term) -> Term | None:
 
 
 def depends_on_state(term: Term) -> bool:
-    return any(t.op in ("product", "apply", "state") for t in topological(term))
+    """Inside `stop` too: a constant to the gradient is none to the state."""
+    return any(t.op in ("product", "product_back", "array", "apply", "state") for t in term.walk())

@@ -205,6 +205,27 @@ MEMORIES = {
         "delta_product(q, reshape(concat(k, a), 2, 2, 4), reshape(concat(v, b), 2, 2, 4), alpha, "
         "stack(eta, mu))",
     ),
+    "a target it makes itself": (
+        HEAD + """, alpha, eta) {
+  state M : matrix(n, n) = normal(0.5)
+  objective sum((M(k) - stop(M(v) + M(k) / 2))^2) after retain
+  retain alpha
+  learn gradient(rate = eta)
+  read M(q)
+}""",
+        "r(q, k, v, alpha, eta)",
+    ),
+    "a target it makes itself, at the start of a chunk": (
+        HEAD + """, alpha, eta) {
+  state M : matrix(n, n) = normal(0.5)
+  objective sum((M(k) - stop(M(v)))^2)
+  retain alpha
+  learn gradient(rate = eta)
+  linearise every 4 tokens
+  read M(q)
+}""",
+        "r(q, k, v, alpha, eta)",
+    ),
     "a dual at every token": (
         HEAD
         + """, alpha, eta) {
