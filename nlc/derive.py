@@ -78,7 +78,8 @@ def written_out(root: Term, box: Box, state: State) -> Term:
         else:
             args = tuple(visit(a) for a in term.args)
             same = all(a is b for a, b in zip(args, term.args, strict=True))
-            new = term if same else Term(term.op, args, term.shape, term.info, term.form, term.span)
+            said = term if term.op == "stop" else term.info  # a constant is shown as it was written
+            new = term if same else Term(term.op, args, term.shape, said, term.form, term.span)
         new = alike(squared(new), known)
         done[id(term)] = new
         return new

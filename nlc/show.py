@@ -58,6 +58,8 @@ class Writer:
         match term.op:
             case "const":
                 return self.number(term.info)
+            case "stop" if isinstance(term.info, Term):
+                return self.written(term.info)
             case "neg" if term.args[0].op in ("mul", "div"):
                 return f"-{self.text(term.args[0], PRODUCT)}", PRODUCT
             case "neg":
