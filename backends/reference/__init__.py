@@ -26,6 +26,7 @@ from nlc.system import System, Term
 from .. import parameters as P
 from . import stream, training
 from .boxes import Pass, Run, Sample
+from .evaluate import Sayings
 from .frames import EVENTS, UPDATES, Instance, Key, Record
 from .gates import Transfers
 
@@ -74,7 +75,7 @@ class Reference:
         self.last_step: Pass | None = None
         self.trace: list[Record] = []
         self.traced = frozenset(traced)
-        self.transfers = Transfers(system)
+        self.transfers, self.sayings = Transfers(system), Sayings()
         self.online = tuple(
             level
             for level in system.levels
@@ -118,7 +119,7 @@ class Reference:
         return Pass(
             self.system, self.transfers, leaves, self.kept, self.seed, self.steps,
             train or bool(self.online), train, self.examples, self.trace, self.traced,
-            self.online, self.replayed, self.rules, self.firings,
+            self.online, self.replayed, self.rules, self.firings, self.sayings,
         )  # fmt: skip
 
     def leaf(self, name: str) -> Tensor:

@@ -29,7 +29,7 @@ from nlc.system import (
 
 from ..parameters import lives_on, noise, start_name
 from . import firing, solve
-from .evaluate import Scope, evaluate, over
+from .evaluate import Sayings, Scope, evaluate, over
 from .frames import (
     Arrays,
     Call,
@@ -118,6 +118,7 @@ class Pass:
     replayed: tuple[Level, ...]  # of these, the ones whose gradients are frozen (2.9.7)
     rules: dict[Any, dict[Any, Instance]]  # optimizer states of what lives on steps
     firings: dict[Key, int]
+    sayings: Sayings
     shared: dict[Key, Instance] = field(default_factory=dict)
     runs: dict[int, Run] = field(default_factory=dict)
     _entered: dict[Level | None, bool] = field(default_factory=dict)
