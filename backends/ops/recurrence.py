@@ -548,7 +548,7 @@ def _alone(
 ) -> Span:
     given = retention
     if given is not None and isinstance(given, ScalarRetention) and given.writes.ndim == 3:
-        given = repeated(given, ticks.x.shape[0] // given.writes.shape[0])
+        given = repeated(given, ticks.x.shape[-3] // given.writes.shape[0])
     writes = ticks.writes(view, given)
     return Span(writes.retention, w, s, writes.x, writes.to(w, s))
 
