@@ -135,8 +135,8 @@ def link_of_zeros(c: Combination) -> bool:
 
 @law(
     "ill-posed",
-    "rows of length 0 have no length to come back to",
-    "The projection multiplies a row by its length at the start over its length now: 0/0.",
+    "rows that come back to length 0",
+    "The projection gives a row the length that it had at the start: nothing is ever remembered.",
 )
 def sphere_of_zeros(c: Combination) -> bool:
     return c.retention.name == "sphere" and c.memory.zeros

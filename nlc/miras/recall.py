@@ -29,8 +29,8 @@ use "schedules"
 system recall(vocab = {vocab}, width = {width}, heads = {heads}, rate = {rate}, steps = {steps}) {{
   level training every step {{
     objective loss
-    learn     adamw(rate = 50 * rate * warm_cosine(count, {warm}, steps), shrink = 0) for tables
-    learn     adamw(rate = rate * warm_cosine(count, {warm}, steps), grad = clipped(grad, 1))
+    learn     adamw(rate = 50 * rate * warm_cosine(count, {warm}, steps + 1), shrink = 0) for tables
+    learn     adamw(rate = rate * warm_cosine(count, {warm}, steps + 1), grad = clipped(grad, 1))
   }}
 
   level mixer(x) every token {{
@@ -78,7 +78,8 @@ def system_text(combination: Combination, task: Task, steps: int) -> str:
     return SYSTEM.format(
         title=f"Recall: {task.words}.",
         memory=memory,
-        vocab=task.vocab, width=WIDTH, heads=HEADS, rate=RATE, steps=steps, warm=min(WARM, steps),
+        vocab=task.vocab, width=WIDTH, heads=HEADS, rate=RATE, steps=steps,
+        warm=max(1, min(WARM, steps // 4)),
         gates="\n".join(f"    {line}" for line in gates(combination)),
         call=f"{combination.name}({', '.join(f'{n} = {n}' for n in names)})",
         init="  transfer init training -> mixer\n" if combination.memory.network else "",

@@ -68,8 +68,8 @@ def survey(
     size: int,
     told: Callable[[int, Row], None] = lambda done, row: None,
 ) -> list[Row]:
-    """Rows in the order of the combinations. `size`: of keys and values, for the costs. `told` hears
-    of each row as it is made.
+    """Rows in the order of the combinations. `size`: of keys and values, for the costs. `told`
+    hears of each row as it is made.
     """
     chunk = combinations[0].chunk if combinations else 1
     rows: list[Row] = []
