@@ -439,7 +439,12 @@ SMALL = Task("small", "a few pairs", 16, 16, 3, 2)
 def test_a_short_training_runs_repeats_and_can_be_stopped() -> None:
     c = one("matrix", "l2", "none", "gradient")
     heard: list[int] = []
-    score = recall(c, SMALL, 0, 3, lambda step, loss: bool(heard.append(step)))
+
+    def told(step: int, loss: float) -> bool:
+        heard.append(step)
+        return False
+
+    score = recall(c, SMALL, 0, 3, told)
     again = recall(c, SMALL, 0, 3)
     assert score is not None and score == again and heard == [1, 2, 3]
     assert 0 <= score.share <= 1 and [s for s, _ in score.curve] == [1, 2, 3]

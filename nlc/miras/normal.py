@@ -347,13 +347,13 @@ def linear_of(parts: Parts) -> LinearRule | None:
 
 
 def gained(optimizer: Box) -> tuple[Term | None, Term | None]:
-    """The memory that is written, and the gain it is written with."""
-    write = optimizer.write
-    memory = None if write is None else next((t for t in write.walk() if t.op == "state"), None)
-    line = None if write is None or memory is None else affine(write, memory)
-    if line is None or line.factor is None or line.rest is not None:
-        return None, None
-    return memory, line.factor
+    """`gain * m`: the memory that is written, and the gain it is written with."""
+    match optimizer.write:
+        case Term(op="mul", args=(gain, Term(op="state") as memory)):
+            return memory, gain
+        case Term(op="mul", args=(Term(op="state") as memory, gain)):
+            return memory, gain
+    return None, None
 
 
 def ordered(parts: Parts, reads: Expr, implicit: bool = False) -> Parts:
