@@ -39,7 +39,8 @@ class Bias:
     """What a memory is asked to be right about. `streams`: names with the size in brackets, if one.
 
     `quadratic`: of a memory that multiplies. `dot`: linear in what the memory says. `past`: it asks
-    about the last few pairs. `exchanged`: it finds the key of a value.
+    about the last few pairs. `exchanged`: it finds the key of a value. `most`: the largest rate
+    that settles, for keys and values of length 1 (what `--recall` begins with).
     """
 
     name: str
@@ -51,6 +52,7 @@ class Bias:
     dot: bool = False
     past: bool = False
     exchanged: bool = False
+    most: float = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,7 +124,7 @@ BIASES = (
     ),
     Bias("l1", "absolute error", "sum(smooth_abs(M(k) - v))"),
     Bias("l1.5", "error to the power 1.5", "sum(smooth_abs(M(k) - v)^1.5)"),
-    Bias("l3", "cubed error", "sum(smooth_abs(M(k) - v)^3)"),
+    Bias("l3", "cubed error", "sum(smooth_abs(M(k) - v)^3)", most=0.3),
     Bias(
         "huber", "error clipped coordinate by coordinate", "huber(M(k) - v, delta)",
         ("delta",), HUBER,
@@ -139,10 +141,11 @@ BIASES = (
         "shift", "squared error at the worst value within a distance",
         "sum((M(k) - v)^2) / 2 + delta * length(M(k) - v)", ("delta",),
     ),
-    Bias("cosine", "the direction alone", "-dot(unit(M(k)), v)"),
+    Bias("cosine", "the direction alone", "-dot(unit(M(k)), v)", most=0.3),
     Bias(
         "window", f"squared error of the last {WINDOW} pairs",
         f"sum((M(past(k, {WINDOW})) - past(v, {WINDOW}))^2) / 2", quadratic=True, past=True,
+        most=0.25,
     ),
     Bias(
         "window_dot", f"agreement on the last {WINDOW} pairs",

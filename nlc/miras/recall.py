@@ -88,7 +88,8 @@ def system_text(combination: Combination, task: Task, steps: int) -> str:
 
 def gates(combination: Combination) -> list[str]:
     """A line for each stream beside q, k and v."""
-    most = "0.1" if combination.memory.network or not combination.rule.linear else "1"
+    small = combination.memory.network or not combination.rule.linear
+    most = f"{combination.bias.most * (0.1 if small else 1):g}"
     made = []
     for parameter in parameters(combination):
         name, sized, _ = parameter.partition("[")

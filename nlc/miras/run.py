@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,7 +24,7 @@ from .choices import (
 from .folder import Folder, Training
 from .known import KNOWN
 from .laws import LAWS, first_broken
-from .ranking import Ranked, found_names, ranked, spread, summary
+from .ranking import Ranked, found_names, percent, ranked, spread, summary
 from .survey import Row, survey
 from .tasks import TASKS, Task
 
@@ -174,8 +175,12 @@ def train(
                 Training(row.name, task.name, seed, options.steps, text, score.share,
                          score.parameters, score.curve)
             )  # fmt: skip
-            console.print(f"{head}: {spread((score.share,))}% recalled", markup=False)
+            console.print(f"{head}: {told_share(score.share)}", markup=False)
     return 0
+
+
+def told_share(share: float) -> str:
+    return "diverged" if math.isnan(share) else f"{percent(share)}% recalled"
 
 
 def job_list(
