@@ -206,16 +206,22 @@ class Start:
     w: Tensor
     s: Tensor | None
     like: Tensor
+    momentum: Tensor | None = None  # where `retention` is None
 
     def span(self, x: Tensor, wrote: Tensor, keep: Tensor | None = None) -> Span:
         """The span in which tick t writes wrote_t x_t': [..., T, m] and [..., T, n], or as many
         of each at a tick as they have rows, [..., T, r, m] and [..., T, r, n].
         """
-        retention = self.retention or kept(keep, x)
+        retention = self.retention or self.left(keep, x)
         if x.ndim > self.like.ndim:
             retention = retention.rows(x.shape[-2])
             x, wrote = x.flatten(-3, -2), wrote.flatten(-3, -2)
         return Span(retention, self.w, self.s, x, wrote)
+
+    def left(self, keep: Tensor | None, x: Tensor) -> Retention:
+        if self.momentum is None:
+            return kept(keep, x)
+        return kept_with_momentum(keep, self.momentum)
 
     def nothing(self) -> tuple[Tensor, ...]:
         """Writes of nought, x and wrote; and all kept, where that is not known."""
@@ -239,7 +245,10 @@ def begin(
     with _state_arithmetic(like):
         given = _Ticks(like, like, 1.0, 1.0 if keep is None else keep, momentum, 0.0)
         w, s, ticks = _widened(W0, S0, given)
-        return Start(None if keep is None else ticks.retention(), w, s, ticks.x)
+        if keep is not None:
+            return Start(ticks.retention(), w, s, ticks.x)
+        row = None if ticks.momentum is None else ticks._row(ticks.momentum)
+        return Start(None, w, s, ticks.x, row)
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ from __future__ import annotations
 from nlc.backward import make, mul
 from nlc.derive import substitute
 from nlc.diagnostics import InternalError
+from nlc.lower import NotLowered
 from nlc.plan import ArrayRule
 from nlc.system import Assign, Box, State, Term
 from nlc.windows import rows_of
@@ -136,6 +137,8 @@ class Solved(Frozen):
         if self.touches(self.keep_of(state, rule)):
             arguments["keep"] = "None"
         if rule.rule.momentum is not None:
+            if "momentum" not in gates:
+                raise NotLowered(f"a momentum of `{state.name}` that states make", state.span)
             memory = body.key(state_path(box, state.name, array) + ".m")
             arguments["S0"] = self.into(f"s[{memory}]")
         start = self.into(f"s[{key}]") + turned(state.form.kind)
