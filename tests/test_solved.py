@@ -206,7 +206,8 @@ MEMORIES = {
         "stack(eta, mu))",
     ),
     "a target it makes itself": (
-        HEAD + """, alpha, eta) {
+        HEAD
+        + """, alpha, eta) {
   state M : matrix(n, n) = normal(0.5)
   objective sum((M(k) - stop(M(v) + M(k) / 2))^2) after retain
   retain alpha
@@ -216,7 +217,8 @@ MEMORIES = {
         "r(q, k, v, alpha, eta)",
     ),
     "a target it makes itself, at the start of a chunk": (
-        HEAD + """, alpha, eta) {
+        HEAD
+        + """, alpha, eta) {
   state M : matrix(n, n) = normal(0.5)
   objective sum((M(k) - stop(M(v)))^2)
   retain alpha
