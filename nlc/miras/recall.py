@@ -88,8 +88,8 @@ def system_text(combination: Combination, task: Task, steps: int) -> str:
 
 def gates(combination: Combination) -> list[str]:
     """A line for each stream beside q, k and v."""
-    small = combination.memory.network or not combination.rule.linear
-    most = f"{combination.bias.most * (0.1 if small else 1):g}"
+    slow = 0.1 if not combination.rule.linear else 0.5 if combination.memory.network else 1.0
+    most = f"{combination.bias.most * slow:g}"
     made = []
     for parameter in parameters(combination):
         name, sized, _ = parameter.partition("[")
