@@ -13,7 +13,8 @@ from __future__ import annotations
 import os
 from collections import Counter
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from itertools import pairwise
 
 import pytest
 import torch
@@ -23,7 +24,7 @@ from torch import Tensor
 
 import nlc
 from nlc import syntax as s
-from nlc.backends.reference import training
+from nlc.backends.reference import Reference, training
 from nlc.driver import Spec, SpecError, check_text
 from nlc.format import format_file
 from nlc.levels import verify_levels
@@ -81,21 +82,36 @@ def test_a_random_system_is_valid(shard: int) -> None:
 # ---- what compiles equals the reference ----
 
 
+Streams = list[Tensor]
+
+
 @dataclass
 class Case:
-    """One system, its tokens and where a call is split; the tokens' own seed is fixed."""
+    """One system, and where a call is split; the seed of what is streamed is fixed."""
 
     text: str
     ticks: int
     cuts: list[int]
-    tokens: Tensor = field(init=False)
 
-    def __post_init__(self) -> None:
-        self.tokens = random_tokens(2, self.ticks)
+    def streams(self, spec: Spec) -> Streams:
+        """Two samples of every input of the flow: ids or vectors."""
+        draw = torch.Generator().manual_seed(self.ticks)
+        lead = (2, self.ticks)
+        return [
+            torch.randn(*lead, *shape, generator=draw, dtype=torch.float64)
+            if shape
+            else torch.randint(0, VOCAB, lead, generator=draw)
+            for _, shape in spec.system.flow.inputs
+        ]
+
+    @property
+    def spans(self) -> list[tuple[int, int]]:
+        return list(pairwise([0, *self.cuts, self.ticks]))
 
 
-def random_tokens(batch: int, ticks: int) -> Tensor:
-    return torch.randint(0, VOCAB, (batch, ticks), generator=torch.Generator().manual_seed(ticks))
+def other(x: Tensor) -> Tensor:
+    """Another value everywhere."""
+    return x + 1 if x.is_floating_point() else (x + 1) % VOCAB
 
 
 def cases() -> st.SearchStrategy[Case]:
@@ -123,26 +139,30 @@ def compiled(spec: Spec) -> torch.nn.Module | None:
 
 
 def agrees(case: Case) -> bool:
-    """Whether the system compiles; if it does, all its numbers are right."""
+    """Whether the system compiles; if it does, all its numbers are right. If not, the reference
+    keeps by itself what it promises.
+    """
     spec = nlc.load(case.text)
+    streams = case.streams(spec)
     model = compiled(spec)
     if model is None:
+        keeps_its_word(nlc.reference(spec, traced=()), streams, case)
         return False
-    truth = nlc.reference(spec, model.state_dict())
-    passing, answers, _ = truth.run(case.tokens, None, True)
-    found, _ = model(case.tokens)
+    truth = nlc.reference(spec, model.state_dict(), traced=())
+    passing, answers, _ = truth.run(streams, None, True)
+    found, _ = model(*streams)
     assert answers.isfinite().all()
     assert distance(found, answers) <= TOLERANCE, "outputs"
-    same_gradients(model, training.gradients(truth, passing), case.tokens)
+    same_gradients(model, training.gradients(truth, passing), streams)
     with torch.no_grad():
-        same_splits(model, answers, case)
-        alone(model, case.tokens)
+        same_splits(model, streams, answers, case)
+        alone(lambda *x: model(*x)[0], streams)
     return True
 
 
-def same_gradients(model: torch.nn.Module, truth: Mapping[str, Tensor], tokens: Tensor) -> None:
+def same_gradients(model: torch.nn.Module, truth: Mapping[str, Tensor], streams: Streams) -> None:
     """A gradient that is zero but for rounding is measured by the largest of the others."""
-    losses, known, _ = model.losses(tokens)  # type: ignore[operator]
+    losses, known, _ = model.losses(*streams)  # type: ignore[operator]
     losses[known].mean().backward()
     largest = max((float(g.abs().max()) for g in truth.values()), default=0.0)
     for name, weight in model.named_weights():  # type: ignore[operator]
@@ -151,23 +171,41 @@ def same_gradients(model: torch.nn.Module, truth: Mapping[str, Tensor], tokens: 
             assert distance(grad, truth[name], 1e-3 * largest) <= TOLERANCE, f"gradient of {name}"
 
 
-def same_splits(model: torch.nn.Module, answers: Tensor, case: Case) -> None:
+def same_splits(
+    model: Callable[..., tuple[Tensor, object]], streams: Streams, answers: Tensor, case: Case
+) -> None:
     state, rows = None, []
-    for a, b in zip([0, *case.cuts], [*case.cuts, case.ticks], strict=True):
-        row, state = model(case.tokens[:, a:b], state)
+    for a, b in case.spans:
+        row, state = model(*(x[:, a:b] for x in streams), state)
         rows.append(row)
     assert distance(torch.cat(rows, 1), answers) <= TOLERANCE, f"split at {case.cuts}"
 
 
-def alone(model: torch.nn.Module, tokens: Tensor) -> None:
+def alone(model: Callable[..., Tensor], streams: Streams) -> None:
     """No sample changes another, and no answer sees a later token: to the last bit."""
-    before, _ = model(tokens)
-    other, later = tokens.clone(), tokens.clone()
-    other[1] = (other[1] + 1) % VOCAB
-    middle = tokens.shape[1] // 2
-    later[:, middle:] = (later[:, middle:] + 1) % VOCAB
-    assert torch.equal(model(other)[0][0], before[0]), "a sample sees another"
-    assert torch.equal(model(later)[0][:, :middle], before[:, :middle]), "an answer sees the future"
+    before = model(*streams)
+    half = streams[0].shape[1] // 2
+    changed = [torch.stack([x[0], other(x[1])]) for x in streams]
+    later = [torch.cat([x[:, :half], other(x[:, half:])], 1) for x in streams]
+    assert torch.equal(model(*changed)[0], before[0]), "a sample sees another"
+    assert torch.equal(model(*later)[:, :half], before[:, :half]), "an answer sees the future"
+
+
+def keeps_its_word(truth: Reference, streams: Streams, case: Case) -> None:
+    """Finite; the same for any split, and over the end of a sequence; samples and ticks apart."""
+    passing, answers, state = truth.run(streams, None, "dropout" not in case.text)
+    grads = training.gradients(truth, passing).values() if passing.training else ()
+    assert all(bool(x.isfinite().all()) for x in (answers, *grads))
+    same_splits(lambda *x: truth(list(x[:-1]), x[-1]), streams, answers, case)
+    half = case.ticks // 2
+    changed = [
+        torch.stack([torch.cat([x[0, :half], other(x[0, half:])]), other(x[1])]) for x in streams
+    ]
+    assert torch.equal(truth(changed)[0][0, :half], answers[0, :half]), "the future, or another"
+    if "sequence" in case.text:
+        state = truth.finish(state)
+        again, _ = truth(streams, state)
+        same_splits(lambda *x: truth(list(x[:-1]), x[-1] or state), streams, again, case)
 
 
 @shards
@@ -236,6 +274,35 @@ LEARNERS = """level mixer[p in [2, 3]](x) every p tokens {
   read F(x)
 }
 level seen(x) every token { read linear(conv(x, 3), 4) }"""
+CELL = """level mixer(x) every {clock} {{
+  state c : vector(4)
+  h = linear(x, 4)
+  {rule}
+  read {read}
+}}"""
+GATED = """level mixer(x) every token {{
+  state M[main, key] : mlp(2, 2, 2) per 2 {{ objective -sum(M(k) * z) }}
+  state G[rate, keep] : mlp(2, 2, 1) per 2 {{ objective sum((G(k) - 0.5)^2) }}
+  z = split(x, 2)
+  k = unit(M.key(z))
+  b = squeeze(sigmoid(G.rate(z)))
+  a = sigmoid(squeeze(G.keep(z)) + 2)
+  retain {keep}
+  learn {rule}
+  read join(M.main(z))
+}}"""
+
+
+def network(rule: str, more: str, form: str = "mlp(2, 3, 2)", objective: str = "") -> str:
+    """NETWORK by another rule."""
+    text = NETWORK.format(form=form, objective=objective or "sum((M(a) - b)^2)")
+    return text.replace("learn gradient(rate = 0.1)", f"{more}learn {rule}")
+
+
+def cell(rule: str, read: str = "c + x", clock: str = "token") -> str:
+    return CELL.format(clock=clock, rule=rule, read=read)
+
+
 OPEN = "backprop mixer -> training"
 FOUND = {
     "two reads of one memory start from one momentum": with_mixer(
@@ -287,6 +354,40 @@ FOUND = {
         matrix().replace("v = split(linear(x, 4), 2)", "v = attend(q, k, q)"), OPEN,
         "init training -> mixer", more='use "memory/attend"',
     ),
+    "a state whose own line makes a weight": with_mixer(cell("set tanh(h + linear(c, 4))"), OPEN),
+    "a period sees its own ticks": with_mixer(
+        cell("retain 0.9; write 0.1 * tanh(h * position)", "rope(c)", "2 tokens"), OPEN
+    ),
+    "one tick sees its own position": with_mixer(cell("set tanh(c + h * position)"), OPEN),
+    "what stands for a period is counted at each tick": with_mixer(
+        cell("retain 0.9; write 0.1 * c + 0.1", "c + h", "3 tokens from 1"), OPEN
+    ),
+    "`stop` in a read, after a rule": with_mixer(
+        matrix(read="M(q) * stop(tanh(M(q)))", rule="gradient(rate = sigmoid(stop(b) * b))"), OPEN
+    ),
+    "`stop` in what is written": with_mixer(
+        cell("retain 0.9; write tanh(h * stop(h))", "(c + h) * stop(tanh(c))"), OPEN
+    ),
+    "one call written twice is one example": with_mixer(
+        network("dgd(rate = 0.1)", "", "mlp(2, 3, 2)",
+                "sum(where(abs(M(a)) < 0.5, M(a)^2, b * M(a)))"), OPEN,
+    ),
+    "a fraction kept that is a number, beside rates of a batch": with_mixer(
+        network("dgd(rate = sigmoid(linear(x, 2)))", "retain 0.9\n  ", "gated_mlp(2, 3)"), OPEN
+    ),
+    "two arrays side by side share what is left": with_mixer(
+        network("momentum(rate = 0.1, keep = 0.5)", "retain sigmoid(linear(x, 2) + 2)\n  ",
+                "mlp(2, 2)"), OPEN,
+    ),
+    "a rate that states make, beside a fraction kept that they do not": with_mixer(
+        GATED.format(keep="0.9", rule="dgd(rate = 0.2 * b)").replace(", keep]", "]").replace(
+            "  a = sigmoid(squeeze(G.keep(z)) + 2)\n", "").replace(
+            "  read", "  linearise every 3 tokens\n  read"), "init training -> mixer",
+    ),
+    "momentum where states make what is kept": with_mixer(
+        GATED.format(keep="a", rule="momentum(rate = 0.2 * b, keep = 0.5)"),
+        "init training -> mixer",
+    ),
     "a level may have a name that modules use": with_mixer(
         matrix().replace("mixer", "forward"), "backprop forward -> training",
         call="x += forward(x)",
@@ -319,10 +420,15 @@ REFUSED = {
     "`through` different lengths": with_mixer(
         matrix(), f"{OPEN} through 3 tokens", "init training -> mixer"
     ),
-    "into the past of attention": with_mixer(ATTENTION, f"{OPEN} through 3 tokens", more=ATTEND),
+    "into a past": with_mixer(ATTENTION, f"{OPEN} through 3 tokens", more=ATTEND),
     "through a write that reads its state": with_mixer(
         matrix(rule="gradient(rate = 0.1)").replace("v = split(linear(x, 4), 2)", "v = k"),
         f"{OPEN} first order",
+    ),
+    "`top`": with_mixer(ADAPTER, OPEN, call="repeat 2 { x += mixer(x) * top(x, 2) }"),
+    "a momentum of `M.main` that states make": with_mixer(
+        GATED.format(keep="a", rule="momentum(rate = 0.2 * b, keep = 0.5 * b)"),
+        "init training -> mixer",
     ),
     "the clock of `training` (every task)": ON_STEPS.replace("every step", "every task", 1),
     "the clock of `training` (every 2 steps from 1)": ON_STEPS.replace("step", "2 steps from 1", 1),

@@ -19,63 +19,29 @@ from typing import Any
 
 from hypothesis import strategies as st
 
-from . import syntax as S
-from .parse import parse
-from .printer import print_tree
-from .text import Source
+from .. import syntax as S
+from ..parse import parse
+from ..printer import print_tree
+from ..text import Source
+from .texts import (
+    ACTIVATIONS,
+    ELEMENTWISE,
+    KINDS,
+    MATRIX_OBJECTIVES,
+    NAMES,
+    NETWORK_OBJECTIVES,
+    NUMBERS,
+    PAIRS,
+    RARE,
+    ROBUST,
+    SIZES,
+    THEMES,
+    WHOLE,
+)
 
-__all__ = ["KINDS", "Writer", "expressions", "systems", "text_of"]
+__all__ = ["KINDS", "THEMES", "Writer", "expressions", "systems", "text_of"]
 
 Names = dict[str, int]  # the vectors that a body may name, and their sizes
-
-# Kinds of levels, the frequent ones more than once.
-KINDS = (
-    "attention", "matrix", "matrix", "network", "network", "learner", "stateless", "adapter",
-)  # fmt: skip
-
-ACTIVATIONS = ("gelu", "tanh", "silu", "relu", "sigmoid", "softplus", "sin", "smooth_abs")
-ELEMENTWISE = (
-    "tanh({})", "sigmoid({})", "silu({})", "gelu({})", "relu({})", "sin({})", "cos({})",
-    "softplus({})", "abs({})", "smooth_abs({})", "smooth_sign({})", "exp(-abs({}))",
-    "log(1 + abs({}))", "sqrt(1 + abs({}))", "clip({}, -1, 0.5)", "-({})", "0.5 * ({})",
-    "({})^2 / (1 + ({})^2)", "1 / (1 + abs({}))", "({}) * mod(floor(position / 2), 2)",
-)  # fmt: skip
-WHOLE = ("norm({})", "layernorm({})", "unit({})", "softmax({})", "({}) * stop(tanh({x}))")
-PAIRS = (
-    "{a} + {b}", "{a} - 0.7 * {b}", "tanh({a}) * {b}", "{a} / (2 + sin({b}))", "min({a}, {b})",
-    "max({a}, {b})",
-    "where({x} < 0.2, {a}, {b})", "dot({a}, {b}) * learned({n}, start = 0.1)",
-)  # fmt: skip
-# Of what M says of a key; `g` stands for a weight, and `v` is what it should say.
-MATRIX_OBJECTIVES = (
-    "-g * dot(M(k), v)", "g * sum((M(k) - v)^2) / 2", "g * length(M(k) - v)^2 / 2",
-    "-g * sum(M(k) * v)", "g * sum((v - M(k))^2) / 2", "g * mean((M(k) - v)^2)",
-    "-g * dot(v, M(k)) / 2", "-0.3 * dot(0.5 * v - k, M(k))", "g * sum((0.5 * M(k) - v)^2)",
-    "g * sum((M(k) - stop(tanh(v)) + k)^2) / 2",
-)  # fmt: skip
-NETWORK_OBJECTIVES = (
-    "g * sum((M(k) - v)^2) / 2", "-g * dot(M(k), v)", "g * sum(smooth_abs(M(k) - v)^3)",
-    "g * sum(where(abs(M(k) - v) < 0.5, (M(k) - v)^2, abs(M(k) - v) - 0.25))",
-    "g * robust(M(k) - v, 0.7)", "g * sum(softplus(-M(k) * v))", "g * length(M(k) - v)",
-    "g * dot(M(k), stop(M(v)) - v)", "-g * dot(unit(M(k)), v)", "g * length(M(k) - v, 3)",
-    "-g * dot(softmax(M(k)), v)", "g * sum(max(M(k), v))", "g * sum(sqrt(1 + (M(k) - v)^2))",
-    "g * sum(exp(-(M(k) - v)^2))", "g * mean(clip(M(k), -0.5, 0.5) * v)",
-    "g * sum(tanh(M(k) / 2 - v)^2)", "g * sum(log(1 + M(k)^2) / (1 + v^2))",
-    "g * sum(relu(M(k) - v))", "g * sum(silu(v * M(k)))", "g * dot(gelu(M(k)), k)",
-    "g * sum(min(v, sin(M(k))))", "-g * sum(cos(M(k) - v))", "g * sum(sigmoid(M(k)) * v)",
-    "g * frobenius(M(k) - v)", "g * sum(M(k) / (2 + tanh(v)))", "g * sum(abs(M(k) - v))",
-)  # fmt: skip
-ROBUST = (
-    "def robust(r, delta) "
-    "{ return where(length(r) <= delta, sum(r^2), delta * sum(smooth_abs(r))) }"
-)
-# Of levels: plain ones, and some that the generated Python must not take as they are.
-NAMES = ("{kind}{i}",) * 8 + ("train{i}", "lambda{i}", "λ{i}", "w", "forward", "half", "{kind}_")
-SIZES = {"q": "[n]", "k": "[n]", "v": "[m]"}  # of the inputs of a memory
-NUMBERS = (
-    "mean({})", "sum({}) / 8", "length({})", "dot({}, {})", "length({}, 3)", "sum(({})^2) / 4",
-    "frobenius({})", "({})[0]", "squeeze(linear({}, 1))",
-)  # fmt: skip
 
 
 def text_of(tree: S.File) -> str:
@@ -84,9 +50,17 @@ def text_of(tree: S.File) -> str:
 
 
 @st.composite
-def systems(draw: st.DrawFn, kinds: tuple[str, ...] = KINDS, largest: int = 3) -> S.File:
-    """A valid system of 1 to `largest` levels of these kinds, and the level that trains it."""
+def systems(
+    draw: st.DrawFn,
+    kinds: tuple[str, ...] = KINDS,
+    largest: int = 3,
+    themes: tuple[str, ...] = THEMES,
+) -> S.File:
+    """A valid system of 1 to `largest` levels of these kinds, and the level that trains it; one in
+    three has a theme.
+    """
     writer = Writer(draw, draw(st.sampled_from((4, 2, 6, 8))), draw(st.sampled_from((1, 2))))
+    writer.theme = draw(st.sampled_from(themes[:1] * 2 * len(themes) + themes[1:]))
     text = writer.system(kinds, largest)
     tree, told = parse(Source("random.nl", text))
     if tree is None or told:
@@ -154,6 +128,7 @@ class Writer:
     outside: list[str] = field(default_factory=list)
     made: list[Made] = field(default_factory=list)
     table: bool = False  # the embedding is a state of the level that trains
+    theme: str = ""
 
     # ---- choices ----
 
@@ -171,9 +146,13 @@ class Writer:
             return self.leaf(names, n, weights)
         make = self.pick(
             self.leaf_projected, self.elementwise, self.paired, self.whole, self.scaled,
-            self.shaped, self.remembered,
+            self.shaped, self.remembered, *[self.rare] * (2 * (weights and self.theme in RARE)),
         )  # fmt: skip
         return str(make(names, n, depth - 1, weights))
+
+    def rare(self, names: Names, n: int, depth: int, weights: bool) -> str:
+        a, x = self.vector(names, n, depth, weights), self.leaf(names, n, False)
+        return f"({RARE[self.theme].format(a=a, x=x, k=self.pick(2, 1, 3) if n > 2 else 1)})"
 
     def leaf(self, names: Names, n: int, weights: bool) -> str:
         fitting = [name for name, size in names.items() if size == n]
@@ -286,12 +265,15 @@ class Writer:
     def system(self, kinds: tuple[str, ...], largest: int) -> str:
         count = min(self.pick(1, 2, 1, 3), largest)
         for i in range(count):
-            kind = self.pick(*kinds)
+            kind = {"sequences": "sleeper", "cells": "cell"}.get(self.theme if i == 0 else "")
+            kind = kind or self.pick(*kinds)
             name = self.pick(*NAMES).format(kind=kind, i=i)
             if name in (m.name for m in self.made) or i and name in NAMES:
                 name = f"{kind}{i}"
             made = getattr(self, f"level_{kind}")(name)
             made.weights = makes_weights(made.text) or made.weights and made.learner
+            if self.theme == "resets" and not stateless(made) and kind != "adapter":
+                made.text.insert(1, self.reset(made.periods))
             if made.kind not in ("learner", "adapter") and self.chance(10):
                 made.periods = (1, 2)
                 made.text[0] = made.text[0].replace("(x)", "[p in [1, 2]](x)")
@@ -304,6 +286,18 @@ class Writer:
             *flow,
         ]
         return "\n".join(["nl 1", *self.outside, "system random() {", *lines, "}", ""])
+
+    def reset(self, periods: tuple[int, ...]) -> str:
+        """When a level starts anew, and what becomes of a period that this cuts short."""
+        whole = [n for n in (4, 6, 3) if all(n % p == 0 for p in periods)]
+        plain = [f"reset every {n} tokens" for n in whole]
+        cut = [f"reset every {n} tokens; partial {p}" for n in (5, 4) for p in ("drop", "flush")]
+        return str(self.pick(*plain, *cut, "reset every 2 sequences"))
+
+    def clock(self) -> str:
+        if self.theme != "periods":
+            return "every token"
+        return str(self.pick("every 2 tokens", "every 3 tokens", "every 3 tokens from 1"))
 
     def training(self) -> str:
         rule = self.pick("gradient(rate = 0.1)", "adamw(rate = 1e-3)", "momentum(rate = 0.1)")
@@ -417,7 +411,7 @@ class Writer:
         start = self.pick("", " = normal(0.3)")
         lines: list[str] = []
         x = "x" if first_order else self.source(lines)
-        head = f"level {name}(x) every token {{"
+        head = f"level {name}(x) {self.clock()} {{"
         if own:
             body = [summed(r) for r in rules]
             asked = [*body, *read.split(" before")[:1]]
@@ -502,7 +496,10 @@ class Writer:
     def frozen_rule(self) -> list[str]:
         retain = self.pick([], ["retain 0.9"], ["retain a"], ["retain 1 - 0.3 * a"])
         rule = self.rule(self.pick("0.1", "0.03", "0.2 * b"))
-        return [*retain, f"learn {rule}", f"linearise every {self.pick(2, 3, 1, 4)} tokens"]
+        lines = [*retain, f"learn {rule}"]
+        if self.theme == "periods" and self.chance(60):
+            return lines
+        return [*lines, f"linearise every {self.pick(2, 3, 1, 4)} tokens"]
 
     def self_modifying(self, name: str) -> Made:
         n, h, w = self.width // self.heads, self.heads, self.width
@@ -511,7 +508,7 @@ class Writer:
         last = self.pick(f"mlp({n}, {n}, 1)", f"matrix({n}, 1)")
         rules = self.frozen_rule()
         lines = {
-            "v": self.pick("M.value(z)", "tanh(M.value(k))"),
+            "v": self.pick("unit(M.value(z))", "tanh(M.value(k))"),
             "b": "squeeze(sigmoid(G.rate(z)))", "a": "sigmoid(squeeze(G.keep(z)) + 2)",
             "u": "0.5 * squeeze(sigmoid(G.rate(z)))",
         }  # fmt: skip
@@ -553,10 +550,42 @@ class Writer:
         weights = "norm" in read or "linear" in read
         if self.chance(30):
             self.outside += [f"memory {name}_kept(x[n]) {{", *body, "}"]
-            text = [f"level {name}{index}(x) {clock} {{ read {name}_kept(x) }}"]
+            text = [f"level {name}{index}(x) {clock} {{", f"read {name}_kept(x)", "}"]
         return Made(
             name, "learner", text, weights=weights, starts=True, learner=True, periods=periods
         )
+
+    # ---- a new state at every token, and memories of sequences ----
+
+    def level_cell(self, name: str) -> Made:
+        w = self.width
+        rule = self.pick(
+            f"set tanh(h + linear(c, {w}))", "set g * c + (1 - g) * h",
+            "retain 0.9; write 0.5 * tanh(h)", "set g * tanh(h + c / 2)", "set tanh(h) + c / 2",
+        )  # fmt: skip
+        lines = [f"h = {self.vector({'x': w}, w, 1)}"]
+        lines += [f"g = sigmoid(linear(x, {w}))"] * ("g *" in rule)
+        text = [
+            f"level {name}(x) {self.pick('every token', 'every 2 tokens')} {{",
+            f"state c : vector({w})", *lines, rule, f"y = {self.pick('c', 'c + x')}",
+            f"read {self.answer()}", "}",
+        ]  # fmt: skip
+        return Made(name, "cell", text)
+
+    def level_sleeper(self, name: str) -> Made:
+        w = self.width
+        text = [
+            f"level {name}(x) every {self.pick('sequence', '2 sequences')} {{",
+            f"state M : {self.form(w, w)}{self.pick('', ' = normal(0.3)')}",
+            "retain 0.9", "k = unit(x)",
+            self.pick(
+                "objective sum((M(k) - x)^2) / 4", "objective loss",
+                "objective sum((M(past(k, 2)) - past(x, 2))^2) / 4 once",
+            ),
+            f"learn {self.pick('gradient(rate = 0.05)', 'momentum(rate = 0.05, keep = 0.5)')}",
+            f"read M({self.pick('x', 'k')})", "}",
+        ]  # fmt: skip
+        return Made(name, "sleeper", text, weights=False, learner="objective loss" in text)
 
     # ---- transfers ----
 
@@ -569,7 +598,7 @@ class Writer:
             return []
         if m.learner:
             return self.of_learner(m)
-        stands = m.kind in ("attention", "stateless")
+        stands = m.kind in ("attention", "stateless", "cell")
         if m.kind == "stateless" and not m.weights:
             return []
         if m.weights and not m.first_order and not stands and self.chance(15):
@@ -604,25 +633,41 @@ class Writer:
     # ---- the flow ----
 
     def flow(self) -> list[str]:
-        w, v = self.width, self.vocab
-        self.table = self.chance(15)
+        w = self.width
+        inputs, start, head, loss = self.ends()
         block = [line for m in self.made for line in self.calls(m)]
         if self.chance(30):
             block.append(f"x += {self.vector({'x': w}, w)}")
+        if self.theme in RARE and self.chance(60):
+            block.append(f"x += {self.rare({'x': w}, w, 1, True)}")
         depth = self.pick(1, 1, 2)
         body = block if depth == 1 else [f"repeat {depth} {{", *block, "}"]
         first = [f"x = {self.vector({'x': w}, w)}"] if self.chance(20) else []
+        return [
+            f"flow({inputs}) {{", start, *first, *body, f"logits = {head}", f"loss = {loss}",
+            "return logits", "}",
+        ]  # fmt: skip
+
+    def ends(self) -> tuple[str, str, str, str]:
+        """What comes in, what is made of it, what is answered, and how wrong that is."""
+        w, v = self.width, self.vocab
+        streams = self.pick("tokens, z[3]", "z[3], y[2]", "z[3]") if self.theme == "streams" else ""
+        if streams.startswith("z"):
+            m, label = (2, "y") if "y" in streams else (3, "next(z)")
+            errors = f"sum((logits - {label})^2)", f"mean(smooth_abs(logits - {label}))"
+            head = self.pick(f"linear(norm(x), {m})", f"tanh(linear(x, {m}))")
+            return streams, f"x = linear(z, {w})", head, self.pick(*errors)
+        self.table = self.chance(15)
+        start = "training.E(tokens)" if self.table else f"embed(tokens, {v}, {w})"
+        if streams:
+            start += " + " + self.vector({"z": 3}, w)
+        head = self.pick(f"unembed(norm(x), {v})", f"linear(layernorm(x), {v})")
         loss = self.pick(
             "cross_entropy(logits, next(tokens))",
             "0.5 * cross_entropy(logits, next(tokens)) + sum(logits^2) / 100",
             "where(position >= 2, cross_entropy(logits, next(tokens)), 0)",
         )
-        start = "x = training.E(tokens)" if self.table else f"x = embed(tokens, {v}, {w})"
-        head = self.pick(f"unembed(norm(x), {v})", f"linear(layernorm(x), {v})")
-        return [
-            "flow(tokens) {", start, *first, *body, f"logits = {head}",
-            f"loss = {loss}", "return logits", "}",
-        ]  # fmt: skip
+        return streams or "tokens", f"x = {start}", head, loss
 
     def calls(self, m: Made) -> list[str]:
         """The call of a level, or of each member of a family."""
