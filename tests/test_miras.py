@@ -30,7 +30,7 @@ from nlc.miras.laws import LAWS, first_broken
 from nlc.miras.normal import LENGTH
 from nlc.miras.page import page
 from nlc.miras.plot import plot
-from nlc.miras.ranking import ranked, summary, table_csv
+from nlc.miras.ranking import known_as, ranked, summary, table_csv, with_gates
 from nlc.miras.recall import Score, recall, system_text
 from nlc.miras.same import Substitution
 from nlc.miras.survey import Row, survey
@@ -52,16 +52,17 @@ NAMED = {
     "normed_switch_scalar_gradient",
 }  # fmt: skip
 
+ALL = combinations(MEMORIES, BIASES, RETENTIONS, RULES)
+
 torch.set_num_threads(1)
 
 
 @cache
 def rows() -> list[Row]:
     """Most of the matrices, all that have a name, and a share of the rest."""
-    everything = combinations(MEMORIES, BIASES, RETENTIONS, RULES)
-    wanted = [c for c in everything if is_plain(c) or c.name in NAMED]
-    rest = [c for c in everything if not is_plain(c) and not first_broken(c)]
-    laws = {law.name: c for c in everything if (law := first_broken(c)) is not None}
+    wanted = [c for c in ALL if is_plain(c) or c.name in NAMED]
+    rest = [c for c in ALL if not is_plain(c) and not first_broken(c)]
+    laws = {law.name: c for c in ALL if (law := first_broken(c)) is not None}
     return survey(list(dict.fromkeys([*wanted, *rest[::41], *laws.values()])), 16)
 
 
@@ -248,6 +249,17 @@ def common(text: str) -> dict[str, Tensor]:
     """What all memories are given."""
     streams = streams_of(text).items()
     return {n: stream(n, tuple(SIZES[d] for d in dims)) for n, dims in streams}
+
+
+def test_the_page_says_what_is_found() -> None:
+    text = (Path(__file__).parent.parent / "docs/miras.md").read_text(encoding="utf-8")
+    lines = re.findall(r"^\| `(\w+)` \| (.*?) \| `(.*?)` \|$", text, re.M)
+    assert len(lines) >= 12
+    for name, known, how in lines:
+        found = survey([next(c for c in ALL if c.name == name)], 16)[0]
+        assert (known_as(found), with_gates(found)) == (known, how)
+    (example,) = re.findall(r"^```nl\n(.*?)^```$", text, re.M | re.S)
+    assert example == survey([one("matrix", "l2", "scalar", "steps")], 16)[0].text
 
 
 # ---- laws ----------------------------------------------------------------------------------------

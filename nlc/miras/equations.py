@@ -50,7 +50,7 @@ def times(factor: Expr, key: str) -> str:
     if factor == 1:
         return ""
     shown = text(factor, key)
-    return f"({shown}) * " if " + " in shown or " - " in shown or "/" in shown else f"{shown} * "
+    return f"({shown}) * " if factor.is_Add else f"{shown} * "
 
 
 def momentum_lines(combination: Combination, form: Normal, amount: str) -> list[str]:
