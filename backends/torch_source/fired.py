@@ -38,17 +38,29 @@ class FiredBody(Body):
         return (code, True) if code is not None else super().array(handle, name)
 
     def state(self, term: Term) -> Value:
-        """A state as an array: the same at all ticks, on an axis of one."""
+        """A state as an array: the same at all ticks."""
         if term.info.box is not self.box:
             return super().state(term)
         code, _ = self.array(term.info, "")
-        return Value(f"{code}.unsqueeze({self.lead - 1})", ATOM, True, len(term.shape))
+        return Value(self.over_ticks(code), ATOM, True, len(term.shape))
+
+    def over_ticks(self, code: str) -> str:
+        """On an axis of one, unless something counts the ticks."""
+        axis = self.lead - 1
+        one = f"{code}.unsqueeze({axis})"
+        return f"self.lasting({one}, s, {axis})" if counts_ticks(self.box) else one
 
     def product(self, term: Term) -> Value:
         if term.info.handle.state.form.kind != "vector":
             return super().product(term)
         code, _ = self.array(term.info.handle, "")
-        return Value(f"{code}.unsqueeze({self.lead - 1})", ATOM, True, len(term.shape))
+        return Value(self.over_ticks(code), ATOM, True, len(term.shape))
+
+
+def counts_ticks(box: Box | None) -> bool:
+    """Whether a convolution in the box needs every tick of a period."""
+    period = box is not None and box.level is not None and box.level.clock.period > 1
+    return period and box is not None and any(t.op == "conv" for t in box.terms())
 
 
 class Fired(Frozen):
@@ -216,7 +228,8 @@ class Fired(Frozen):
     def stands(self, root: Term) -> bool:
         """Whether a value is the same at all ticks of a period."""
         outer = Body(self.module, self.box)
-        changing = ("input", "position", "call", "conv", "past", "rope")
+        changing = {"input", "position", "call", "conv", "past", "rope"}
+        changing |= {"state", "product"} if counts_ticks(self.box) else set()
         for t in root.walk():
             if t.op in changing:
                 return False
