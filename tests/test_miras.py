@@ -225,6 +225,16 @@ def test_what_has_a_name_is_what_has_that_name() -> None:
             raise AssertionError(f"{r.name} is not {known.name}: {error}") from None
 
 
+@pytest.mark.parametrize("chunk", [1, 3])
+def test_names_are_found_in_chunks_of_any_length(chunk: int) -> None:
+    picked = [one("residual", "l2", "scalar", "momentum", chunk),
+              one("normed", "switch", "scalar", "gradient", chunk)]  # fmt: skip
+    for r, name in zip(survey(picked, 16), ("Titans", "Yaad"), strict=True):
+        ((known, how),) = r.known
+        assert known.name == name and ("linearise" in r.text) == (chunk > 1)
+        check_same(r.text, known.text, how, chunk)
+
+
 def test_what_is_called_different_is_different() -> None:
     """On one set of streams no two distinct memories answer alike: none were missed."""
     biases = ("dot", "l2", "weighted", "window_dot", "huber", "shift")

@@ -5,7 +5,7 @@ Every combination is a row: one that breaks a law says which, any other has a sp
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from .alone import Memory, read
@@ -95,13 +95,12 @@ def looked_at(combination: Combination, size: int) -> Row:
 
 def named(chunk: int) -> Named:
     """The published memories in normal form, in chunks as long as ours."""
-    return [(known, form) for known in KNOWN for form in forms(read(known.text), chunk)]
+    return [(known, published(read(known.text), chunk)) for known in KNOWN]
 
 
-def forms(memory: Memory, chunk: int) -> Iterator[Normal]:
-    """Of a memory whose keys and values may differ in length, and of one where they may not."""
+def published(memory: Memory, chunk: int) -> Normal:
     square = all(d.span.text != "m" for p in memory.node.params for d in p.dims)
-    yield normal(memory.box(SQUARE if square else SMALL, {"chunk": chunk}))
+    return normal(memory.box(SQUARE if square else SMALL, {"chunk": chunk}))
 
 
 def classes(rows: list[Row], known: Named) -> list[Row]:
