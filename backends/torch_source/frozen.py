@@ -180,6 +180,8 @@ class Frozen(Gates):
                     found[f"input {t.info}"] = None
                 elif t.op == "local" and t.info not in self.touching:
                     found[f"local {t.info}"] = None
+                elif t.op == "state" and t.info.state.form.kind == "vector":
+                    found |= {f"input {n}": None for n, s in self.box.inputs[:1] if len(s) == 1}
         outer = Body(self.module, self.box)
         lead = {n: not n.startswith("local ") or self.leads(outer, n) for n in found}
         return sorted(found, key=lambda n: not lead[n])
