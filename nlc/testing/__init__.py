@@ -562,6 +562,8 @@ class Writer:
         rule = self.pick(
             f"set tanh(h + linear(c, {w}))", "set g * c + (1 - g) * h",
             "retain 0.9; write 0.5 * tanh(h)", "set g * tanh(h + c / 2)", "set tanh(h) + c / 2",
+            "objective sum((tanh(c) - h)^2) / 9; learn gradient(rate = 0.2)",
+            "retain 0.9; objective sum((c - h)^2) / 9; learn momentum(rate = 0.2, keep = 0.5)",
         )  # fmt: skip
         lines = [f"h = {self.vector({'x': w}, w, 1)}"]
         lines += [f"g = sigmoid(linear(x, {w}))"] * ("g *" in rule)
