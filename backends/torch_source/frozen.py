@@ -575,7 +575,12 @@ class Frozen(Gates):
                     parts = f"{self.heads.several(source, len(targets))}{flat}.unbind(0)"
                 else:
                     parts = f"{self.back(source, 1)}{flat}.unbind(0)"
-                code.add(f"{into} = {parts}")
+                if len(into) < 70:
+                    code.add(f"{into} = {parts}")
+                    continue
+                each = code.name("each")
+                code.add(f"{each} = {parts}")
+                code.add(*(f"s[{k}] = {each}[{i}]" for i, k in enumerate(targets)))
 
     def parts_of(
         self, body: StretchBody, name: str, names: list[str], group: list[Amount], shared: bool
