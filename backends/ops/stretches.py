@@ -21,13 +21,17 @@ from .retention import Retention
 @dataclass(frozen=True)
 class Stretches:
     """Where the stretches of a span lie: start, end, whether a period begins there, and whether a
-    gradient is cut there.
+    gradient is cut there. `enter` tells the stream which of its ticks are looked at.
     """
 
     parts: tuple[tuple[int, int, bool, bool], ...]
+    enter: Callable[[int, int], None]
 
     def __iter__(self) -> Iterator[tuple[int, int, bool, bool]]:
-        return iter(self.parts)
+        for part in self.parts:
+            self.enter(*part[:2])
+            yield part
+        self.enter(0, self.parts[-1][1] if self.parts else 0)
 
     def runs(self) -> Iterator[tuple[int, int, int]]:
         """First tick, length of each stretch, and how many there are."""

@@ -91,7 +91,12 @@ class Stream(dict[str, Tensor]):
 
     def cuts(self, period: int, cut: int = 0) -> Stretches:
         """The same, all at once."""
-        return Stretches(tuple(self.stretches(period, cut)))
+        position = self.position
+
+        def enter(a: int, b: int) -> None:
+            self.position, self.time = position + a, b - a
+
+        return Stretches(tuple(self.stretches(period, cut)), enter)
 
     def stretches(self, period: int, cut: int = 0) -> Iterator[tuple[int, int, bool, bool]]:
         """Parts of this span that end at multiples of `period` (and `cut`) ticks: start, end,

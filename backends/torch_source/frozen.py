@@ -307,7 +307,7 @@ class Frozen(Gates):
         if any(s.rule.through for s in self.box.states):
             return False  # what is read is of the size of all its states
         return not (frozen_lines and self.anchored) and all(
-            t.op not in ("position", "call", "conv", "state", "next")
+            t.op not in ("position", "rope", "call", "conv", "state", "next")
             and (t.op != "apply" or t.info.box is self.box and t.info.name in known & changing)
             for root in [*self.read_roots, *inner]
             for t in root.walk()
