@@ -113,6 +113,7 @@ class Body:
             [(box.path + "." if box is not None else "", "at")] if box is not None else [("", "")]
         )
         self.turned: dict[str, str] = {}
+        self.pasts: dict[str, str] = {}  # those that stand while their ticks are run again
         self.batch = "batch"  # what the first axis holds, for the reader
         self.e = self.expressions()
 
@@ -263,7 +264,7 @@ class Body:
         past = (
             ", hold=torch.detach" if not self.open else ", hold=s.hold" if self.held_inside else ""
         )
-        before = f"s[{key}]"
+        before = self.pasts.get(key, f"s[{key}]")
         name = self.code.name("y")
         cut = self.plan.training.truncate.get(self.level or "")
         function = "parts.causal_conv(" if cut is None else f"self.conv_cut(s, {cut}, "

@@ -44,6 +44,7 @@ class Solved(Frozen):
         begins = [self.begin(body, *key, g) for key, g in zip(arrays, gates, strict=True)]
         runs = [code.name(f"{s.name}_{a}" if a else s.name) for s, a in arrays]
         body.runs = {(s.name, a): n for (s, a), n in zip(arrays, runs, strict=True)}
+        self.keep_pasts(body)
         ticks = code.name("ticks")
         outer, taken = body.e, set(code.taken)
         code.add("")
@@ -71,6 +72,19 @@ class Solved(Frozen):
             memories = [memory] if momentum else None
             run = body.runs[state.name, array]
             self.ends(run, [key], memories, None, False, state.form.kind)
+
+    def keep_pasts(self, body: StretchBody) -> None:
+        """Every round convolves what came before the span, which the last one moves on."""
+        rules = [s.rule for s in self.box.states]
+        roots = [t for r in rules for t in (r.objective, r.write, r.retain) if t is not None]
+        roots += [t for r in rules for line in r.learn.values() for t in line.settings.values()]
+        roots += [t for n, t in self.values.items() if n in self.touching and n in self.used]
+        for t in {id(t): t for root in roots for t in root.walk() if t.op == "conv"}.values():
+            if self.touches(t.args[0]):
+                raise NotLowered("`conv` of what a memory says, at every token,", t.span)
+            key, name = body.key(t.info.path), self.code.name("before")
+            self.code.add(f"{name} = s[{key}]")
+            body.pasts[key] = name
 
     def at_retained(self, state: State) -> bool:
         """Whether the objective sees the retained state (2.8.3); a proximal step ends there."""
