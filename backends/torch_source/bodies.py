@@ -336,6 +336,8 @@ class Body:
         """W x for every tick: W is [batch, *mapped, *per, m, n], or has no batch."""
         per = handle.state.per
         turn = "" if back else ".mT"
+        if own and not x.lead:
+            x = Value(f"self.stream({x.code}, s, {self.lead})", ATOM, True, x.own)
         if per:
             batched = matrix if own else f"{matrix}.unsqueeze(0)"
             swap = f".transpose({self.lead - 1}, {self.lead})"
