@@ -211,6 +211,16 @@ def test_texts_of_the_spec_stay_texts(text: str) -> None:
     assert model(torch.ones(1, 2, 4))[0].shape == (1, 2, 4)
 
 
+def test_memories_alike_are_run_together() -> None:
+    """HOPE's five networks: the first layers meet one key, the second layers of each kind stand
+    side by side; three recurrences a stretch, not ten.
+    """
+    source = nlc.compile("hope", depth=1, width=16, vocab=8).source
+    body = source.split("def titans_writes")[1].split("def titans_read")[0]
+    assert body.count("span(") == 3
+    assert "torch.cat([M_main_W2, M_key_W2, M_value_W2])" in body
+
+
 def test_long_lines_are_made_of_named_parts() -> None:
     inner = " + ".join(f"torch.relu(value_{i}.square())" for i in range(8))
     text = f"def f(self):\n    x = F.gelu(({inner}) ** 2)  # [batch, time]\n    return x\n"

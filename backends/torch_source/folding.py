@@ -77,6 +77,8 @@ def same_info(x: object, y: object, first: str, other: str) -> bool:
     if isinstance(x, Handle) and isinstance(y, Handle):
         names = (x.name, y.name)
         return x.box is y.box and (names == (first, other) or names[0] == names[1] != first)
+    if isinstance(x, Term) and isinstance(y, Term):  # what `stop` was made of
+        return alike(x, y, first, other)
     return x == y
 
 

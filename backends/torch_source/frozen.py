@@ -460,11 +460,40 @@ class Frozen(Gates):
                 continue
             self.join_anchors(body, family)
             self.share_gates(body, family, mine)
+            apart = [r for r in mine if self.meets_one_input(r)]
             with body.together(len(family), self.used_by(mine, family[0])):
                 body.e.count([self.fold(t) for r in mine for t in (r.surprise, r.input)])
-                found += [self.amount(body, family, r) for r in mine]
+                rows_of = {r.array: body.row(self.fold(r.surprise), (), "surprise") for r in apart}
+                found += [self.amount(body, family, r) for r in mine if r not in apart]
+            for r in apart:
+                found += self.members(body, family, r, rows_of[r.array])
         for group in together(found):
             self.run(body, group)
+
+    def meets_one_input(self, rule: ArrayRule) -> bool:
+        """Whether states alike are given the same input, and gates: they are then rows of one
+        matrix, with each other and with any that are given it too.
+        """
+        parts = [rule.input] if rule.rule.erase is None else [rule.input, rule.rule.erase]
+        return (
+            (rule.state, rule.array) in self.shared
+            and self.box.state(rule.state).form.kind != "vector"
+            and not any(t.op in ("apply", "product", "product_back", "state")
+                        for part in parts for t in substitute(part, rule.settings).walk())
+        )  # fmt: skip
+
+    def members(
+        self, body: StretchBody, family: list[State], rule: ArrayRule, surprises: str
+    ) -> list[Amount]:
+        """What is written into one array of each of states alike."""
+        e = body.code.name("each")
+        body.code.add(f"{e} = {surprises}.chunk({len(family)})")
+        found = self.amount(body, family, rule, e)
+        held = found.e.removeprefix(e)
+        return [
+            replace(found, names=(name,), paths=(path,), e=f"{e}[{i}]{held}")
+            for i, (name, path) in enumerate(zip(found.names, found.paths, strict=True))
+        ]
 
     def join_anchors(self, body: StretchBody, family: list[State]) -> None:
         """One array for each that the states have: all of them side by side in the batch."""
@@ -489,11 +518,14 @@ class Frozen(Gates):
                     found[f"{t.op} {t.info}"] = None
         return list(found)
 
-    def amount(self, body: StretchBody, family: list[State], rule: ArrayRule) -> Amount:
+    def amount(
+        self, body: StretchBody, family: list[State], rule: ArrayRule, e: str = ""
+    ) -> Amount:
+        """What is written into one array; `e`: its surprise, where that is made already."""
         state = family[0]
         level = self.box.level.name if self.box.level is not None else ""
         per = () if body.folded else state.per
-        e = body.row(self.fold(rule.surprise), per, "surprise")
+        e = e or body.row(self.fold(rule.surprise), per, "surprise")
         if state.form.kind == "vector":
             x = body.name_row(f"parts.ones({e})", "ones")
         else:
