@@ -39,6 +39,7 @@ from .system import (
     Term,
     Transfer,
     Weight,
+    line_terms,
 )
 from .text import NOWHERE, Span
 
@@ -360,7 +361,7 @@ def _rounds(box: Box) -> int:
     Muon's steps of Newton-Schulz are the innermost level (arXiv:2512.24695, section 4.2). They are
     a `repeat` of the body, or one written out: then the same place in the text stands below itself.
     """
-    ends = [t for t in (box.write, box.retain) if t is not None]
+    ends = [*(t for t in (box.write, box.retain) if t is not None), *line_terms(box.lines)]
     return max([1, *(_looped(line) for line in box.lines), *_depths(ends).values()])
 
 

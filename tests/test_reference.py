@@ -396,7 +396,7 @@ def test_the_slow_momentum_of_m3_serves_the_next_period() -> None:
     seen, slow, pending = dict(fast), dict(fast), dict(fast)
 
     def orthogonal(G: Tensor) -> Tensor:
-        X = G / (G.norm() + 1e-7)
+        X = G / G.norm().clamp(min=1e-7)
         A = X @ X.T
         Y: Tensor = 3.4445 * X + (-4.7750 * A + 2.0315 * A @ A) @ X
         return Y

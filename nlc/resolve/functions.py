@@ -149,6 +149,18 @@ def joined(call: FunctionCall) -> Value:
     return call.make(terms, call.joint(terms))
 
 
+def where(call: FunctionCall) -> Value:
+    """Of a condition that is known, what it chooses: a setting that is off costs nothing."""
+    condition = call.args[0]
+    if not is_number(condition):
+        return joined(call)
+    place = 1 if condition else 2
+    terms = call.arrays()
+    if call.joint(terms) != terms[place].shape:
+        return joined(call)
+    return call.args[place] if is_known(call.args[place]) else terms[place]
+
+
 def binary(body: Body, op: str, left: Value, right: Value, span: Span, spans: list[Span]) -> Value:
     """An operator between two values (2.5.2), folded where both are numbers."""
     call = FunctionCall(body, op, [left, right], {}, spans, span)
@@ -410,7 +422,7 @@ def start(call: FunctionCall) -> Value:
 TABLE: dict[str, tuple[int, int, tuple[str, ...], Callable[[FunctionCall], Value]]] = {
     **dict.fromkeys(ELEMENTWISE, (1, 1, (), elementwise)),
     **dict.fromkeys(("min", "max", "mod"), (2, 2, (), joined)),
-    **dict.fromkeys(("clip", "where"), (3, 3, (), joined)),
+    "clip": (3, 3, (), joined), "where": (3, 3, (), where),
     "sum": (1, 2, (), reduce), "mean": (1, 2, (), reduce),
     "dot": (2, 2, (), dot), "outer": (2, 2, (), outer), "length": (1, 2, ("p",), length),
     "unit": (1, 1, (), on_last), "softmax": (1, 1, (), on_last), "frobenius": (1, 1, (), to_number),
