@@ -9,13 +9,16 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 
 from .backward import Underivable, constant, make
+from .crossing import check_edges, openness
 from .derive import affine, given_write, gradient, implicit_step, linear_rule
 from .diagnostics import Diagnostic
+from .lacking import NotLowered
 from .pasts import attention, squares
-from .plan import ArrayRule, Lowering, Openness, Plan
+from .plan import ArrayRule, Lowering, Plan
 from .rules import Affine, Example, Gradient, LinearRule
 from .system import (
     ALL,
+    Assign,
     Box,
     Learn,
     Level,
@@ -25,29 +28,10 @@ from .system import (
     Term,
     line_terms,
 )
-from .text import Span
 from .windows import mixed
 
 # Operations that no generated code has yet.
-UNLOWERED = {"fade", "top", "qr", "dropout", "across", "copy", "fresh"}
-
-
-# Lowerings of memories that write at every token.
-PASTS = ("attention", "squares")  # of what keeps its pasts alone
-MEMORIES = ("recurrence", "frozen", "solved", "fired")
-
-
-class NotLowered(Exception):
-    """Carries the NL701 of one box to `lower`, which collects them. Its text says what."""
-
-    def __init__(self, why: str, span: Span, help: str = "") -> None:
-        super().__init__(why)
-        self.diagnostic = Diagnostic(
-            "NL701",
-            f"{why} is not lowered to PyTorch yet",
-            span,
-            help=help or "`nlc.reference` runs it, token by token",
-        )
+UNLOWERED = {"fade", "dropout", "across", "copy", "fresh"}
 
 
 def lower(system: System) -> tuple[Plan | None, list[Diagnostic]]:
@@ -93,136 +77,7 @@ def trained_levels(system: System) -> tuple[Level, ...]:
     )
 
 
-# ---- which gradients pass ----------------------------------------------------------------------
-
-
-def openness(system: System, learners: tuple[Level, ...]) -> Openness:
-    """The levels whose states and pasts the learners' gradients enter; one answer for all of them,
-    or NL701.
-    """
-    edges = {
-        l.name: [t for t in system.transfers if t.kind == "backprop" and t.target is l]
-        for l in learners
-    }
-    answers = {
-        frozenset(
-            (t.source.name, t.truncate, t.first_order) for t in found if t.source.name not in edges
-        )
-        for found in edges.values()
-    }
-    if len(answers) > 1:
-        raise NotLowered(
-            "a gradient that enters the states of one level for one learner and not "
-            "(or not so far) for another",
-            system.span,
-        )
-    found = [t for t in next(iter(edges.values()), []) if t.source.name not in edges]
-    twice = next((t for t in found for u in found if u is not t and u.source is t.source), None)
-    if twice is not None:
-        raise NotLowered(
-            f"a second gradient from `{twice.target.name}` into `{twice.source.name}`", twice.span
-        )
-    cut = {t.source.name: t.truncate for t in found if t.truncate is not None}
-    first = frozenset(t.source.name for t in found if t.first_order)
-    return Openness(frozenset(t.source.name for t in found), cut, first)
-
-
-def check_edges(
-    system: System,
-    learners: tuple[Level, ...],
-    training: Openness,
-    inner: Openness,
-    lowerings: dict[int, Lowering],
-) -> None:
-    for t in system.transfers:
-        token_learner = t.source in learners if t.kind == "backprop" else t.target in learners
-        if token_learner and t.kind in ("backprop", "init") and not t.first_order:
-            raise NotLowered(
-                f"`{t.source.name} -> {t.target.name}` without `first order`: "
-                "a second derivative of the model's own loss",
-                t.span,
-            )
-        if t.kind == "init" and t.source.clock.unit not in ("step", "task"):
-            raise NotLowered(f"a start that `{t.source.name}` learns while the stream runs", t.span)
-        if t.kind == "generate":
-            raise NotLowered("`transfer generate`", t.span)
-    if inner.truncate or not inner.levels <= training.levels:
-        raise NotLowered(
-            "a gradient of a level on tokens that enters where training's does not", system.span
-        )
-    for lowering in lowerings.values():
-        level = lowering.box.level
-        closed = level is not None and (
-            level.name not in training.levels or (learners and level.name not in inner.levels)
-        )
-        if closed and (lowering.kind in PASTS or keeps_windows(lowering.box)):
-            raise NotLowered(
-                "a past that is a constant to a learner "
-                f"(no `backprop {level.name if level else ''} ->`)",
-                lowering.box.span,
-            )
-        kept = lowering.kind in PASTS or keeps_windows(lowering.box)
-        if kept and level is not None and level.name in training.truncate:
-            raise NotLowered(
-                f"`through {training.truncate[level.name]} tokens` into a past",
-                lowering.box.span,
-            )
-        check_orders(system, lowering, training)
-        if (
-            lowering.kind in MEMORIES
-            and level is not None
-            and level.name in training.first_order ^ inner.first_order & inner.levels
-        ):
-            if learners and level.name in inner.levels:
-                raise NotLowered(
-                    f"`first order` into `{level.name}` for one learner and not for another",
-                    lowering.box.span,
-                )
-    for name, length in training.truncate.items():
-        if learners:
-            raise NotLowered(
-                f"`through {length} tokens` beside a level that learns the model's loss on tokens "
-                f"(`{name}`)",
-                system.span,
-            )
-
-
-def keeps_windows(box: Box) -> bool:
-    return any(t.op == "past" for t in box.terms())
-
-
-def check_orders(system: System, lowering: Lowering, training: Openness) -> None:
-    """Whether the inner gradient is a constant is one answer for the streams and for the start of a
-    memory (2.11.3).
-    """
-    box = lowering.box
-    if lowering.kind not in MEMORIES or box.level is None:
-        return
-    for t in system.transfers:
-        other = t.truncate != training.truncate.get(box.level.name)
-        if t.kind == "init" and t.target is box.level and other:
-            why = f"`init` and `backprop` of `{box.level.name}`, `through` different lengths"
-            raise NotLowered(why, t.span)
-    rule = lowering.arrays[0] if lowering.arrays else None
-    reads = (
-        rule is None
-        or rule.error is None
-        or rule.error.factor is not None
-        or rule.rule.erase is not None
-    )
-    if not reads and box.level.name not in training.levels:
-        return  # neither the start nor a stream goes into what is written
-    constant = box.level.name in training.first_order
-    if constant and reads and lowering.kind == "recurrence":
-        raise NotLowered(
-            f"`backprop {box.level.name} -> .. first order` through a write that reads its state",
-            box.span,
-        )
-    for t in system.transfers:
-        if t.kind == "init" and t.target is box.level and t.first_order is not constant:
-            raise NotLowered(
-                f"`init` and `backprop` of `{box.level.name}`, one of them `first order`", t.span
-            )
+# ---- terms --------------------------------------------------------------------------------------
 
 
 def check_flow(system: System) -> None:
@@ -234,11 +89,12 @@ def check_flow(system: System) -> None:
         raise NotLowered("`past` in a flow", past.span)
 
 
-def check_terms(root: Term, flow: bool = False) -> None:
+def check_terms(root: Term, flow: bool = False, box: Box | None = None) -> None:
+    lines = {} if box is None else values_of(box)
     for t in root.walk():
         if t.op in UNLOWERED:
             raise NotLowered(f"`{t.op}`", t.span)
-        if t.op == "past" and (t.info.window == ALL or touched(t)):
+        if t.op == "past" and (t.info.window == ALL or touched(t.args[0], lines)):
             raise NotLowered("`past` of all ticks outside attention", t.span)
         if t.op == "index" and len(t.args[0].shape) != 1:
             raise NotLowered("entries of an array of arrays, by an array,", t.span)
@@ -252,9 +108,19 @@ def check_terms(root: Term, flow: bool = False) -> None:
             raise NotLowered("`next` in a level's own objective", t.span)
 
 
-def touched(past: Term) -> bool:
-    """Whether a window is one of a state's own readings."""
-    return any(t.op in ("apply", "state", "local") for t in past.args[0].walk())
+def touched(term: Term, lines: Mapping[str, Term]) -> bool:
+    """Whether a window is one of a state's own readings, by a line or not."""
+    return any(
+        t.op in ("apply", "state")
+        or t.op == "local"
+        and (t.info not in lines or touched(lines[str(t.info)], lines))
+        for t in term.walk()
+    )
+
+
+def values_of(box: Box) -> dict[str, Term]:
+    """The plain lines of a box, by name."""
+    return {line.name: line.value for line in box.lines if isinstance(line, Assign)}
 
 
 def check_windows(box: Box, *parts: Term) -> None:
@@ -294,6 +160,11 @@ def solved_anew(box: Box) -> Lowering:
     state = box.states[0]
     softmax = attention(box, state) if len(box.states) == 1 else None
     if softmax is not None:
+        beside = (softmax.beside.key, softmax.beside.value) if softmax.beside is not None else ()
+        for term in (*line_terms(box.lines), softmax.query, softmax.key, softmax.value, *beside):
+            check_terms(term, box=box)
+        if softmax.weight is not None:
+            check_windows(box, softmax.weight)
         why = "non-parametric: scaled-dot-product attention over the past (class vii)"
         return Lowering(box, "attention", why, attention=softmax)
     found = squares(box, state) if len(box.states) == 1 else None
@@ -328,7 +199,7 @@ def check_clock(box: Box, level: Level) -> None:
 
 def check_body(box: Box) -> None:
     for root in body_roots(box):
-        check_terms(root)
+        check_terms(root, box=box)
 
 
 def body_roots(box: Box) -> list[Term]:
@@ -405,7 +276,7 @@ def own_objective(box: Box) -> Lowering:
     check_body(box)
     terms = [t for state in box.states for t in rule_terms(state)]
     for term in terms:
-        check_terms(term)
+        check_terms(term, box=box)
     check_windows(box, *terms)
     clock = box.level.clock
     if clock.period > 1 or clock.phase is not None:
@@ -436,6 +307,7 @@ def in_dual_form(box: Box) -> Lowering:
         if any(s.rule.through for s in changing):
             why += ", the link on each read (class vi)"
         return Lowering(box, "frozen", why, arrays=arrays, gradients=gradients)
+    once_a_tick(box, changing)
     rule = one_solve(box, gradients)
     if rule is not None:
         reads = rule.error is not None and rule.error.factor is not None
@@ -446,6 +318,17 @@ def in_dual_form(box: Box) -> Lowering:
     arrays = tuple(r for s in changing for r in array_rules(box, s, gradients[s.name], False))
     why = "each write from those before it, by Picard iteration in dual form (class iv, exact)"
     return Lowering(box, "solved", why, arrays=arrays, gradients=gradients)
+
+
+def once_a_tick(box: Box, changing: list[State]) -> None:
+    """A memory that is called by a line moves on: the line cannot be made again in every round."""
+    lines = values_of(box)
+    for term in (t for state in changing for root in rule_terms(state) for t in root.walk()):
+        called = term if term.op == "call" else None
+        if term.op == "local":
+            called = next((t for t in lines[str(term.info)].walk() if t.op == "call"), None)
+        if called is not None and touched(called, lines):
+            raise NotLowered("a memory called with what another says", called.span)
 
 
 def at_firings(box: Box, why: str) -> Lowering:

@@ -1,8 +1,10 @@
 """What solves `learn exact` where its objective is one that is known: attention, least squares.
 
-    sum(exp(scale * dot(past(k), q)) * length(past(v) - z)^2)
+    sum(w * exp(scale * dot(past(k), q)) * length(past(v) - z)^2) +
+    sum(exp(scale * dot(K, q)) * length(V - z)^2)
 
-is least at the softmax-weighted mean of the values (class vii), and
+is least at the softmax-weighted mean of the values (class vii; w and the pairs K, V of no past need
+not be there), and
 
     c sum_i f_ti w_i |M k_i - v_i|^2 + d sum(ridge M^2)
 
@@ -13,11 +15,11 @@ k_i k_i', f_ti being what `fade` leaves of tick i at tick t (class iii; memory-f
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 from .backward import constant, mul
-from .plan import Attention, Squares
-from .system import ALL, Box, Slot, State, Term
+from .plan import Attention, Beside, Squares
+from .system import ALL, Assign, Box, State, Term
 
 # ---- attention ----------------------------------------------------------------------------------
 
@@ -32,35 +34,104 @@ def attention(box: Box, state: State) -> Attention | None:
 
 
 def match_attention(objective: Term, state: State, box: Box) -> Attention | None:
-    match objective:
-        case Term(
-            op="sum",
-            info=None,
-            args=(Term(op="mul", args=(Term(op="exp", args=(score,)), distance)),),
-        ):
-            value = match_distance(distance, state, box)
-            scale, dot = match_score(score)
-            if value is None or dot is None:
-                return None
-            a, b = dot.args
-            key, query = (a, b) if a.op == "past" else (b, a)
-            if key.op != "past" or query.op == "past" or key.shape[0] != value.shape[0]:
-                return None
-            if any(
-                t.op in ("past", "state", "apply")
-                for t in [*query.walk(), *key.args[0].walk(), *value.args[0].walk()]
-            ):
-                return None
-            slots: tuple[Slot, Slot] = (key.info, value.info)
-            window = None if slots[0].window == ALL else slots[0].window
-            return Attention(
-                query, key.args[0], value.args[0], scale, window, slots[0].path, slots[1].path
-            )
-    return None
+    """Sums over pairs; those of no past stand beside the others."""
+    past = beside = None
+    summands = list(parts(objective, 1.0))
+    if len({scale for scale, _ in summands}) > 1 or summands[0][0] <= 0:
+        return None
+    for _, part in summands:
+        found = match_pairs(part, state, box)
+        if found is None:
+            return None
+        score, key, query, value, weight = found
+        if key.op == "past" and past is None:
+            past = found
+        elif key.op != "past" and beside is None and weight is None:
+            beside = Beside(key, value, score)
+        else:
+            return None
+        if past is not None and not same(past[2], query):
+            return None
+    if past is None:
+        return None
+    scale, key, query, value, weight = past
+    key_slot, value_slot = key.info, value.info
+    if any(names_state(t) for t in (query, key.args[0], value.args[0])):
+        return None
+    window = None if key_slot.window == ALL else key_slot.window
+    if weight is not None and window is None:
+        return None
+    paths = key_slot.path, value_slot.path
+    return Attention(query, key.args[0], value.args[0], scale, window, *paths, weight, beside)
+
+
+def same(a: Term, b: Term) -> bool:
+    return a is b or a.op == b.op in ("input", "local") and a.info == b.info
+
+
+def names_state(term: Term) -> bool:
+    return any(t.op in ("past", "state", "apply") for t in term.walk())
+
+
+def match_pairs(
+    part: Term, state: State, box: Box
+) -> tuple[float, Term, Term, Term, Term | None] | None:
+    """`sum(w * exp(scale * dot(k, q)) * length(v - z)^2)` as scale, k, q, v, w."""
+    if part.op != "sum" or part.info is not None:
+        return None
+    score = value = weight = None
+    for factor in factors(part.args[0]):
+        away = match_distance(factor, state, box)
+        if away is not None and value is None:
+            value = away
+        elif factor.op == "exp" and score is None and match_score(factor.args[0])[1] is not None:
+            score = factor.args[0]
+        else:
+            weight = factor if weight is None else mul(weight, factor)
+    if score is None or value is None:
+        return None
+    scale, dot = match_score(score)
+    assert dot is not None
+    key, query = dot.args if len(dot.args[0].shape) >= len(dot.args[1].shape) else dot.args[::-1]
+    of_past = key.op == "past" and value.op == "past"
+    lines = {line.name: line.value for line in box.lines if isinstance(line, Assign)}
+    if len(query.shape) != 1 or key.shape[:-1] != value.shape[:-1] or query.op == "past":
+        return None
+    if not of_past and (names_state(key) or names_state(value)):
+        return None
+    if len(key.shape) not in ((2, 3) if of_past else (2,)):
+        return None
+    if weight is not None and not (of_past and weighs(weight, key, lines)):
+        return None
+    return scale, key, query, value, weight
+
+
+def weighs(weight: Term, key: Term, lines: Mapping[str, Term]) -> bool:
+    """Whether the weights have a row for each tick of the window, and no gradient where 0."""
+    several = len(weight.shape) == len(key.shape) - 1
+    fits = several and weight.shape[1:] in ((), (1,), key.shape[1:2])
+    return fits and weight.shape[:1] == key.shape[:1] and (positive(weight) or even(weight, lines))
+
+
+def positive(term: Term) -> bool:
+    if term.op in ("mul", "div", "add", "column", "expand", "past"):
+        return all(map(positive, term.args))
+    return term.op in ("exp", "sigmoid", "softplus") or term.op == "const" and term.info > 0
+
+
+def even(term: Term, lines: Mapping[str, Term]) -> bool:
+    """Whether no gradient goes through the term."""
+    if term.op in ("lt", "le", "gt", "ge", "eq", "sign", "floor", "top"):
+        return not any(t.op in ("state", "apply") for t in term.walk())
+    if term.op == "local":
+        return even(lines[str(term.info)], lines)
+    if not term.args:
+        return term.op in ("const", "position", "range", "eye")
+    return all(even(a, lines) for a in term.args)
 
 
 def match_distance(term: Term, state: State, box: Box) -> Term | None:
-    """`length(past(v) - z)^2`, either way round."""
+    """v of `length(v - z)^2`, either way round."""
     match term:
         case Term(
             op="pow",
@@ -69,13 +140,8 @@ def match_distance(term: Term, state: State, box: Box) -> Term | None:
                 Term(op="const", info=2),
             ),
         ):
-            value, z = (a, b) if a.op == "past" else (b, a)
-            if (
-                value.op == "past"
-                and z.op == "state"
-                and z.info.box is box
-                and z.info.name == state.name
-            ):
+            value, z = (a, b) if b.op == "state" else (b, a)
+            if z.op == "state" and z.info.box is box and z.info.name == state.name:
                 return value
     return None
 

@@ -46,6 +46,22 @@ class Attention:
     window: int | None
     key_path: str
     value_path: str
+    weight: Term | None = None  # how much each pair counts, over the window [window] or [window, 1]
+    beside: Beside | None = None
+
+    @property
+    def plain(self) -> bool:
+        """One pair a tick, each counting 1, and none beside them."""
+        return self.weight is None and self.beside is None and len(self.key.shape) == 1
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Beside:
+    """Pairs of no past, [p, n] and [p, m], that every query sees."""
+
+    key: Term
+    value: Term
+    scale: float
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -19,7 +19,7 @@ APART = {
     *("apply", "unit", "rms_norm", "layer_norm", "column", "past"),
 }
 # Over the last axis, if that is not the rows.
-LAST = {"length", "dot", "sum", "mean", "softmax"}
+LAST = {"length", "dot", "sum", "mean", "softmax", "top"}
 
 
 def rows_of(term: Term) -> int:

@@ -42,7 +42,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "checks",
         "reading components order",
         "backward derive",
-        "windows pasts lower",
+        "lacking crossing windows pasts lower",
     ),
     ("driver",),
     # tools, each a question about what the stages have made

@@ -16,6 +16,7 @@ from torch.nn import functional
 
 from nlc.backends.ops import recurrence
 from nlc.backends.ops.attention import attend
+from nlc.backends.ops.pairs import attend_pairs
 from nlc.backends.ops.parts import (
     causal_conv,
     gelu_back,
@@ -430,6 +431,40 @@ def test_attention(lead: tuple[int, ...], ticks: int, window: int | None, past: 
     assert_same((got,), (want,), [q, k, v])
     scaled = attend(q, k, v, 2.0, window, past)
     assert_close((scaled,), (literal_attention(q, k, v, 2.0, window, past),), FORWARD)
+
+
+@pytest.mark.parametrize("ticks, past, window, several, beside", [
+    (5, 0, None, 1, 0), (5, 3, None, 2, 2), (7, 0, 3, 2, 2), (70, 5, 6, 2, 3), (70, 2, 4, 1, 0),
+    (7, 2, 20, 2, 1), (1, 2, 3, 1, 1),
+])  # fmt: skip
+def test_attention_over_weighed_pairs(
+    ticks: int, past: int, window: int | None, several: int, beside: int
+) -> None:
+    draw = torch.Generator().manual_seed(ticks)
+
+    def rand(*shape: int) -> Tensor:
+        return torch.randn(2, 3, *shape, generator=draw, dtype=torch.float64)
+
+    q, k, v = rand(ticks, 4), rand(past + ticks, several, 4), rand(past + ticks, several, 5)
+    seen = (rand(ticks, window or 1, 1) > 0).double()
+    seen[..., -1, :] = 1
+    own = (rand(ticks, beside, 4), rand(ticks, beside, 5)) if beside else None
+    rows = []
+    for i in range(ticks):
+        first = 0 if window is None else max(0, past + i + 1 - window)
+        keys, values = k[..., first : past + i + 1, :, :], v[..., first : past + i + 1, :, :]
+        weight = torch.exp(0.5 * (keys * q[..., i, None, None, :]).sum(-1))
+        if window is not None:
+            weight = weight * seen[..., i, window - keys.shape[-3] :, :]
+        weight, values = weight.flatten(-2), values.flatten(-3, -2)
+        if own is not None:
+            more = torch.exp((own[0][..., i, :, :] * q[..., i, None, :]).sum(-1))
+            weight = torch.cat([weight, more], -1)
+            values = torch.cat([values, own[1][..., i, :, :]], -2)
+        rows.append((weight.unsqueeze(-1) * values).sum(-2) / weight.sum(-1, keepdim=True))
+    given = None if window is None else seen
+    y = attend_pairs(q, k, v, 0.5, past, window, given, own)
+    assert (y - torch.stack(rows, -2)).abs().max() < FORWARD
 
 
 # --- parts ----------------------------------------------------------------------------------------

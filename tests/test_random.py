@@ -425,7 +425,7 @@ REFUSED = {
         matrix(rule="gradient(rate = 0.1)").replace("v = split(linear(x, 4), 2)", "v = k"),
         f"{OPEN} first order",
     ),
-    "`top`": with_mixer(ADAPTER, OPEN, call="repeat 2 { x += mixer(x) * top(x, 2) }"),
+    "`dropout`": with_mixer(ADAPTER, OPEN, call="repeat 2 { x += dropout(mixer(x), 0.5) }"),
     "a momentum of `M.main` that states make": with_mixer(
         GATED.format(keep="a", rule="momentum(rate = 0.2 * b, keep = 0.5 * b)"),
         "init training -> mixer",

@@ -149,6 +149,19 @@ def only(x: Tensor, seen: Tensor) -> Tensor:
     return torch.where(seen != 0, x, 0.0)
 
 
+def top(x: Tensor, k: int) -> Tensor:
+    """1 for the k largest of the last axis, else 0; of equal ones the first. No gradient."""
+    order = torch.sort(x.detach(), dim=-1, descending=True, stable=True).indices
+    return torch.zeros_like(x.detach()).scatter(-1, order[..., : min(k, x.shape[-1])], 1.0)
+
+
+def orthogonal(x: Tensor) -> Tensor:
+    """The orthogonal factor of QR, R's diagonal positive; x [..., n, m]."""
+    q, r = torch.linalg.qr(x)
+    signs = torch.where(torch.diagonal(r, dim1=-2, dim2=-1) < 0, -1.0, 1.0).to(x.dtype)
+    return q * signs.unsqueeze(-2)
+
+
 def entries(x: Tensor, at: Tensor) -> Tensor:
     """x[at] for lists [..., n] and numbers [..., k], the leading axes broadcast."""
     wide = torch.broadcast_shapes(x.shape[:-1], at.shape[:-1])  # type: ignore[no-untyped-call]

@@ -613,8 +613,10 @@ class Model(nn.Module):
         s[key] = known.narrow(lead - 1, known.shape[lead - 1] - (ticks - 1), ticks - 1)
         return known.unfold(lead - 1, ticks, 1).movedim(-1, lead)
 
-    def newest(self, past: Tensor, window: int | None) -> Tensor:
-        return past if window is None else past[..., max(past.shape[-2] - window, 0) :, :]
+    def newest(self, past: Tensor, window: int | None, axis: int = -2) -> Tensor:
+        if window is None or past.shape[axis] <= window:
+            return past
+        return past.narrow(axis, past.shape[axis] - window, window)
 
     def joined(self, reads: list[Tensor], axis: int) -> Tensor:
         return reads[0] if len(reads) == 1 else torch.cat(reads, axis)

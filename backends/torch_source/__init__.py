@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from nlc.lower import NotLowered, lower
+from nlc.lacking import NotLowered
+from nlc.lower import lower
 from nlc.plan import Plan
 
 from ..runtime import Model, load_state

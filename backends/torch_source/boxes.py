@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from nlc.plan import Attention
 from nlc.system import Box, Handle, Term
 
 from .bodies import Body, Module, all_mapped, state_path
@@ -56,6 +57,7 @@ def plain(module: Module, box: Box) -> None:
 
 
 def attention(module: Module, box: Box) -> None:
+    """Softmax over the past: `attend`, or `attend_pairs` for pairs that are not plain."""
     body = Body(module, box)
     plan = module.plan.of(box).attention
     assert plan is not None
@@ -67,7 +69,8 @@ def attention(module: Module, box: Box) -> None:
             box,
             "z = sum_i softmax_i(scale q.k_i) v_i minimises the objective: the weighted mean.",
         )
-        body.e.count([plan.query, plan.key, plan.value])
+        more = [t for t in (plan.weight, *pairs_beside(plan)) if t is not None]
+        body.e.count([plan.query, plan.key, plan.value, *more])
         body.lines(box.lines)
         query, key, value = (body.e(t) for t in (plan.query, plan.key, plan.value))
         keys, values, y = code.names(["keys", "values", "y"])
@@ -75,19 +78,45 @@ def attention(module: Module, box: Box) -> None:
         for path, given, name, term in paths:
             shape = (*all_mapped(box), 0, *term.shape)
             module.hold(path, box.loops, shape, "zeros")
-            code.add(f"{name} = torch.cat([s[{body.key(path)}], {given.code}], -2)")
-        window = "" if plan.window is None else f", window={plan.window}"
-        code.add(
-            f"{y} = attend({query.code}, {keys}, {values}, scale={plan.scale!r}{window}, "
-            f"past={keys}.shape[-2] - s.time)"
-        )
+            code.add(f"{name} = torch.cat([s[{body.key(path)}], {given.code}], {-1 - given.own})")
+        axis = -1 - key.own
+        past = f"past={keys}.shape[{axis}] - s.time"
+        code.add(f"{y} = {softmax_over(body, plan, query.code, keys, values, past)}")
         keep = "None" if plan.window is None else str(plan.window - 1)
+        axes = "" if axis == -2 else f", {axis}"
         code.add(
-            f"s[{body.key(plan.key_path)}] = self.newest({keys}, {keep})",
-            f"s[{body.key(plan.value_path)}] = self.newest({values}, {keep})",
+            f"s[{body.key(plan.key_path)}] = self.newest({keys}, {keep}{axes})",
+            f"s[{body.key(plan.value_path)}] = self.newest({values}, {keep}{axes})",
         )
         code.add(f"return {y}")
     code.add("")
+
+
+def softmax_over(body: Body, plan: Attention, query: str, keys: str, values: str, past: str) -> str:
+    window = "" if plan.window is None else f", window={plan.window}"
+    if plan.plain:
+        return f"attend({query}, {keys}, {values}, scale={plan.scale!r}{window}, {past})"
+    several = "" if len(plan.key.shape) == 2 else ".unsqueeze(-2)"
+    given = f"{query}, {keys}{several}, {values}{several}, {plan.scale!r}"
+    return f"attend_pairs({given}, {past}{window}{of_pairs(body, plan)})"
+
+
+def pairs_beside(plan: Attention) -> tuple[Term, ...]:
+    return () if plan.beside is None else (plan.beside.key, plan.beside.value)
+
+
+def of_pairs(body: Body, plan: Attention) -> str:
+    """How much pairs count, and those of no past, as arguments."""
+    told = ""
+    if plan.weight is not None:
+        value = body.e(plan.weight)
+        code = value.atom if value.lead else f"self.stream({value.code}, s, {body.lead})"
+        told += f", weight={code}{'.unsqueeze(-1)' * (value.own == 1)}"
+    if plan.beside is not None:
+        K, V = (body.e(t) for t in pairs_beside(plan))
+        codes = [v.atom if v.lead else f"self.stream({v.code}, s, {body.lead})" for v in (K, V)]
+        told += f", beside=({plan.beside.scale!r} * {codes[0]}, {codes[1]})"
+    return told
 
 
 def squares(module: Module, box: Box) -> None:

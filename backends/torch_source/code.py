@@ -78,6 +78,7 @@ RESERVED = {
     "time",
     "parts",
     "attend",
+    "attend_pairs",
     "scan",
     "span",
     "begin",

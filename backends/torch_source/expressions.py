@@ -331,6 +331,14 @@ class Expressions:
         v = self(term.args[0])
         return Value(f"torch.softmax({v.code}, -1)", ATOM, v.lead, v.own)
 
+    def op_qr(self, term: Term) -> Value:
+        v = self(term.args[0])
+        return Value(f"parts.orthogonal({v.code})", ATOM, v.lead, v.own)
+
+    def op_top(self, term: Term) -> Value:
+        v = self(term.args[0])
+        return Value(f"parts.top({v.code}, {term.info})", ATOM, v.lead, v.own)
+
     def op_matmul(self, term: Term) -> Value:
         a, b = (self(x) for x in term.args)
         ranks = len(term.args[0].shape), len(term.args[1].shape)

@@ -6,7 +6,7 @@ tick by tick: the last resort, for states that no closed form and no fixed point
 from __future__ import annotations
 
 from nlc.diagnostics import InternalError
-from nlc.lower import NotLowered
+from nlc.lacking import NotLowered
 from nlc.rules import Example
 from nlc.system import Array, Assign, Box, Handle, Lambda, Learn, State, Term
 from nlc.windows import rows_of

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 
 from nlc.derive import substitute
 from nlc.diagnostics import InternalError
+from nlc.lacking import NotLowered
 from nlc.plan import ArrayRule
 from nlc.system import Assign, Box, State, Term
 
@@ -27,6 +28,7 @@ from .common import (
 from .expressions import ATOM, Value
 from .folding import Folder, Heads, Unfoldable
 from .gates import Gates
+from .lines import Lines, moves_on
 from .stretch import StretchBody
 
 
@@ -45,7 +47,7 @@ class Amount:
     arguments: tuple[tuple[str, str], ...]
 
 
-class Frozen(Gates):
+class Frozen(Lines, Gates):
     """Writes a box that linearises: lines that read no state, then what each stretch writes, then
     what it reads. `anchored`: some lines have their value at the start of the stretch.
     """
@@ -60,6 +62,8 @@ class Frozen(Gates):
         self.left: dict[tuple[str, str], int] = {}  # and by the array
         self.shared: dict[tuple[str, str], dict[str, str]] = {}  # gates of states alike
         self.rules = module.plan.of(box).arrays
+        self.handed: tuple[str, ...] = ()
+        self.read_roots: list[Term] = []
         self.values = {line.name: line.value for line in box.lines if isinstance(line, Assign)}
         self.touching = self.lines_touching_state()
         self.write_roots = self.roots_of_writes()
@@ -71,6 +75,7 @@ class Frozen(Gates):
             box.read,
             *(v for n, v in self.values.items() if n in self.touching and n not in self.used),
         ]
+        self.handed = self.lines_handed()
 
     @property
     def period(self) -> int:
@@ -97,7 +102,8 @@ class Frozen(Gates):
         if not self.heads.sizes:
             return None
         if self.heads.mapped:
-            return (lambda term: term) if not any(s.per for s in self.box.states) else None
+            calls = any(moves_on(self.values[n]) for n in self.touching & self.used)
+            return (lambda t: t) if not calls and not any(s.per for s in self.box.states) else None
         folder = Folder(self.heads.sizes)
         try:
             for name in self.touching & self.used:
@@ -120,82 +126,6 @@ class Frozen(Gates):
     def back(self, code: str, axis: int = 0) -> str:
         """An array for the stream."""
         return self.heads.back(code, axis) if self.folder is not None else code
-
-    # ---- which lines go where
-    # -----------------------------------------------------------------------
-
-    def roots_of_writes(self) -> list[Term]:
-        """What a write, a retention, an objective or a setting is made of (2.9.7)."""
-        roots: list[Term] = []
-        for state in self.box.states:
-            rule = state.rule
-            parts = (rule.objective, rule.retain, rule.write, rule.set)
-            roots += [t for t in parts if t is not None]
-            links = [*(rule.through or {}).values(), *(rule.onto or {}).values()]
-            roots += [link.body for link in links]
-            roots += [t for learn in rule.learn.values() for t in learn.settings.values()]
-        return roots
-
-    def reach(self, roots: list[Term]) -> set[str]:
-        """The lines that these terms use, directly or not."""
-        found: set[str] = set()
-        stack = list(roots)
-        while stack:
-            for t in stack.pop().walk():
-                if t.op == "local" and t.info not in found:
-                    found.add(t.info)
-                    stack.append(self.values[t.info])
-        return found
-
-    def needed(self) -> set[str]:
-        """The lines that read the states and are needed for what is read."""
-        return self.reach(self.read_roots) & self.touching
-
-    def lines_touching_state(self) -> set[str]:
-        """Lines that depend on the box's own states."""
-        touching: set[str] = set()
-        for name, value in self.values.items():
-            if any(
-                t.op in ("apply", "state")
-                and t.info.box is self.box
-                or t.op == "local"
-                and t.info in touching
-                for t in value.walk()
-            ):
-                touching.add(name)
-        return touching
-
-    def given(self, roots: list[Term]) -> list[str]:
-        """Inputs and lines made outside that these terms use, through lines that touch the states
-        too.
-        """
-        found: dict[str, None] = {}
-        inner = [self.values[n] for n in self.reach(roots) & self.touching]
-        for root in [*roots, *inner]:
-            for t in root.walk():
-                if t.op == "past":
-                    found[f"past {t.info.path}"] = None
-                    found[f"seen {t.info.window}"] = None
-                elif t.op == "input":
-                    found[f"input {t.info}"] = None
-                elif t.op == "local" and t.info not in self.touching:
-                    found[f"local {t.info}"] = None
-                elif t.op == "state" and t.info.state.form.kind == "vector":
-                    found |= {f"input {n}": None for n, s in self.box.inputs[:1] if len(s) == 1}
-        outer = Body(self.module, self.box)
-        lead = {n: not n.startswith("local ") or self.leads(outer, n) for n in found}
-        return sorted(found, key=lambda n: not lead[n])
-
-    def runs_read(self) -> list[ArrayRule]:
-        """The arrays that reads see as they run on."""
-        inner = () if self.anchored else (self.values[n] for n in self.needed())
-        names = {
-            t.info.name
-            for root in (*self.read_roots, *inner)
-            for t in root.walk()
-            if t.op in ("apply", "state") and t.info.box is self.box
-        }
-        return list({(r.state, r.array): r for r in self.rules if r.state in names}.values())
 
     # ---- the method of the box
     # ------------------------------------------------------------------------
@@ -306,7 +236,7 @@ class Frozen(Gates):
         changing = {s.name for s in self.box.states if s.rule.changes}
         if any(s.rule.through for s in self.box.states):
             return False  # what is read is of the size of all its states
-        return not (frozen_lines and self.anchored) and all(
+        return not (frozen_lines and self.anchored or self.handed) and all(
             t.op not in ("position", "rope", "call", "conv", "state", "next")
             and (t.op != "apply" or t.info.box is self.box and t.info.name in known & changing)
             for root in [*self.read_roots, *inner]
@@ -337,15 +267,6 @@ class Frozen(Gates):
             body.e.names[name] = Value(given, ATOM, lead, len(shape))
         return "".join(out)
 
-    def leads(self, outer: Body, name: str) -> bool:
-        """Whether a line made outside changes with the ticks."""
-        return any(
-            t.op in ("input", "position", "call", "conv")
-            or t.op == "local"
-            and self.leads(outer, f"local {t.info}")
-            for t in self.values[name.split(" ", 1)[1]].walk()
-        )
-
     # ---- what a stretch writes
     # ------------------------------------------------------------------------------
 
@@ -369,12 +290,19 @@ class Frozen(Gates):
                 self.enter_batch(body)
             self.writes_body(body)
             wanted = [body.runs[r.state, r.array] for r in self.runs_read()]
+            wanted += self.hand_over(body)
             code.add(
                 f"return {', '.join(wanted)}{',' if len(wanted) == 1 else ''}"
                 if wanted
                 else "return ()"
             )
         code.add("")
+
+    def hand_over(self, body: StretchBody) -> list[str]:
+        if self.handed and (not body.open or body.held_inside):
+            what = f"a call in `{self.handed[0]}`, of what a memory says,"
+            raise NotLowered(f"{what} closed to a learner", self.box.span)
+        return [body.e.names[f"local {name}"].code for name in self.handed]
 
     def writes_body(self, body: StretchBody) -> None:
         """Lines and gradients at the start of the stretch, and the recurrences made of them."""
@@ -659,8 +587,13 @@ class Frozen(Gates):
             names = [
                 code.name(f"{r.state}_{r.array}" if r.array else r.state) for r in self.runs_read()
             ]
-            if names:
-                code.add(f"{', '.join(names)}{',' if len(names) == 1 else ''} = runs")
+            over = code.names(self.handed)
+            if names or over:
+                listed = [*names, *over]
+                code.add(f"{', '.join(listed)}{',' if len(listed) == 1 else ''} = runs")
+            for name, given in zip(self.handed, over, strict=True):
+                own = len(self.values[name].shape)
+                body.e.names[f"local {name}"] = Value(given, ATOM, True, own)
             body.runs = {
                 (r.state, r.array): n for r, n in zip(self.runs_read(), names, strict=True)
             }

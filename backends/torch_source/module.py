@@ -9,7 +9,7 @@ import keyword
 import re
 from collections.abc import Iterable, Sequence
 
-from nlc.lower import NotLowered
+from nlc.lacking import NotLowered
 from nlc.plan import Plan
 from nlc.resolve.work import array_kind
 from nlc.system import Array, Assign, Box, Learn, Level, Line, Shape, State, System, Term
@@ -44,6 +44,7 @@ from torch import Tensor
 from nlc.backends.ops import parts
 from nlc.backends.ops.attention import attend
 from nlc.backends.ops.least_squares import least_squares
+from nlc.backends.ops.pairs import attend_pairs
 from nlc.backends.ops.recurrence import {recurrence}
 from nlc.backends.ops.solving import Writes, amount, solved
 from nlc.backends.runtime import Model, Optimizer, Part, Stream

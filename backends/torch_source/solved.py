@@ -9,7 +9,7 @@ from __future__ import annotations
 from nlc.backward import make, mul
 from nlc.derive import substitute
 from nlc.diagnostics import InternalError
-from nlc.lower import NotLowered
+from nlc.lacking import NotLowered
 from nlc.plan import ArrayRule
 from nlc.system import Assign, Box, State, Term
 from nlc.windows import rows_of

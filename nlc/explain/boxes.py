@@ -6,8 +6,9 @@ from collections.abc import Iterator
 from itertools import groupby
 from math import prod
 
+from ..lacking import NotLowered
 from ..levels import form_text
-from ..lower import NotLowered, lower_box
+from ..lower import lower_box
 from ..plan import Lowering
 from ..show import Writer
 from ..system import ALL, Box, State, System

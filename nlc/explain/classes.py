@@ -12,7 +12,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from ..derive import affine
-from ..lower import NotLowered, lower_box
+from ..lacking import NotLowered
+from ..lower import lower_box
 from ..plan import Lowering
 from ..show import Writer
 from ..system import Box

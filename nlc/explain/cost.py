@@ -233,9 +233,13 @@ def attended(box: Box, lowering: Lowering) -> Cost | None:
         return None
     n, m = found.query.shape[-1], found.value.shape[-1]
     each, note = 2.0 * (n + m), "T: the tokens since the reset"
-    if found.window is None:
+    c = found.key.shape[0] if len(found.key.shape) == 2 else 1
+    p = found.beside.key.shape[0] if found.beside is not None else 0
+    if found.window is None and found.plain:
         return Cost("2(n + m)T", (("n", n), ("m", m)), each, memories(box), note, per=" T")
-    seen = max(found.window, BLOCK) + found.window - 1
+    if found.window is None:
+        return None
+    seen = c * (max(found.window, BLOCK) + found.window - 1) + p
     note = "T: the pairs that a block of queries sees"
     return Cost("2(n + m)T", (("n", n), ("m", m), ("T", seen)), each * seen, memories(box), note)
 

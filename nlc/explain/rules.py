@@ -192,7 +192,7 @@ def exact_rows(w: Writer, d: Derived, name: str) -> Rows:
     if plan is not None and plan.squares is not None:
         return [*gradient_rows(w, d), *rows, *sums_of_squares(w, name, plan.squares)]
     found = None if plan is None else plan.attention
-    if found is None:
+    if found is None or not found.plain:
         return [*gradient_rows(w, d), *rows]
     window = "" if found.window is None else f", over the last {found.window} ticks"
     return [*rows, said(w, "that is", f"{{}}{window}", f"{name} = {softmax_text(w, found)}")]

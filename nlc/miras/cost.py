@@ -13,7 +13,8 @@ from math import prod
 
 from ..derive import gradient, topological
 from ..explain.cost import BYTES, state_parts
-from ..lower import NotLowered, lower_box
+from ..lacking import NotLowered
+from ..lower import lower_box
 from ..plan import Lowering
 from ..system import Box, Lambda, Learn, Line, Loop, State, Term
 

@@ -1,0 +1,140 @@
+"""Which gradients enter which levels (language.md 2.11), and what of that has no lowering yet."""
+
+from __future__ import annotations
+
+from .lacking import NotLowered
+from .plan import Lowering, Openness
+from .system import Box, Level, System
+
+# Lowerings of memories that write at every token.
+PASTS = ("attention", "squares")  # of what keeps its pasts alone
+MEMORIES = ("recurrence", "frozen", "solved", "fired")
+
+
+def openness(system: System, learners: tuple[Level, ...]) -> Openness:
+    """The levels whose states and pasts the learners' gradients enter; one answer for all of them,
+    or NL701.
+    """
+    edges = {
+        l.name: [t for t in system.transfers if t.kind == "backprop" and t.target is l]
+        for l in learners
+    }
+    answers = {
+        frozenset(
+            (t.source.name, t.truncate, t.first_order) for t in found if t.source.name not in edges
+        )
+        for found in edges.values()
+    }
+    if len(answers) > 1:
+        raise NotLowered(
+            "a gradient that enters the states of one level for one learner and not "
+            "(or not so far) for another",
+            system.span,
+        )
+    found = [t for t in next(iter(edges.values()), []) if t.source.name not in edges]
+    twice = next((t for t in found for u in found if u is not t and u.source is t.source), None)
+    if twice is not None:
+        raise NotLowered(
+            f"a second gradient from `{twice.target.name}` into `{twice.source.name}`", twice.span
+        )
+    cut = {t.source.name: t.truncate for t in found if t.truncate is not None}
+    first = frozenset(t.source.name for t in found if t.first_order)
+    return Openness(frozenset(t.source.name for t in found), cut, first)
+
+
+def check_edges(
+    system: System,
+    learners: tuple[Level, ...],
+    training: Openness,
+    inner: Openness,
+    lowerings: dict[int, Lowering],
+) -> None:
+    for t in system.transfers:
+        token_learner = t.source in learners if t.kind == "backprop" else t.target in learners
+        if token_learner and t.kind in ("backprop", "init") and not t.first_order:
+            raise NotLowered(
+                f"`{t.source.name} -> {t.target.name}` without `first order`: "
+                "a second derivative of the model's own loss",
+                t.span,
+            )
+        if t.kind == "init" and t.source.clock.unit not in ("step", "task"):
+            raise NotLowered(f"a start that `{t.source.name}` learns while the stream runs", t.span)
+        if t.kind == "generate":
+            raise NotLowered("`transfer generate`", t.span)
+    if inner.truncate or not inner.levels <= training.levels:
+        raise NotLowered(
+            "a gradient of a level on tokens that enters where training's does not", system.span
+        )
+    for lowering in lowerings.values():
+        level = lowering.box.level
+        closed = level is not None and (
+            level.name not in training.levels or (learners and level.name not in inner.levels)
+        )
+        if closed and (lowering.kind in PASTS or keeps_windows(lowering.box)):
+            raise NotLowered(
+                "a past that is a constant to a learner "
+                f"(no `backprop {level.name if level else ''} ->`)",
+                lowering.box.span,
+            )
+        kept = lowering.kind in PASTS or keeps_windows(lowering.box)
+        if kept and level is not None and level.name in training.truncate:
+            raise NotLowered(
+                f"`through {training.truncate[level.name]} tokens` into a past",
+                lowering.box.span,
+            )
+        check_orders(system, lowering, training)
+        if (
+            lowering.kind in MEMORIES
+            and level is not None
+            and level.name in training.first_order ^ inner.first_order & inner.levels
+        ):
+            if learners and level.name in inner.levels:
+                raise NotLowered(
+                    f"`first order` into `{level.name}` for one learner and not for another",
+                    lowering.box.span,
+                )
+    for name, length in training.truncate.items():
+        if learners:
+            raise NotLowered(
+                f"`through {length} tokens` beside a level that learns the model's loss on tokens "
+                f"(`{name}`)",
+                system.span,
+            )
+
+
+def keeps_windows(box: Box) -> bool:
+    return any(t.op == "past" for t in box.terms())
+
+
+def check_orders(system: System, lowering: Lowering, training: Openness) -> None:
+    """Whether the inner gradient is a constant is one answer for the streams and for the start of a
+    memory (2.11.3).
+    """
+    box = lowering.box
+    if lowering.kind not in MEMORIES or box.level is None:
+        return
+    for t in system.transfers:
+        other = t.truncate != training.truncate.get(box.level.name)
+        if t.kind == "init" and t.target is box.level and other:
+            why = f"`init` and `backprop` of `{box.level.name}`, `through` different lengths"
+            raise NotLowered(why, t.span)
+    rule = lowering.arrays[0] if lowering.arrays else None
+    reads = (
+        rule is None
+        or rule.error is None
+        or rule.error.factor is not None
+        or rule.rule.erase is not None
+    )
+    if not reads and box.level.name not in training.levels:
+        return  # neither the start nor a stream goes into what is written
+    constant = box.level.name in training.first_order
+    if constant and reads and lowering.kind == "recurrence":
+        raise NotLowered(
+            f"`backprop {box.level.name} -> .. first order` through a write that reads its state",
+            box.span,
+        )
+    for t in system.transfers:
+        if t.kind == "init" and t.target is box.level and t.first_order is not constant:
+            raise NotLowered(
+                f"`init` and `backprop` of `{box.level.name}`, one of them `first order`", t.span
+            )
