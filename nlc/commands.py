@@ -97,6 +97,17 @@ def _load(arguments: Arguments) -> Any:
     return load(str(_find(arguments.file)), **dict(arguments.settings))
 
 
+def _looked_at(arguments: Arguments) -> Any:
+    """The spec that a call names; what a file without a system declares has a small one around."""
+    from .around import around
+    from .driver import Spec, check_file
+
+    settings = dict(arguments.settings)
+    path = _find(arguments.file)
+    checked = check_file(path, settings)
+    return Spec(checked) if checked.system is not None else around(check_file(path), settings)
+
+
 def print_diagnostics(diagnostics: Iterable[Any], stream: IO[str]) -> None:
     from .render import render_text
 
@@ -233,7 +244,7 @@ def _graph(arguments: Arguments) -> int:
         raise CallError(f"No picture is made as .{suffix}: --format {', '.join(GRAPH_FORMATS)}.")
     if kind == "png" and arguments.output is None and sys.stdout.isatty():
         raise CallError("A png does not fit a terminal: say where to write it with -o OUT.png.")
-    levels = order(_load(arguments).system)
+    levels = order(_looked_at(arguments).system)
     try:
         return _emit(draw.render(levels, kind), arguments.output)
     except draw.DrawError as error:
@@ -253,7 +264,7 @@ def _schedule_words(parser: Parser) -> None:
 def _schedule(arguments: Arguments) -> int:
     from .schedule import schedule
 
-    system = _load(arguments).system
+    system = _looked_at(arguments).system
     made = schedule(system, arguments.ticks, arguments.sequence, arguments.step)
     picture = Path(arguments.output or "").suffix == ".svg"
     return _emit(made.svg() if picture else str(made), arguments.output)

@@ -4,8 +4,9 @@ In: a `System`. Out: `Schedule`; `str(schedule)` is the table and the timeline, 
 picture.
 
 One stream of tokens is shown, from a reset on. A sequence ends where `assume` (or `sequence=`)
-says; a step is one sequence of this stream unless `step=` says how many. Firings are ranges of
-ticks, never lists.
+says; a step is one sequence of this stream unless `step=` says how many. Where nothing changes more
+often than once a step, and no length is said, steps are shown. Firings are ranges of ticks, never
+lists.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from .order import order
 from .system import Clock, System
 
 COLUMNS = 64  # of the timeline as text
-MARKS = {"█": "at every token", "▓": "more than once", "●": "once", "◐": "early, by partial flush"}
+MARKS = {"█": "at every {}", "▓": "more than once", "●": "once", "◐": "early, by partial flush"}
 MARKS |= {"↺": "reset", "·": "not"}
 NO_SEQUENCE = (
     "how long a sequence is was not said: firings by sequence, step and task are not shown"
@@ -72,12 +73,13 @@ HEADS = ("turn", "level", "name", "boxes", "clock", "first", "fires", "resets", 
 
 @dataclass(frozen=True, slots=True)
 class Schedule:
-    """All rows, the fastest first, over `ticks` tokens."""
+    """All rows, the fastest first, over `ticks` tokens (or what else `unit` says)."""
 
     name: str
     rows: tuple[Row, ...]
     ticks: int
     sequence: int | None
+    unit: str = "token"
 
     def __str__(self) -> str:
         return f"{self.table()}\n{self.timeline()}"
@@ -95,7 +97,7 @@ class Schedule:
         each = -(-self.ticks // columns)
         shown = -(-self.ticks // each)
         wide = max([len(row.name) for row in self.rows], default=0)
-        end = f"{self.ticks:,} tokens"
+        end = f"{self.ticks:,} {self.unit}s"
         lines = [f"{'':{wide}}  1{end:>{max(shown - 1, len(end) + 1)}}"]
         for row in self.rows:
             lines.append(f"{row.name:{wide}}  {_marks(row.lane, each, self.ticks)}")
@@ -103,10 +105,11 @@ class Schedule:
             if resets.strip():
                 lines.append(f"{'':{wide}}  {resets}")
         if each > 1:
-            lines.append(f"{'':{wide}}  one column is {each:,} tokens")
-        notes = [f"{mark} {says}" for mark, says in MARKS.items() if any(mark in l for l in lines)]
+            lines.append(f"{'':{wide}}  one column is {each:,} {self.unit}s")
+        marks = {mark: says.format(self.unit) for mark, says in MARKS.items()}
+        notes = [f"{mark} {says}" for mark, says in marks.items() if any(mark in l for l in lines)]
         lines.append(f"{'':{wide}}  {'   '.join(notes)}")
-        if self.sequence is None:
+        if self.sequence is None and self.unit == "token":
             lines.append(f"{'':{wide}}  {NO_SEQUENCE}")
         return "".join(line.rstrip() + "\n" for line in lines)
 
@@ -121,12 +124,14 @@ def schedule(
     """When the components of a system fire in the first `ticks` tokens (default: one sequence)."""
     levels = order(system)
     sequence = sequence or system.assume
-    shown = ticks or sequence or _enough(levels.components)
+    units = {c.clock.unit for c in levels.components}
+    counted = "step" if sequence is None and units <= {"step", "never"} else "token"
+    shown = ticks or sequence or _enough(levels.components, counted)
     rows = []
     for turn, rank in enumerate(reversed(levels.levels), 1):
         for c in rank.components:
-            unit = _unit(c.clock, sequence, step)
-            lane = lane_of(c, shown, unit, _unit(c.resets, sequence, step))
+            unit, resets = (_unit(clock, counted, sequence, step) for clock in (c.clock, c.resets))
+            lane = lane_of(c, shown, unit, resets)
             rows.append(
                 Row(
                     turn,
@@ -141,18 +146,18 @@ def schedule(
                     lane,
                 )
             )
-    return Schedule(system.name, tuple(rows), shown, sequence)
+    return Schedule(system.name, tuple(rows), shown, sequence, counted)
 
 
-def _enough(components: tuple[Component, ...]) -> int:
-    """Two of the longest periods in tokens."""
-    periods = [c.clock.period for c in components if c.clock.unit == "token"]
+def _enough(components: tuple[Component, ...], counted: str) -> int:
+    """Two of the longest periods in tokens, or in steps."""
+    periods = [c.clock.period for c in components if c.clock.unit == counted]
     return max(16, min(2 * max(periods, default=8), 65536))
 
 
-def _unit(clock: Clock, sequence: int | None, step: int) -> int | None:
-    """How many tokens one tick of a clock's unit is; None if that is not known."""
-    if clock.unit == "token":
+def _unit(clock: Clock, counted: str, sequence: int | None, step: int) -> int | None:
+    """How many tokens (or steps) one tick of a clock's unit is; None if that is not known."""
+    if clock.unit == counted:
         return 1
     if clock.unit in ("sequence", "step") and sequence is not None:
         return sequence * (step if clock.unit == "step" else 1)
@@ -295,7 +300,9 @@ class _Picture:
             tick = self.made.ticks * part // 4
             x = self.x(tick)
             self.lines.append(f'<path class="a" d="M{x:.1f} {TOP - 6:g}V{high - 26:g}"/>')
-            self._say(x, TOP - 12, f"{tick:,}" + " tokens" * (part == 4), anchor="middle")
+            self._say(
+                x, TOP - 12, f"{tick:,}" + f" {self.made.unit}s" * (part == 4), anchor="middle"
+            )
 
     def _row(self, row: Row, y: float, number: int) -> None:
         if number % 2 == 0:

@@ -46,13 +46,13 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ),
     ("driver",),
     # tools, each a question about what the stages have made
-    ("format", "draw", "schedule", "show explain", "testing", "lsp"),
+    ("format", "around", "draw", "schedule", "show explain", "testing", "lsp"),
     ("backends.parameters", "backends.ops"),
     ("backends.runtime", "backends.reference"),
     ("backends.torch_source",),
     ("backends", "api memory operation operations memories"),
     ("loading", "checkpoint", "logbook", "verify"),
-    ("learner",),
+    ("learner", "testing"),
     ("train", "bench", "miras"),
     ("generate",),
     ("commands",),
@@ -76,12 +76,12 @@ FILE, FUNCTION, MEDIAN = 700, 60, 12
 
 TORCH = {
     "train", "learner", "checkpoint", "generate", "logbook", "verify", "bench", "operation",
-    "miras",
+    "miras", "testing",
 }  # fmt: skip
 ONLY_IN = {
     "sympy": {"miras.symbols", "miras.normal", "miras.same"},
     "lark": {"parse", "build"},
-    "hypothesis": {"testing"},
+    "hypothesis": {"testing", "testing.search"},
     "rich": {"progress"},
     "tokenizers": {"corpus"},
     "pygls": {"lsp"},

@@ -1,0 +1,89 @@
+"""What a file of memories and optimizers shows of its nesting: `nlc graph`, `nlc schedule`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from shipped import SPECS
+
+from nlc.around import around
+from nlc.cli import main
+from nlc.driver import SpecError, check_file, check_text
+from nlc.order import order
+from nlc.schedule import schedule
+
+FILES = [f"{p.parent.name}/{p.stem}" for k in ("optim", "memory") for p in (SPECS / k).glob("*.nl")]
+IN_A_SYSTEM = {"memory/continuum"}  # it makes weights, which somebody has to own
+
+
+@pytest.mark.parametrize("name", sorted(FILES))
+def test_every_shipped_file_can_be_looked_at(name: str) -> None:
+    checked = check_file(name)
+    if name in IN_A_SYSTEM:
+        with pytest.raises(SpecError, match="this file declares no system"):
+            around(checked)
+        return
+    levels = order(around(checked).system)
+    assert levels.name.rstrip("_") == name.partition("/")[2]
+    assert all(rank.components for rank in levels.levels)
+
+
+def test_m3_is_four_levels_and_its_settings_are_settings(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert main(["schedule", "optim/m3", "--set", "period=3"]) == 0
+    text = capsys.readouterr().out
+    assert "W.m3.5 rounds" in text and "inside a firing of W" in text
+    assert "W.m3.slow      ··●··●··●··●··●·\n" in text and "16 steps" in text
+    assert main(["graph", "optim/m3", "--format", "mermaid"]) == 0
+    shown = capsys.readouterr().out
+    places = [
+        shown.index(part) for part in ("m3.slow of W", '"W<br', '"m3 of W', "m3.5 rounds of W")
+    ]
+    assert places == sorted(places)
+
+
+def test_a_setting_that_nothing_has_is_told(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["graph", "optim/m3", "--set", "perod=3"]) == 1
+    assert "`m3` has no setting `perod`; did you mean `period`?" in capsys.readouterr().err
+
+
+def test_one_of_several_may_have_the_setting() -> None:
+    system = around(check_file("optim/dgd"), {"rate": 1e-07}).system
+    assert [level.name for level in system.levels] == ["W_dgd", "W_dgd_proximal"]
+
+
+def test_the_names_of_a_file_stay_its_own(tmp_path: Path) -> None:
+    """Those of levels, inputs and states are others; a vector is served where no matrix can be."""
+    text = """nl 1
+def W(x) { return x }
+optimizer y(weight, grad, a = 2) {
+  state array : vector(8) { objective sum(array * grad); learn gradient() }
+  write W(a * array)
+}
+memory inner(x[n]) {
+  state M : matrix(n, n)
+  objective -dot(M(x), x)
+  learn gradient()
+  read M(x)
+}
+memory odd(x[n], a) { read a * inner(x) }
+"""
+    path = tmp_path / "2 of mine.nl"
+    path.write_text(text, encoding="utf-8")
+    system = around(check_file(path)).system
+    assert [level.name for level in system.levels] == ["W_", "inner_level", "odd_level"]
+    assert system.name == "nl_2_of_mine"
+
+
+def test_what_only_names_functions_has_nothing_to_show() -> None:
+    with pytest.raises(SpecError, match="with a level that uses what this file declares"):
+        around(check_text("nl 1\ndef double(x) { return 2 * x }\n"))
+
+
+def test_steps_are_shown_where_nothing_is_faster() -> None:
+    made = schedule(around(check_file("optim/adam")).system)
+    assert made.unit == "step" and "16 steps" in made.svg()
+    assert schedule(around(check_file("optim/adam")).system, sequence=4).unit == "token"
+    assert schedule(around(check_file("memory/delta")).system).unit == "token"
