@@ -20,6 +20,7 @@ from .system import (
     ALL,
     Assign,
     Box,
+    Clock,
     Learn,
     Level,
     Line,
@@ -189,12 +190,12 @@ def check_clock(box: Box, level: Level) -> None:
     late = clock.phase is not None and any(s.rule.uses_loss for s in box.states)
     if clock.unit in ("sequence",) or late or level.partial != "carry":
         raise NotLowered(f"the clock of `{level.name}` ({clock})", level.span)
-    if (
-        level.reset is not None
-        and level.reset.unit != "sequence"
-        and clock.unit in ("token", "always")
-    ):
-        raise NotLowered(f"`reset {level.reset}` of `{level.name}`", level.span)
+    own = level.reset
+    if own is None or clock.unit not in ("token", "always") or own == Clock("sequence"):
+        return
+    learns = any(s.rule.uses_loss for b in level.boxes for s in b.states)
+    if own.unit != "token" or learns or any(b.mapped for b in level.boxes):
+        raise NotLowered(f"`reset {own}` of `{level.name}`", level.span)
 
 
 def check_body(box: Box) -> None:

@@ -397,6 +397,64 @@ FOUND = {
     ),
 }  # fmt: skip
 
+RESETS = """nl 1
+use "memory/attend"
+use "memory/delta"
+use "memory/titans"
+use "blocks"
+system resets(vocab = 5) {
+  level training every step { objective loss; learn adamw(rate = 4e-4) }
+  level att(x) always {
+    reset every 3 tokens
+    q = rope(split(linear(x, 4), 2))
+    k = rope(split(linear(conv(x, 3), 4), 2))
+    read linear(join(attend(q, k, k)), 4) * sin(position)
+  }
+  level mem(x) every token {
+    reset every 4 tokens
+    k = split(unit(linear(x, 4)), 2)
+    b = sigmoid(linear(x, 2))
+    read join(delta(k, k, split(linear(x, 4), 2), b))
+  }
+  level tit(x) every token {
+    reset every 5 tokens
+    k = split(unit(linear(x, 4)), 2)
+    b = sigmoid(linear(x, 2))
+    read join(titans(k, k, split(linear(x, 4), 2), b, b, b, chunk = 2))
+  }
+  level fire(x) every 2 tokens {
+    reset every 6 tokens
+    state M : matrix(4, 4) = normal(0.3)
+    objective sum((M(x) - tanh(x))^2)
+    learn adam(rate = 0.1)
+    read M(x)
+  }
+  level win(x) every token {
+    reset every 4 tokens
+    state M : matrix(4, 4)
+    objective sum((M(past(x, 3)) - past(tanh(x), 3))^2)
+    learn gradient(rate = 0.1)
+    read M(x)
+  }
+  transfer backprop att, mem, tit, fire, win -> training
+  transfer init training -> tit
+  transfer init training -> fire
+  flow(tokens) {
+    x = embed(tokens, vocab, 4)
+    repeat 2 { x += att(norm(x)); x += mem(norm(x)); x += tit(norm(x));  x += fire(norm(x)); x += win(norm(x)) }
+    logits = unembed(norm(x), vocab)
+    loss = cross_entropy(logits, next(tokens))
+    return logits
+  }
+}
+"""
+
+
+@pytest.mark.parametrize("ticks, cuts", [(13, [1, 4]), (25, [3, 7, 8, 20]), (12, [6])])
+def test_levels_start_anew_every_so_many_tokens(ticks: int, cuts: list[int]) -> None:
+    """Whole lives stand side by side in the batch, whatever a level keeps."""
+    assert agrees(Case(RESETS, ticks, cuts))
+
 
 @pytest.mark.parametrize("name", FOUND)
 def test_found(name: str) -> None:

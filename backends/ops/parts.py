@@ -57,14 +57,15 @@ def rope(x: Tensor, position: Tensor, axis: int) -> Tensor:
 
     (a, b) -> (a cos - b sin, b cos + a sin)    angle = position / 10000^(2 i / n), i < n / 2
 
-    x [..., n] with time on `axis`; position [T].
+    x [B, ..., n] with time on `axis`; position [T], or [B, T].
     """
     half = x.shape[-1] // 2
     wide = torch.promote_types(x.dtype, torch.float32)
     power = torch.arange(half, device=x.device, dtype=wide) / half
     angle = position.to(wide).unsqueeze(-1) * torch.pow(10000.0, -power)
     shape = [1] * x.ndim
-    shape[axis], shape[-1] = position.shape[0], half
+    shape[axis], shape[-1] = position.shape[-1], half
+    shape[0] = position.shape[0] if position.ndim == 2 else shape[0]
     cos, sin = (f(angle).view(shape).to(x.dtype) for f in (torch.cos, torch.sin))
     a, b = x.chunk(2, -1)
     return torch.cat((a * cos - b * sin, b * cos + a * sin), -1)

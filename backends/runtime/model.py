@@ -7,7 +7,7 @@ spec.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import product
 from typing import Any, ClassVar
@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from ..ops.parts import causal_conv
 from ..ops.recurrence import scan
 from ..parameters import noise
+from .lives import lives
 from .optimizer import Optimizer
 from .state import State, StateError, Waiting, detached
 from .stream import Stream
@@ -182,15 +183,21 @@ class Model(nn.Module):
 
     def reset(self, batch: int = 1) -> State:
         """The state before the first tick of a sequence."""
+        return self.state_from(self.starts(batch), 0, batch, {})
+
+    def starts(self, batch: int, at: str = "") -> dict[str, Tensor]:
+        """The arrays of a box (of all, if none is named) at a reset."""
         weights = dict(self.named_weights())
         device, dtype = self.device, self.dtype
         arrays = {}
         for path, (shape, start) in self.kept_arrays().items():
+            if not path.startswith(at):
+                continue
             if start == "weights":
                 arrays[path] = weights[path].unsqueeze(0).expand(batch, *shape)
             else:
                 arrays[path] = torch.zeros(batch, *shape, device=device, dtype=dtype)
-        return self.state_from(arrays, 0, batch, {})
+        return arrays
 
     def state_from(
         self, arrays: dict[str, Tensor], position: int, batch: int, sums: dict[str, Tensor]
@@ -508,6 +515,12 @@ class Model(nn.Module):
     def fire(self, level: str, s: Stream, grads: dict[str, Tensor], count: int) -> None:
         """One firing of a level on tokens: its new states go into the stream."""
         raise NotImplementedError
+
+    def lives(
+        self, s: Stream, every: int, box: Callable[..., Tensor], at: str, *given: Any
+    ) -> Tensor:
+        """What a box answers whose level is reset every so many ticks."""
+        return lives(s, every, self.starts, box, at, *given)
 
     # ---- small words of generated code
     # ------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -19,7 +20,9 @@ class Stream(dict[str, Tensor]):
     of levels on
     tokens, so what does not open to them is a constant (language.md 2.10.1). `remembered`: what
     boxes wrote in the run
-    for training, which a run for the levels on tokens need not do again.
+    for training, which a run for the levels on tokens need not do again. `born`: the tick at which
+    the level that is run was last reset; `began`: the same for each row of the batch, where they
+    are lives of one stream (lives.py).
     """
 
     def __init__(
@@ -37,6 +40,8 @@ class Stream(dict[str, Tensor]):
         self.device, self.dtype = device, dtype
         self.inner = inner
         self.remembered: dict[str, Any] = {}
+        self.born = 0
+        self.began: Tensor | None = None
 
     def __setitem__(self, key: str, value: Tensor) -> None:
         """An array keeps the precision it started in, whatever an operation answers in."""
@@ -75,18 +80,35 @@ class Stream(dict[str, Tensor]):
         return held if self.inner else made
 
     @property
+    def age(self) -> int:
+        """Ticks since the reset, before this span."""
+        return self.position - self.born
+
+    @contextmanager
+    def life(self, a: int, b: int, born: int, key: str) -> Iterator[None]:
+        """Ticks a to b of this span, in the life that began at tick `born`."""
+        outer = self.position, self.time, self.born, self.remembered
+        self.position, self.time, self.born = self.position + a, b - a, born
+        self.remembered = self.remembered.setdefault(key, {})
+        yield
+        self.position, self.time, self.born, self.remembered = outer
+
+    @property
     def ticks(self) -> Tensor:
-        """The positions of this span, [time]."""
-        return torch.arange(self.position, self.position + self.time, device=self.device)
+        """The positions of this span, [time], or [batch, time] where they differ."""
+        ticks = torch.arange(self.position, self.position + self.time, device=self.device)
+        return ticks if self.began is None else self.began.unsqueeze(-1) + ticks
 
     def positions(self, lead: int) -> Tensor:
         """The same, with the leading axes of a stream."""
-        return self.ticks.to(self.dtype).view(*[1] * (lead - 1), -1)
+        rows = 1 if self.began is None else self.batch
+        return self.ticks.to(self.dtype).view(rows, *[1] * (lead - 2), -1)
 
     def seen(self, window: int, lead: tuple[int, ...], time: int) -> Tensor:
         """[*lead, time, window]: 1 for the ticks of each window that are, 0 before the first."""
         ages = torch.arange(window - 1, -1, -1, device=self.device)
-        here = (self.ticks.unsqueeze(-1) >= ages).to(self.dtype)
+        since = torch.arange(self.age, self.age + self.time, device=self.device)
+        here = (since.unsqueeze(-1) >= ages).to(self.dtype)
         return here.expand(*lead, time, window)
 
     def cuts(self, period: int, cut: int = 0) -> Stretches:
@@ -104,7 +126,7 @@ class Stream(dict[str, Tensor]):
         begins there, and whether a gradient is cut there. Nothing for a span of no ticks."""
         a = 0
         while a < self.time:
-            tick = self.position + a
+            tick = self.age + a
             b = min(self.time, a + period - tick % period)
             if cut:
                 b = min(b, a + cut - tick % cut)
@@ -118,12 +140,12 @@ class Stream(dict[str, Tensor]):
         """
         position, time, a = self.position, self.time, 0
         while a < time:
-            tick = position + a
+            tick = position - self.born + a
             wait = first - tick if tick < first else period - (tick - first) % period
             b = min(time, a + wait)
-            done = position + b - first
+            done = position - self.born + b - first
             fires = done >= 0 and done % period == 0
-            self.position, self.time = tick, b - a
+            self.position, self.time = position + a, b - a
             yield a, b, done // period + 1 if fires else 0
             a = b
         self.position, self.time = position, time

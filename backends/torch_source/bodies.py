@@ -205,7 +205,12 @@ class Body:
             part, left = self.place(box.path, [(p.rstrip("."), n) for p, n in self.parts])
             given.append(attribute(part, left.lstrip(".")))
         code = f"self.{method}({', '.join([*given, *args])})"
-        if self.box is None and self.plan.learners and self.constant_inside(box):
+        every = reset_of(box)
+        if every and self.box is None:
+            code = (
+                f"self.lives({', '.join(['s', str(every), f'self.{method}', *given[1:], *args])})"
+            )
+        elif self.box is None and self.plan.learners and self.constant_inside(box):
             code = f"s.answer({', '.join([f'self.{method}', *given[1:], *args])})"
         k = len(box.mapped)
         if k:
@@ -445,6 +450,12 @@ class Body:
         if span.source.text:
             text = span.source.line(span.line).split("#")[0].strip().rstrip("{;").strip()
             self.code.comment(f"{span.source.name.rsplit('/', 1)[-1]}:{span.line}: {text}")
+
+
+def reset_of(box: Box) -> int:
+    """After how many tokens the box's level starts anew; 0: with the sequence."""
+    clock = box.level.resets if box.level is not None else None
+    return 0 if clock is None or clock.unit != "token" else clock.phase or clock.period
 
 
 def attribute(name: str, rest: str) -> str:

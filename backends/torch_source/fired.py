@@ -113,10 +113,10 @@ class Fired(Frozen):
             if cut is not None:
                 if cut % period or first != period:
                     raise NotLowered(f"`through {cut} tokens` inside a period", box.span)
-                with code.block(f"if s.position and s.position % {cut} == 0:"):
+                with code.block(f"if s.age and s.age % {cut} == 0:"):
                     code.add("self.cut(s, at)")
             if box.linearise is not None:
-                with code.block(f"if s.position % {box.linearise} == 0:"):
+                with code.block(f"if s.age % {box.linearise} == 0:"):
                     for path in self.paths():
                         code.add(f"s[{body.key(path + '.start')}] = s[{body.key(path)}]")
             code.add(
@@ -181,7 +181,7 @@ class Fired(Frozen):
         path = state_path(self.box, state.name, array.name)
         shape = next(h.shape for h in self.module.held if h.path == path)
         self.module.hold(f"{path}.origin", self.box.loops, shape, "zeros")
-        with self.code.block("if s.position == 0:"):
+        with self.code.block("if s.age == 0:"):
             self.code.add(f"s[{body.key(path + '.origin')}] = s[{body.key(path)}]")
 
     def linked(self, body: FiredBody, state: State, array: Array, code: str) -> str:
