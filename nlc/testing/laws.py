@@ -1,0 +1,394 @@
+"""What every system must obey, as assertions on a spec of one's own, and a search for a system that
+breaks one.
+
+    from nlc.testing import laws
+
+    def test_mine():
+        laws.check(nlc.load("mine.nl"))                       # all of them
+        laws.batch_independence(nlc.load("mine.nl"))          # one
+
+    found = laws.search(laws.streamed_equals_full, examples=500)
+    print(found or "no counterexample")                       # a small .nl file
+
+A law is a function of a spec, and raises LawBroken. What compiles is held to it as compiled, and
+against the reference interpreter; what has no lowering (NL701) as the reference runs it.
+"""
+
+from __future__ import annotations
+
+import copy
+import functools
+import re
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import replace
+
+import torch
+
+from ..backends.parameters import paths
+from ..backends.reference import reference
+from ..backends.reference.frames import Record
+from ..backends.runtime import Model
+from ..backends.torch_source import compile as compile_spec
+from ..driver import Spec, SpecError
+from ..system import Level, System, Transfer
+from ..verify import default_tokens
+from ..verify import properties as P
+from ..verify.streams import (
+    Grads,
+    Run,
+    Streams,
+    distance,
+    gradients,
+    in_calls,
+    random_streams,
+    run_of,
+    ticks,
+    truth_of,
+)
+from .search import Counterexample, search
+
+__all__ = [
+    "LAWS", "Counterexample", "LawBroken", "batch_independence", "check", "compiled_is_reference",
+    "fastest_first", "fires_as_often_as_computed", "fires_on_its_clock",
+    "gradients_cross_where_declared", "no_stale_read", "no_write_from_the_future", "search",
+    "streamed_equals_full",
+]  # fmt: skip
+
+BATCH, SEED = 3, 0
+EXACT = P.EXACT  # in parts of the largest number, float64
+
+
+class LawBroken(AssertionError):
+    """What was measured, where, and what it may be."""
+
+
+Law = Callable[[Spec], None]
+
+
+def alone(law: Law) -> Law:
+    """Runs on one thread: operations are small, and numbers are the same each time."""
+
+    @functools.wraps(law)
+    def run(spec: Spec) -> None:
+        threads = torch.get_num_threads()
+        torch.set_num_threads(1)
+        try:
+            law(spec)
+        finally:
+            torch.set_num_threads(threads)
+
+    return run
+
+
+def check(spec: Spec) -> None:
+    """Every law, in the order of LAWS. Raises LawBroken at the first that is broken."""
+    for law in LAWS:
+        law(spec)
+
+
+# ---- numbers -------------------------------------------------------------------------------------
+
+
+@alone
+def compiled_is_reference(spec: Spec) -> None:
+    """Answers, losses and gradients of the compiled module are the reference's."""
+    model = compiled(spec)
+    if model is None:
+        return
+    streams = streams_of(spec)
+    truth = truth_of(reference(spec, model.state_dict(), traced=()), streams)
+    hold(P.same_outputs(model, streams, truth))
+    if spec.system.flow.loss is not None:
+        hold(P.same_losses(model, streams, truth))
+        hold(P.same_gradients(model, streams, truth))
+
+
+@alone
+def streamed_equals_full(spec: Spec) -> None:
+    """One tick a call, and calls of any length, answer what one call does."""
+    run, streams = run_for(spec), streams_of(spec)
+    hold(P.streamed(run, streams))
+    hold(P.random_splits(run, streams, SEED))
+
+
+@alone
+def no_write_from_the_future(spec: Spec) -> None:
+    """No answer changes when a later input does: nothing is written before its tick."""
+    hold(P.later_tokens(run_for(spec), spec.system, streams_of(spec)))
+
+
+@alone
+def batch_independence(spec: Spec) -> None:
+    """No sample changes the answers of another."""
+    hold(P.other_samples(run_for(spec), spec.system, streams_of(spec)))
+
+
+# ---- clocks and order ----------------------------------------------------------------------------
+
+
+@alone
+def fires_on_its_clock(spec: Spec) -> None:
+    """Between its firings a memory does not change, to the last bit, and no weight does while it
+    runs; and by the reference's trace each write is at a tick of the clock.
+    """
+    model, streams = compiled(spec), streams_of(spec)
+    if model is not None:
+        hold(P.off_the_clock(model, spec.system, streams))
+    for record in traced(spec, streams, steps=0):
+        level = level_of(spec.system, record.path)
+        if level is None or record.event != "fire" or level.clock.unit != "token":
+            continue
+        tick = since_reset(level, record.tick)
+        if not level.clock.fires(tick):
+            raise LawBroken(
+                f"{record.path} is written at tick {tick}, and its clock is {level.clock}"
+            )
+
+
+@alone
+def fires_as_often_as_computed(spec: Spec) -> None:
+    """f(token) : f(step): in each of two steps of training a memory fires as its clock says."""
+    streams, steps = streams_of(spec, batch=1), 2
+    if spec.system.flow.loss is None:
+        return
+    samples, time = streams[0].shape[:2]
+    counts = Counter(
+        (r.path, r.step)
+        for r in traced(spec, streams, steps)
+        if r.event == "fire" and r.sample >= 0
+    )
+    fired = {instance(path) for path, _ in counts}
+    for path, level in memories(spec.system).items():
+        if level.clock.unit != "token":
+            continue
+        wanted = sum(level.clock.fires(since_reset(level, t)) for t in range(1, time + 1))
+        # A firing at the last token of a stream waits for its label (2.7.3).
+        boxes = (b for b in spec.system.boxes if b.level is level)
+        waits = any(s.rule.uses_loss for b in boxes for s in b.states)
+        lawful = {samples * wanted, samples * (wanted - waits)}
+        if not fired >= {path} and 0 not in lawful:
+            raise LawBroken(f"{path} never fires in {time} tokens, and its clock is {level.clock}")
+        for (whole, step), found in counts.items():
+            if instance(whole) == path and found not in lawful:
+                said = f"{whole} fires {found} times in {samples} x {time} tokens of step {step}"
+                raise LawBroken(f"{said}, and {level.clock} is {samples * wanted} times")
+
+
+@alone
+def fastest_first(spec: Spec) -> None:
+    """The order of levels is that of what runs: faster levels fire at least as often, and of two
+    that fire as often the one whose new state the other reads is the faster (2.7.4).
+    """
+    ranks = spec.level_graph.levels
+    place = {c.name: i for i, rank in enumerate(ranks) for c in rank.components}
+    keys = [c.frequency.key for rank in ranks for c in rank.components]
+    if keys != sorted(keys):
+        raise LawBroken("the levels are not in the order of their frequencies, slowest first")
+    by_level = {c.level: c for rank in ranks for c in rank.components if c.kind == "level"}
+    for record in traced(spec, streams_of(spec), steps=0, events=("read",)):
+        read, reader = level_of(spec.system, record.path), level_of(spec.system, record.reader)
+        if record.sees != "new" or read is None or reader is None or read is reader:
+            continue
+        a, b = by_level.get(read.name), by_level.get(reader.name)
+        if a is None or b is None or a.frequency.key != b.frequency.key:
+            continue
+        if place[a.name] <= place[b.name]:
+            raise LawBroken(
+                f"{record.reader} reads what {record.path} has become in the same tick, and "
+                f"level {a.name} is not ordered as faster than {b.name}"
+            )
+
+
+@alone
+def no_stale_read(spec: Spec) -> None:
+    """What is read after a firing is what the firing wrote: calls that end at each firing, and one
+    tick before and after it, answer what the reference does in one.
+    """
+    run, streams = run_for(spec), streams_of(spec)
+    time = streams[0].shape[1]
+    fires = {
+        t
+        for level in set(memories(spec.system).values())
+        for t in range(1, time + 1)
+        if level.clock.unit == "token" and level.clock.fires(since_reset(level, t))
+    }
+    model = compiled(spec)
+    weights = None if model is None else model.state_dict()
+    truth, _ = reference(spec, weights, traced=())(streams)
+    with torch.no_grad():
+        for cut in sorted({c for t in fires for c in (t - 1, t, t + 1) if 0 < c < time}):
+            off = distance(in_calls(run, streams, [cut]), truth)
+            hold(P.Measured("reads after a firing", off, EXACT, f"a call that ends at tick {cut}"))
+
+
+# ---- gradients -----------------------------------------------------------------------------------
+
+
+@alone
+def gradients_cross_where_declared(spec: Spec) -> None:
+    """With `backprop X -> training` declared, and without, for each level X on tokens: exactly the
+    gradients change that do in the reference, and only of weights in its own body, and of what has
+    a hand in what X keeps.
+    """
+    trainer = next((l for l in spec.system.levels if l.owner and l.clock.unit == "step"), None)
+    if trainer is None or spec.system.flow.loss is None:
+        return
+    streams = streams_of(spec)
+    for level in spec.system.levels:
+        if level.clock.unit != "token" or level not in memories(spec.system).values():
+            continue
+        shut, wide = without(spec, level, trainer), with_edge(spec, level, trainer)
+        models = compiled(shut), compiled(wide)
+        if models[0] is None or models[1] is None:
+            continue
+        before, after = (gradients(m, streams) for m in models if m is not None)
+        moved = changed(before, after)
+        truths = [
+            truth_of(reference(s, models[0].state_dict(), traced=()), streams).gradients
+            for s in (shut, wide)
+        ]
+        promised = changed(*truths)
+        if moved != promised:
+            astray = ", ".join(sorted(moved ^ promised)[:3])
+            raise LawBroken(f"backprop {level.name} -> {trainer.name}: the gradient of {astray}")
+        beyond = moved - hands(models[1], wide, level, streams) - weights_of(spec.system, level)
+        if beyond:
+            raise LawBroken(
+                f"backprop {level.name} -> {trainer.name} changes the gradient of "
+                f"{', '.join(sorted(beyond)[:3])}, which {level.name} keeps nothing of"
+            )
+
+
+def changed(a: Grads, b: Grads) -> frozenset[str]:
+    """The arrays whose gradients differ by more than rounding."""
+    largest = max((float(g.abs().max()) for g in b.values()), default=0.0)
+    apart = (n for n in a if float((a[n] - b[n]).abs().max()) > EXACT * max(largest, 1e-300))
+    return frozenset(apart)
+
+
+def hands(model: Model, spec: Spec, level: Level, streams: Streams) -> frozenset[str]:
+    """The weights that have a hand in what a level keeps after some tick."""
+    kept, state = torch.zeros((), dtype=torch.float64), None
+    for t in range(streams[0].shape[1]):
+        _, state = model(*ticks(streams, t, t + 1), state=state)
+        mine = [x for p, x in state.arrays.items() if level_of(spec.system, p) is level]
+        draw = torch.Generator().manual_seed(t)
+        for x in (x for x in mine if x.requires_grad):
+            kept = kept + (x * torch.randn(x.shape, generator=draw, dtype=x.dtype)).sum()
+    named = [(n, p) for n, p in model.named_weights() if p.requires_grad]
+    if not kept.requires_grad:
+        return frozenset()
+    found = torch.autograd.grad(kept, [p for _, p in named], allow_unused=True)
+    pairs = zip(named, found, strict=True)
+    return frozenset(n for (n, _), g in pairs if g is not None and bool(g.any()))
+
+
+def weights_of(system: System, level: Level) -> frozenset[str]:
+    """The unnamed weights of a level's bodies: constants, if nothing is declared (2.11.2)."""
+    own = (w for w in system.weights if w.box is not None and w.box.level is level)
+    return frozenset(p for w in own for p in paths(w.path, w.loops))
+
+
+def without(spec: Spec, level: Level, trainer: Level) -> Spec:
+    kept = (
+        t
+        for t in spec.system.transfers
+        if not (t.kind == "backprop" and t.source is level and t.target is trainer)
+    )
+    return varied(spec, tuple(kept))
+
+
+def with_edge(spec: Spec, level: Level, trainer: Level) -> Spec:
+    edges = spec.system.transfers
+    if any(t.kind == "backprop" and t.source is level and t.target is trainer for t in edges):
+        return spec
+    return varied(spec, (*edges, Transfer("backprop", level, trainer)))
+
+
+def varied(spec: Spec, transfers: tuple[Transfer, ...]) -> Spec:
+    """The same system with other transfers, which nothing checks."""
+    made = copy.copy(spec)
+    made.system = replace(spec.system, transfers=transfers)
+    made.checked = replace(spec.checked, system=made.system)
+    return made
+
+
+# ---- what laws share -----------------------------------------------------------------------------
+
+
+def hold(measured: P.Measured) -> None:
+    if not measured.value <= measured.bar:
+        at = f", at {measured.at}" if measured.at else ""
+        raise LawBroken(f"{measured.name}: {measured.value:.3g}, at most {measured.bar:g}{at}")
+
+
+def compiled(spec: Spec) -> Model | None:
+    """The module in float64, or None where the system has no lowering."""
+    try:
+        return compile_spec(spec, dtype=torch.float64)
+    except SpecError as error:
+        if any(d.code != "NL701" for d in error.diagnostics):
+            raise
+        return None
+
+
+def run_for(spec: Spec) -> Run:
+    return run_of(compiled(spec) or reference(spec, traced=()))
+
+
+def streams_of(spec: Spec, batch: int = BATCH) -> Streams:
+    return random_streams(spec.system, batch, default_tokens(spec.system), SEED)
+
+
+def traced(
+    spec: Spec, streams: Streams, steps: int, events: tuple[str, ...] = ("fire",)
+) -> list[Record]:
+    """What the reference tells of a run, or of steps of training."""
+    truth = reference(spec, traced=events)
+    for _ in range(steps):
+        truth.step(streams)
+    if not steps:
+        truth(streams)
+    return truth.trace
+
+
+def since_reset(level: Level, tick: int) -> int:
+    """The tick of a level, counted from 1 since its reset."""
+    reset = level.reset
+    if reset is None or reset.unit != "token":
+        return tick
+    return (tick - 1) % reset.period + 1
+
+
+def instance(path: str) -> str:
+    """A path of the trace without its heads: `layers.0.mixer.M`, of `layers.0.mixer[1].M`."""
+    return re.sub(r"\[[^\]]*\]", "", path)
+
+
+def memories(system: System) -> dict[str, Level]:
+    """The paths of the states that levels write, and whose they are."""
+    found = {}
+    for box in system.boxes:
+        for state in box.states:
+            if box.level is not None and not box.exact and state.rule.changes:
+                for path in paths(f"{box.path}.{state.name}", box.loops):
+                    found[path] = box.level
+    return found
+
+
+def level_of(system: System, path: str) -> Level | None:
+    """The level that a path of the trace belongs to."""
+    path, best, found = instance(path), "", None
+    for box in system.boxes:
+        for own in paths(box.path, box.loops):
+            if (path == own or path.startswith(f"{own}.")) and len(own) > len(best):
+                best, found = own, box.level
+    return found
+
+
+LAWS: tuple[Law, ...] = (
+    compiled_is_reference, streamed_equals_full, no_write_from_the_future, batch_independence,
+    fires_on_its_clock, fires_as_often_as_computed, fastest_first, no_stale_read,
+    gradients_cross_where_declared,
+)  # fmt: skip

@@ -1,0 +1,118 @@
+"""A search for a system that breaks a law: random systems, the first that fails shrunk to a small
+one.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from textwrap import wrap
+
+from hypothesis import HealthCheck, Verbosity, given, seed, settings
+
+from ..driver import Spec, SpecError, load
+from ..files import write_atomically
+from ..format import format_file
+from ..text import Source
+from . import KINDS, THEMES, systems, text_of
+
+
+@dataclass(frozen=True)
+class Counterexample:
+    """A system that breaks a law, and what the law said of it. As text it is a `.nl` file.
+
+    `smallest`: whether nothing smaller breaks the law, as far as shrinking tells; else there was no
+    time left to make it smaller.
+    """
+
+    law: str
+    said: str
+    text: str
+    smallest: bool = True
+
+    def __str__(self) -> str:
+        version, rest = self.text.split("\n", 1)
+        said = [f"breaks {self.law}: {self.said}"]
+        if not self.smallest:
+            said.append("Not shrunk to the end: give the search more seconds.")
+        notes = [f"# {line}" for part in said for line in wrap(part, 100)]
+        return "\n".join([version, *notes, rest])
+
+    def save(self, path: str | Path) -> None:
+        """Written whole or not at all."""
+        write_atomically(Path(path), str(self))
+
+
+class OutOfTime(BaseException):
+    """No failure of a law, so shrinking does not catch it."""
+
+
+class Seen:
+    """The systems that failed: the last, and the smallest."""
+
+    def __init__(self, law: str) -> None:
+        self.law = law
+        self.last: Counterexample | None = None
+        self.least: Counterexample | None = None
+
+    def add(self, text: str, error: Exception) -> None:
+        # The first line: pytest puts what it knows of an `assert` below.
+        said = str(error).strip().split("\n")[0] or type(error).__name__
+        if not isinstance(error, AssertionError):
+            said = f"{type(error).__name__}: {said}"
+        text = format_file(Source("found.nl", text))
+        self.last = Counterexample(self.law, said, text)
+        if self.least is None or len(text) < len(self.least.text):
+            self.least = Counterexample(self.law, said, text, smallest=False)
+
+
+def search(
+    law: Callable[[Spec], object],
+    examples: int = 100,
+    seconds: float = 300.0,
+    start: int = 0,
+    kinds: tuple[str, ...] = KINDS,
+    themes: tuple[str, ...] = THEMES,
+    largest: int = 3,
+) -> Counterexample | None:
+    """The smallest random system for which `law` raises, or None if it raises for none.
+
+    `examples`: how many systems are drawn; the same ones for the same `start`. `seconds`: after
+    them the smallest that failed so far is the answer. `kinds`, `themes`, `largest`: as for
+    `systems`. An error other than a law's is a counterexample too: a compiler must not crash.
+    """
+    seen = Seen(getattr(law, "__name__", "the law"))
+    end = time.monotonic() + seconds
+
+    def holds(text: str) -> None:
+        if time.monotonic() > end:
+            raise OutOfTime
+        try:
+            law(load(text))
+        except Exception as error:
+            seen.add(text, _told(error))
+            raise
+
+    drawn = given(systems(kinds=kinds, largest=largest, themes=themes).map(text_of))
+    quiet = settings(
+        max_examples=examples, deadline=None, database=None, derandomize=False,
+        report_multiple_bugs=False, verbosity=Verbosity.quiet,
+        suppress_health_check=list(HealthCheck),
+    )  # fmt: skip
+    try:
+        seed(start)(quiet(drawn(holds)))()
+    except OutOfTime:
+        return seen.least
+    except Exception:
+        if seen.last is None:
+            raise  # not of a system that was drawn
+    return seen.last
+
+
+def _told(error: Exception) -> Exception:
+    """Mistakes of a spec in a line, without the frames that show where they are."""
+    if isinstance(error, SpecError):
+        return ValueError("; ".join(f"{d.code} {d.message}" for d in error.diagnostics))
+    return error

@@ -1,0 +1,175 @@
+"""Laws: they hold for shipped systems, each is broken by a compiler that breaks it, and a search
+finds a small system that shows it.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import nlc
+from nlc.backends.ops import parts, recurrence
+from nlc.backends.runtime import Stream
+from nlc.backends.torch_source.bodies import Body
+from nlc.driver import Spec
+from nlc.format import format_file
+from nlc.system import Clock
+from nlc.testing import laws
+from nlc.text import Source
+
+SMALL = """nl 1
+system small() {
+  level training every step { objective loss; learn gradient(rate = 0.1) }
+  level mixer(x) every token {
+    state M : matrix(4, 4) per 1 = normal(0.5)
+    k = unit(split(linear(x, 4), 1))
+    v = split(linear(x, 4), 1)
+    objective sum((M(k) - v)^2) / 2
+    learn gradient(rate = 0.3)
+    linearise every 2 tokens
+    read join(M(k)) * cos(position) before write
+  }
+  transfer backprop mixer -> training
+  flow(tokens) {
+    x = embed(tokens, 5, 4)
+    x += mixer(norm(x))
+    logits = unembed(norm(x), 5)
+    loss = cross_entropy(logits, next(tokens))
+    return logits
+  }
+}
+"""
+
+
+def small() -> Spec:
+    return nlc.load(SMALL)
+
+
+def hope() -> Spec:
+    return nlc.load("hope", depth=1, width=4, heads=1, vocab=5, periods=[2, 3], chunk=2)
+
+
+@pytest.mark.parametrize("law", laws.LAWS, ids=lambda law: law.__name__)
+@pytest.mark.parametrize("make", [small, hope], ids=["small", "hope"])
+def test_a_law_holds(make: Any, law: laws.Law) -> None:
+    law(make())
+
+
+def test_all_laws_at_once() -> None:
+    laws.check(small())
+    laws.check(nlc.load("transformer", depth=1, width=4, heads=1, vocab=5))
+
+
+# ---- each law is broken by what breaks it --------------------------------------------------------
+
+
+def broken(law: laws.Law, spec: Spec) -> str:
+    with pytest.raises(laws.LawBroken) as raised:
+        law(spec)
+    return str(raised.value)
+
+
+def test_a_read_after_its_own_write(monkeypatch: pytest.MonkeyPatch) -> None:
+    read = recurrence.Span.read
+    monkeypatch.setattr(recurrence.Span, "read", lambda self, q, before_write=False: read(self, q))
+    assert "outputs == reference" in broken(laws.compiled_is_reference, small())
+
+
+def test_a_position_counted_from_each_call(monkeypatch: pytest.MonkeyPatch) -> None:
+    ticks = property(lambda self: torch.arange(self.time))
+    monkeypatch.setattr(Stream, "ticks", ticks)
+    assert "streamed == in one call" in broken(laws.streamed_equals_full, small())
+    assert "tick" in broken(laws.no_stale_read, small())
+
+
+def over(axis: int) -> Any:
+    """A norm that takes its mean over one axis too many."""
+
+    def norm(x: Tensor, gain: Tensor, *more: Any) -> Tensor:
+        return x * (x.square().mean((axis, -1), keepdim=True) + 1e-6).rsqrt() * gain
+
+    return norm
+
+
+def test_a_norm_over_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(parts, "rms_norm", over(1))
+    assert "later tokens" in broken(laws.no_write_from_the_future, small())
+
+
+def test_a_norm_over_the_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(parts, "rms_norm", over(0))
+    assert "another sample" in broken(laws.batch_independence, small())
+
+
+def test_firings_one_tick_early(monkeypatch: pytest.MonkeyPatch) -> None:
+    spec = hope()
+    monkeypatch.setattr(Clock, "fires", lambda self, t: t % self.period == self.period - 1)
+    assert "changes off the clock" in broken(laws.fires_on_its_clock, spec)
+
+
+def test_a_count_that_is_not_the_clock_s(monkeypatch: pytest.MonkeyPatch) -> None:
+    spec, fires = small(), Clock.fires
+    monkeypatch.setattr(laws, "since_reset", lambda level, tick: 2 * tick - 1)
+    monkeypatch.setattr(Clock, "fires", lambda self, t: fires(self, t) and t % 4 == 1)
+    assert "fires" in broken(laws.fires_as_often_as_computed, spec)
+
+
+def test_an_order_upside_down(monkeypatch: pytest.MonkeyPatch) -> None:
+    spec = hope()
+    upside_down = spec.level_graph.levels[::-1]
+    monkeypatch.setattr(type(spec.level_graph), "levels", property(lambda self: upside_down))
+    assert "order" in broken(laws.fastest_first, spec)
+
+
+def test_a_gate_that_is_not_shut(monkeypatch: pytest.MonkeyPatch) -> None:
+    laws.gradients_cross_where_declared(small())
+    monkeypatch.setattr(Body, "open", property(lambda self: True))
+    assert "backprop mixer -> training" in broken(laws.gradients_cross_where_declared, small())
+
+
+# ---- the search ----------------------------------------------------------------------------------
+
+
+def test_a_counterexample_is_a_small_file(tmp_path: Path) -> None:
+    """The smallest system that linearises has one level beside the one that trains it."""
+
+    def plain(spec: Spec) -> None:
+        assert "linearise" not in spec.text, "it linearises"
+
+    found = laws.search(plain, examples=60)
+    assert found is not None and found.smallest and "it linearises" in found.said
+    assert found.text.count("level ") == 2 and found.text.count("linearise") == 1
+    text = str(found)
+    assert text.startswith("nl 1\n# breaks plain: it linearises\n")
+    found.save(tmp_path / "found.nl")
+    assert nlc.load(tmp_path / "found.nl").system.name == "random"
+    assert format_file(Source("found.nl", found.text)) == found.text
+
+
+def test_no_counterexample() -> None:
+    assert laws.search(lambda spec: None, examples=5) is None
+
+
+def test_a_crash_is_a_counterexample() -> None:
+    def crash(spec: Spec) -> None:
+        raise KeyError("a name")
+
+    found = laws.search(crash, examples=3)
+    assert found is not None and found.said.startswith("KeyError")
+
+
+def test_a_search_without_time_says_so() -> None:
+    def fails(spec: Spec) -> None:
+        raise laws.LawBroken("always")
+
+    assert laws.search(fails, examples=3, seconds=0) is None
+    seconds = iter([0.0, 0.0, 99.0, 99.0])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("nlc.testing.search.time.monotonic", lambda: next(seconds))
+        found = laws.search(fails, examples=3, seconds=10)
+    assert found is not None and not found.smallest
+    assert "give the search more seconds" in str(found)
