@@ -355,6 +355,25 @@ def _heights(box: Box, pairs: set[Pair]) -> dict[str, int]:
     return {name: height[name] for name in names}
 
 
+def nesting(box: Box) -> tuple[tuple[str, ...], ...]:
+    """What an optimizer keeps, and the weight as "", by frequency: the slowest first, what shares a
+    level together; last the rounds within one firing, if there are any.
+    """
+    heights = _heights(box, _inside_optimizer(box))
+    slow: dict[int, list[str]] = defaultdict(list)
+    same: dict[int, list[str]] = defaultdict(list, {0: [""]})
+    for name, height in heights.items():
+        if name:
+            same[height].append(name)
+    for level in box.levels:
+        period = 1 if level.clock is None else level.clock.period
+        names = [f"{level.name}.{state.name}" for state in level.states]
+        (same[0] if period == 1 else slow[-period]).extend(names)
+    rounds = _rounds(box)
+    inside = [(f"{rounds} rounds",)] if rounds > 1 else []
+    return (*(tuple(group[k]) for group in (slow, same) for k in sorted(group)), *inside)
+
+
 def _rounds(box: Box) -> int:
     """How often an optimizer goes on from its own result within one firing; 1 if it does not.
 

@@ -30,7 +30,7 @@ from nlc.explain import explain
 from nlc.explain.bounds import Interval, Scope
 from nlc.explain.boxes import lowered
 from nlc.explain.derived import Derived
-from nlc.explain.optimizers import weighted
+from nlc.explain.memories import weighted
 from nlc.explain.slopes import Kind
 from nlc.explain.stability import Contraction, contraction
 from nlc.explain.tidy import Tidy, tidied
@@ -820,7 +820,7 @@ FILES = sorted([*(ROOT / "specs").rglob("*.nl"), *(ROOT / "tests/cases/good").gl
 ENVIRONMENTS = re.compile(r"\\(begin|end)\{(\w+\*?)\}")
 COMMANDS = set(
     """section* subsection* paragraph operatorname mathrm frac partial sqrt left right text begin
-    end top odot le ge cdot quad langle rangle lfloor rfloor infty log exp tanh sin cos max min
+    end top odot le ge cdot succ quad langle rangle lfloor rfloor infty log exp tanh sin cos max min
     alpha beta gamma delta epsilon zeta eta theta iota kappa lambda mu nu xi pi rho sigma tau
     upsilon phi chi psi omega Gamma Delta Theta Lambda Xi Pi Sigma Phi Psi Omega""".split()  # noqa: SIM905
 )

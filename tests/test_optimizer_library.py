@@ -5,6 +5,8 @@ how they nest.
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -19,6 +21,7 @@ from torch.optim import SGD, Adagrad, Adam, AdamW, NAdam, RMSprop
 import nlc
 from nlc.backends.parameters import noise
 from nlc.driver import Spec, check_file
+from nlc.explain import explain
 from nlc.order import order
 from nlc.resolve import resolve
 from nlc.system import Box, line_terms
@@ -408,3 +411,71 @@ def test_a_setting_that_is_off_costs_nothing(on: int) -> None:
     assert spec.system.settings["n"] == (4 if on else 2)
     kept = [t for e in line_terms(spec.system.flow.lines) for t in e.walk() if t.op == "where"]
     assert [t.shape for t in kept] == [(2,)]
+
+
+# ---- what `nlc explain` says of them -------------------------------------------------------------
+
+
+def page(name: str) -> str:
+    return re.sub(r"\s+", " ", explain(check_file(f"optim/{name}")))
+
+
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [
+        ("gradient", "the weight alone: nothing is kept from firing to firing"),
+        ("momentum", "levels m > weight"),
+        ("adam", "levels m, h > weight"),
+        ("rmsprop", "levels h, c > m > weight"),
+        ("rmsprop", "m with scaled = grad / (sqrt(h - c^2) + 1e-8) objective -sum(m * scaled)"),
+        ("muon", "levels 5 rounds > m > weight"),
+        ("muon", "the 5 rounds are inside one firing"),
+        ("muon", "t4 to t9 likewise: 4 such rounds so far, and one more below"),
+        ("shampoo", "levels 20 rounds > L, R > weight"),
+        ("m3", "levels 5 rounds > fast, h > weight > slow.m"),
+        ("m3", "slow fires every 8 steps"),
+        ("m3", "the least 0.001 * sum(both * X) + sum((sqrt(h) + 1e-8) * X^2) / 2"),
+        ("m3_print", "fast = 0.9 * sum(grad), over all so far"),
+        ("lion", "levels weight, kept.m"),
+        ("lion", "the least sum((0.9 * kept.m + 0.1 * grad) * X) with no entry longer than 0.0001"),
+        ("adagrad", "h = sum(grad^2), over all so far h / count is the X of the least"),
+        ("adagrad", "rule weight = weight - 0.01 * grad / (sqrt(h) + 1e-10)"),
+        ("delta_momentum", "m = m (0.9 * I - 0.001 * transpose(grad) @ grad) - 0.001 * grad"),
+        ("nadam", "* X) + sum(size * X^2) / 2"),
+        ("adam_mini", "sum((column(sqrt(h / (1 - 0.999^count))) + 1e-8) * X^2) / 2"),
+        ("dgd", "with surprise s the new weight is the X of the least |X @ x + s|^2 + (1 / 0.01 - "
+                "|x|^2) * |X - weight|^2, if 0.01 * |x|^2 < 1"),
+        ("dgd", "the least sum(|X @ x + s|^2) + |X - weight|^2 / 0.01, over all inputs x"),
+    ],
+)  # fmt: skip
+def test_pages_say_what_the_parts_are_the_least_of(name: str, told: str) -> None:
+    assert told in page(name)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_page_is_the_same_in_each_form(name: str) -> None:
+    found = json.loads(explain(check_file(f"optim/{name}"), "json"))
+    text, tex = explain(check_file(f"optim/{name}")), explain(check_file(f"optim/{name}"), "latex")
+    for box in found["boxes"]:
+        assert box["parts"][0]["heading"] == "nesting" and box["parts"][-1]["heading"] == "weight"
+        for line in (line for part in box["parts"] for line in part["lines"]):
+            assert line["words"] or line["text"] in text
+            assert line["latex"] in tex
+            assert line["latex"].count("{") == line["latex"].count("}")
+
+
+def test_what_dgd_is_said_to_be_the_least_of() -> None:
+    """Nothing near its step does better, for an input of any length that the page allows."""
+    g = torch.Generator().manual_seed(0)
+    W, s, x = (torch.randn(*n, generator=g, dtype=torch.float64) for n in ((3, 4), (3,), (4,)))
+    rate = 0.9 / float(x @ x)
+    new = W - rate * (torch.outer(W @ x, x) + torch.outer(s, x))
+
+    def price(X: Tensor) -> Tensor:
+        return (X @ x + s).square().sum() + (1 / rate - x @ x) * (X - W).square().sum()
+
+    X = new.clone().requires_grad_()
+    (slope,) = torch.autograd.grad(price(X), X)
+    assert float(slope.abs().max()) < 1e-12
+    near = (torch.randn(3, 4, generator=g, dtype=torch.float64) for _ in range(50))
+    assert all(float(price(new + d)) > float(price(new)) for d in near)

@@ -1,33 +1,17 @@
-"""An optimizer: what each of its memories minimises, and what its write is the minimiser of.
-
-A memory `m = b m - r s` that starts at zero holds -r times the sum of b^age s, so, but for a
-number, the weighted mean of all s so far: the X of the least sum of b^age |X - s|^2. A write
-c a / p, for any p above zero, is the X of the least -c sum(a X) + sum(p X^2) / 2: that is how Adam
-solves an objective of its own (2512.24695, appendix B).
-"""
+"""An optimizer: how it nests, its memories, and how the weight changes."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import re
+from collections.abc import Iterable, Iterator
 
-from ..backward import constant, make, neg
-from ..show import PRODUCT, Writer, folded, signed
+from ..components import nesting
+from ..show import Writer
 from ..system import Assign, Box, Line, State, Term
-from .bounds import Scope
-from .derived import Derived
 from .lines import INDENT, Row, Rows, said, table
-from .rules import retained, spelled, state_rows, times
-from .tidy import Factor, Tidy
-
-
-@dataclass(frozen=True, eq=False)
-class Mean:
-    """`m = keep m + rate stream`, from zero, with numbers for keep and rate."""
-
-    state: State
-    stream: Term
-    keep: float
-    rate: float
+from .memories import closed_rows, erased_rows
+from .rules import spelled, state_rows
+from .writes import assigned, weight_rows
 
 
 def optimizer_blocks(box: Box, latex: bool = False) -> list[tuple[str, Rows]]:
@@ -35,23 +19,111 @@ def optimizer_blocks(box: Box, latex: bool = False) -> list[tuple[str, Rows]]:
     states = {f"state:{s.name}": s for s in box.states}
     blocks: list[tuple[str, Rows]] = []
     w = Writer(body=box, latex=latex)
-    rows: Rows = []
+    waiting: list[Line] = []  # until something uses them
     for place in box.order:
         if place in states:
-            blocks.append(block(box, states[place], latex))
+            used = used_lines(box, states[place], waiting)
+            waiting = [line for line in waiting if line not in used]
+            heading, rows = block(box, states[place], latex)
+            blocks.append((heading, line_rows(w, used, "with") + rows))
         elif place.startswith("line:"):
-            rows += line_rows(w, (box.lines[int(place.partition(":")[2])],), "with")
+            waiting.append(box.lines[int(place.partition(":")[2])])
     for inner in box.levels:
         for state in inner.states:
             heading, found = block(inner, state, latex)
             blocks.append((f"{inner.name}.{heading}", found))
-    return [*blocks, ("weight", rows + weight_rows(w, box))]
+    rows = folded_rounds(line_rows(w, waiting, "with") + weight_rows(w, box))
+    blocks.append(("weight", rows))
+    return [("nesting", nesting_rows(w, box)), *blocks]
+
+
+def used_lines(box: Box, state: State, waiting: list[Line]) -> list[Line]:
+    """Those of the lines that a state's rule needs, and those that they need."""
+    rule = state.rule
+    terms = [t for t in (rule.objective, rule.retain, rule.write, rule.set) if t is not None]
+    terms += [t for learn in rule.learn.values() for t in learn.settings.values()]
+    names = {n for t in terms for n in locals_in(box, t)}
+    return [l for l in waiting if isinstance(l, Assign) and l.name in names]
+
+
+def locals_in(box: Box, term: Term) -> Iterator[str]:
+    lines = assigned(box)
+    for t in term.walk():
+        if t.op == "local" and t.info in lines:
+            yield t.info
+            yield from locals_in(box, lines[t.info])
+
+
+def nesting_rows(w: Writer, box: Box) -> Rows:
+    """By the order of the paper: A > B if A changes more often, or as often and B uses A's state of
+    the same firing (arXiv:2512.24695, definition 2).
+    """
+    groups = nesting(box)
+    if len(groups) == len(groups[0]) == 1:
+        return [said(w, "levels", "the weight alone: nothing is kept from firing to firing")]
+    names = [", ".join(shown(w, name) for name in group) for group in reversed(groups)]
+    rows = [Row("levels", (r" \succ " if w.latex else " > ").join(names))]
+    words = [f"{inner.name} fires {inner.clock}" for inner in box.levels]
+    words += [f"the {name} are inside one firing" for name in groups[-1] if " rounds" in name]
+    text = "the fastest first; what stands together is one level"
+    return [*rows, said(w, "levels", "; ".join([text, *words]))]
+
+
+def shown(w: Writer, name: str) -> str:
+    if " rounds" in name:
+        return rf"\text{{{name}}}" if w.latex else name
+    return w.name(name or "weight")
+
+
+ROUND = re.compile(r"\bt(\d+)\b|t_\{(\d+)\}")
+
+
+def folded_rounds(rows: Rows) -> Rows:
+    """Lines `t5 = ..` that say of those before them what others said: one round stands for all."""
+    out: Rows = []
+    at = 0
+    while at < len(rows):
+        size, times = rounds_from(rows, at)
+        if times < 3:
+            out.append(rows[at])
+            at += 1
+            continue
+        end = at + size * times
+        ends = [rows[i].text.partition(" = ")[0] for i in (at + size, end - 1)]
+        a, b = (f"${name}$" if "{" in name else name for name in ends)
+        words = f"{a} to {b} likewise: {times} such rounds so far, and one more below"
+        out += [*rows[at : at + size], Row(rows[at].label, words, True)]
+        at = end
+    return out
+
+
+def rounds_from(rows: Rows, at: int) -> tuple[int, int]:
+    """How many lines are a round that begins here, and how often it stands there."""
+    said_ = [relative(row) for row in rows[at : at + 200]]
+    for size in range(1, 7):
+        times = 1
+        while said_[0] and said_[times * size : (times + 1) * size] == said_[:size]:
+            times += 1
+        if times > 2 and all(said_[:size]):
+            return size, times
+    return 1, 1
+
+
+def relative(row: Row) -> str:
+    """A line with the names of others by how far they are; "" if it binds none of these names."""
+    own = ROUND.match(row.text)
+    if row.label != "with" or own is None:
+        return ""
+    number = int(own[1] or own[2])
+    return ROUND.sub(lambda m: f"<{number - int(m[1] or m[2])}>", row.text)
 
 
 def block(box: Box, state: State, latex: bool) -> tuple[str, Rows]:
     name = state.name if box.kind == "optimizer" else f"{box.name}.{state.name}"
     heading = f"{state.name}, {box.clock}" if box.clock is not None else state.name
-    return heading, [*state_rows(box, state, name, latex), *closed_rows(box, state, name, latex)]
+    rows = state_rows(box, state, name, latex)
+    closed = closed_rows(box, state, name, latex)
+    return heading, [*rows, *erased_rows(box, state, name, latex), *closed]
 
 
 def optimizer_lines(box: Box, depth: int = 1) -> list[str]:
@@ -61,7 +133,7 @@ def optimizer_lines(box: Box, depth: int = 1) -> list[str]:
     return out
 
 
-def line_rows(w: Writer, lines: tuple[Line, ...], label: str) -> Rows:
+def line_rows(w: Writer, lines: Iterable[Line], label: str) -> Rows:
     rows: Rows = []
     for line in lines:
         if isinstance(line, Assign):
@@ -72,166 +144,6 @@ def line_rows(w: Writer, lines: tuple[Line, ...], label: str) -> Rows:
             rows += [Row(label, r.text if w.latex else INDENT + r.text, r.words) for r in inner]
             rows.append(said(w, label, "}"))
     return rows
-
-
-# ---- memories of gradients -----------------------------------------------------------------------
-
-
-def mean_of(box: Box, state: State) -> Mean | None:
-    """A memory that fades by one number and adds a stream times one number."""
-    d = Derived(box, state)
-    step = d.step("")
-    if d.gradient is None or d.examples or len(d.direct) != 1 or step is None or step.implicit:
-        return None
-    if state.start is not None and state.start.op != "zeros":
-        return None
-    amount = d.tidy.of(neg(folded(step.rate, d.direct[0][1])))
-    number, factors = d.tidy.factors(amount)
-    keep = d.keep(step)
-    if keep.op != "const" or step.momentum is not None or step.erase is not None or step.steps > 1:
-        return None
-    if any(next(d.reads(t), None) is not None for t, _ in factors) or not factors:
-        return None
-    return Mean(state, d.tidy.built(1.0, factors, amount), keep.info, number)
-
-
-def closed_rows(box: Box, state: State, name: str, latex: bool) -> Rows:
-    found = mean_of(box, state)
-    once = box.clock is None or box.clock.period == 1
-    if found is None or not once or not 0 < found.keep < 1:
-        return []
-    w = Writer(state=state.name, base=name, body=box, latex=latex)
-    shown, x, age = w.name(name), w.name("X"), w.name("age")
-    b, stream = w.number(found.keep)[0], w.text(found.stream, PRODUCT)
-    power = f"{{{b}}}^{{{age}}}" if latex else f"{b}^{age}"
-    total = summed(w, f"{power}{times(w)}{stream}")
-    text = "{}, over all so far (age: how many firings ago)"
-    rows = [said(w, "that is", text, f"{shown} = {before(w, found.rate)}{total}")]
-    gain = round((1 - found.keep) / found.rate, 12)
-    count = f"{{{b}}}^{{{w.name('count')}}}" if latex else f"{b}^count"
-    whole = rf"\frac{{{shown}}}{{1 - {count}}}" if latex else f"{shown} / (1 - {count})"
-    square = rf"\left\|{x} - {stream}\right\|^2" if latex else f"|{x} - {stream}|^2"
-    least = summed(w, f"{power}{times(w)}{square}")
-    text = "{} is the {} of the least {}"
-    return [*rows, said(w, "that is", text, before(w, gain) + whole, x, least)]
-
-
-def summed(w: Writer, text: str) -> str:
-    return rf"\operatorname{{sum}}({text})" if w.latex else f"sum({text})"
-
-
-def before(w: Writer, number: float) -> str:
-    if abs(number) == 1:
-        return "-" if number < 0 else ""
-    return f"{w.number(number)[0]}{times(w)}"
-
-
-# ---- the write -----------------------------------------------------------------------------------
-
-
-def weight_rows(w: Writer, box: Box) -> Rows:
-    if box.write is None:
-        return []
-    name = w.name("weight")
-    rows = spelled(w, "rule", f"{name} = {retained(w, box.retain, name)}", box.write, True)
-    return rows + minimised(w, box)
-
-
-def minimised(w: Writer, box: Box) -> Rows:
-    """The objective that what is added is the minimiser of."""
-    tidy = Tidy()
-    assert box.write is not None
-    number, factors = tidy.factors(tidy.of(box.write))
-    wide = [f for f in factors if f[0].shape]
-    above = [f for f in wide if f[1] > 0]
-    below = tuple((t, -p) for t, p in wide if p < 0)
-    narrow = [f for f in factors if not f[0].shape]
-    long = sum(1 for t, _ in factors for _ in t.walk()) > 24
-    if not above or number == 0 or long or not entrywise(box, [t for t, _ in wide]):
-        return []
-    if not below and not (len(above) == 1 and above[0][0].op == "input"):
-        return []
-    scales = [f for f in narrow if f[0].op != "sub"]  # rates; what corrects a mean stays with it
-    a = tidy.built(1.0, (*above, *(f for f in narrow if f not in scales)), box.write)
-    c = tidy.built(-number, tuple(scales), box.write)
-    p = tidy.built(1.0, below, box.write) if below else None
-    if p is not None and not positive(p):
-        return []
-    x = w.name("X")
-    sign, size = signed(c)
-    total = r"\operatorname{sum}" if w.latex else "sum"
-    front = "" if is_one(size, 1) else f"{w.text(size, PRODUCT)}{times(w)}"
-    first = f"{'-' if sign == '-' else ''}{front}{total}({w.text(a, PRODUCT)}{times(w)}{x})"
-    square = rf"\left\|{x}\right\|^2" if w.latex else f"|{x}|^2"
-    second = square if p is None else f"{total}({w.text(p, PRODUCT)}{times(w)}{x}^2)"
-    rows = [said(w, "that is", "what is added is the {} of the least", x)]
-    return [*rows, Row("that is", f"{first} + {second} / 2"), *as_adam(w, box, a, p, tidy)]
-
-
-def is_one(term: Term, value: float) -> bool:
-    return term.op == "const" and term.info == value
-
-
-def entrywise(box: Box, terms: list[Term]) -> bool:
-    """Whether each entry of these depends on nothing of the weight's other entries that matters:
-    a product of arrays of the weight's own shape is one product an entry.
-    """
-    shape = next((s for n, s in box.inputs if n == "weight"), ())
-    return all(t.shape == shape for t in terms)
-
-
-def positive(p: Term) -> bool:
-    """Above zero in every entry, by the ranges of its functions."""
-    return Scope().interval(p).low > 0
-
-
-def as_adam(w: Writer, box: Box, a: Term, p: Term | None, tidy: Tidy) -> Rows:
-    """The mean of a stream over the root of the mean of its square: the number that says best, of
-    each entry, how long the stream is ((101)-(105), lambda = 0).
-    """
-    if p is None:
-        return []
-    roots = [t for t in p.walk() if t.op == "sqrt"]
-    first = weighted(box, tidy, a)
-    second = weighted(box, tidy, roots[0].args[0]) if len(roots) == 1 else None
-    if first is None or second is None:
-        return []
-    square = tidy.of(make("pow", first.stream, constant(2.0, a), shape=first.stream.shape))
-    if tidy.of(second.stream) is not square:
-        return []
-    rest = [t for t, _ in [(x.args[1], 1) for x in [p] if x.op == "add" and x.args[0] is roots[0]]]
-    if p is not roots[0] and not rest:
-        return []
-    x, size = w.name("X"), w.name("p")
-    stream = w.text(first.stream, PRODUCT)
-    eps = [w.text(t) for t in rest]
-    without = "without {} and" if eps else "without"
-    text = (
-        f"{without} the rate it is minus the {{}} of the least mean of {{}} with {{}}, the "
-        "mean of {} taken by {} and that of its square by {}: the best map, entry by entry, "
-        "from gradients to their size"
-    )
-    means = (w.number(m.keep)[0] for m in (first, second))
-    error = f"({x}{times(w)}{stream} - {size})^2"
-    with_ = f"{size} = {w.text(roots[0])}"
-    return [said(w, "that is", text, *eps, x, error, with_, stream, *means)]
-
-
-def weighted(box: Box, tidy: Tidy, term: Term) -> Mean | None:
-    """`m / (1 - b^count)` as the weighted mean that it is."""
-    number, factors = tidy.factors(term)
-    state = next((t for t, p in factors if t.op == "state" and p == 1), None)
-    others: list[Factor] = [f for f in factors if f[0] is not state]
-    if number != 1 or state is None or len(others) != 1 or others[0][1] != -1:
-        return None
-    found = mean_of(box, box.state(state.info.name))
-    if found is None or abs(found.rate - (1 - found.keep)) > 1e-12:
-        return None
-    match others[0][0]:
-        case Term(op="sub", args=(Term(op="const", info=1.0), Term(op="pow", args=(base, n)))):
-            if base.op == "const" and base.info == found.keep and n.op == "count":
-                return found
-    return None
 
 
 __all__ = ["line_rows", "optimizer_blocks", "optimizer_lines"]

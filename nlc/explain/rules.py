@@ -75,7 +75,7 @@ def spelled(w: Writer, label: str, before: str, term: Term, added: bool = False)
 
 
 def lighter(term: Term) -> Term:
-    """Without `1 *` and `+ 0`, which settings at their defaults leave."""
+    """Without `1 *`, `0 *` and `+ 0`, which settings at their defaults leave."""
     known: dict[int, Term] = {}
 
     def of(t: Term) -> Term:
@@ -88,6 +88,10 @@ def lighter(term: Term) -> Term:
                 new = args[1]
             elif first is not None and is_number(args[1], first):
                 new = args[0]
+            elif t.op == "add" and is_number(args[0], 0):
+                new = args[1]
+            elif t.op == "mul" and not t.shape and any(is_number(a, 0) for a in args):
+                new = Term("const", (), (), 0.0, None, t.span)
             known[id(t)] = new
         return known[id(t)]
 
