@@ -59,8 +59,6 @@ def check_edges(
             )
         if t.kind == "init" and t.source.clock.unit not in ("step", "task"):
             raise NotLowered(f"a start that `{t.source.name}` learns while the stream runs", t.span)
-        if t.kind == "generate":
-            raise NotLowered("`transfer generate`", t.span)
     if inner.truncate or not inner.levels <= training.levels:
         raise NotLowered(
             "a gradient of a level on tokens that enters where training's does not", system.span

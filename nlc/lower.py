@@ -12,6 +12,7 @@ from .backward import Underivable, constant, make
 from .crossing import check_edges, openness
 from .derive import affine, given_write, gradient, implicit_step, linear_rule
 from .diagnostics import Diagnostic
+from .foreign import names_others, spans
 from .lacking import NotLowered
 from .pasts import attention, squares
 from .plan import ArrayRule, Lowering, Plan
@@ -57,10 +58,11 @@ def lower(system: System) -> tuple[Plan | None, list[Diagnostic]]:
         inner = openness(system, learners)
         check_edges(system, learners, training, inner, lowerings)
         check_flow(system)
+        cut = spans(system, lowerings, learners)
     except NotLowered as error:
         told.append(error.diagnostic)
         return None, told
-    return (None if told else Plan(system, lowerings, learners, training, inner)), told
+    return (None if told else Plan(system, lowerings, learners, training, inner, cut)), told
 
 
 def boxes_of(system: System, level: Level) -> Iterator[Box]:
@@ -99,12 +101,6 @@ def check_terms(root: Term, flow: bool = False, box: Box | None = None) -> None:
             raise NotLowered("`past` of all ticks outside attention", t.span)
         if t.op == "index" and len(t.args[0].shape) != 1:
             raise NotLowered("entries of an array of arrays, by an array,", t.span)
-        if (
-            t.op in ("apply", "state")
-            and t.info.foreign
-            and t.info.box.level.clock.unit not in ("step", "task", "never")
-        ):
-            raise NotLowered(f"another box's state (`{t.info.name}`)", t.span)
         if t.op == "next" and not flow:
             raise NotLowered("`next` in a level's own objective", t.span)
 
@@ -149,6 +145,9 @@ def lower_box(box: Box) -> Lowering:
         return Lowering(box, "stateless", "no state of its own")
     if level.clock.unit in ("step", "task", "never") or not any(s.rule.changes for s in box.states):
         return static(box)
+    others = names_others(box)
+    if others and (box.exact or any(s.rule.uses_loss for s in box.states)):
+        raise NotLowered(f"another box's state (`{others[0].name}`) in `{box.name}`", box.span)
     if box.exact:
         return solved_anew(box)
     if any(s.rule.uses_loss for s in box.states):
@@ -283,6 +282,8 @@ def own_objective(box: Box) -> Lowering:
     if clock.period > 1 or clock.phase is not None:
         why = f"gradients summed over {clock.period} tokens at the state that stands (class v)"
         return at_firings(box, why)
+    if names_others(box):
+        return at_firings(box, "tick by tick: it names another box's state (class iv-d)")
     try:
         return in_dual_form(box)
     except NotLowered as error:
@@ -341,8 +342,7 @@ def at_firings(box: Box, why: str) -> Lowering:
     gradients = {}
     for state in box.states:
         rule = state.rule
-        if state.start is not None and state.start.op not in ("zeros", "normal"):
-            raise NotLowered(f"the start of `{state.name}`", state.span)
+        check_start(box, state)
         if rule.after_retain and level.clock.period > 1:
             raise NotLowered(f"`after retain` of `{state.name}` {level.clock}", state.span)
         if rule.once and level.clock.period > 1:
@@ -377,8 +377,7 @@ def derived(box: Box, state: State) -> Gradient:
         raise NotLowered(f"`retain .. through` and `onto` of `{state.name}`", state.span)
     if rule.once:
         raise NotLowered("`once`", state.span)
-    if state.start is not None and state.start.op not in ("zeros", "normal"):
-        raise NotLowered(f"the start of `{state.name}`", state.span)
+    check_start(box, state)
     what = rule.write if rule.write is not None else rule.objective
     if what is None:
         raise NotLowered(f"`{state.name}`, which nothing is written to,", state.span)
@@ -395,6 +394,20 @@ def derived(box: Box, state: State) -> Gradient:
     except Underivable as error:
         told = "the gradient" if what is rule.objective else "the write"
         raise NotLowered(f"{told} of `{state.name}` ({error})", state.span) from None
+
+
+def check_start(box: Box, state: State) -> None:
+    """Drawn once with the model, or computed from the first tick after a reset (2.3.4)."""
+    start = state.start
+    if start is None or start.op in ("zeros", "normal", "const") or start.op == "copy":
+        return
+    lines = values_of(box)
+    moves = any(t.op in ("call", "conv", "past") for t in start.walk())
+    own = any(t.op in ("state", "apply") and t.info.box is box for t in start.walk())
+    through = any(t.op == "local" and touched(lines[str(t.info)], lines) for t in start.walk())
+    if moves or own or through or not state.form.single or state.rule.through:
+        raise NotLowered(f"the start of `{state.name}`", state.span)
+    check_terms(start, box=box)
 
 
 def plain_link(box: Box, state: State) -> bool:

@@ -102,6 +102,16 @@ class Openness:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
+class Spans:
+    """Where a call is cut because one box names another's state: at multiples of `every` ticks (0:
+    nowhere). `late`: the levels that are reset at the end of a span.
+    """
+
+    every: int = 0
+    late: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class Plan:
     """`learners`: levels at token clocks that learn the model's own loss. `trained`: openness to
     levels on steps.
@@ -112,6 +122,7 @@ class Plan:
     learners: tuple[Level, ...]
     training: Openness
     inner: Openness
+    spans: Spans
 
     def of(self, box: Box) -> Lowering:
         return self.lowerings[id(box)]

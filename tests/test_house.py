@@ -42,7 +42,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "checks",
         "reading components order",
         "backward derive",
-        "lacking crossing windows pasts lower",
+        "lacking foreign crossing windows pasts lower",
     ),
     ("driver",),
     # tools, each a question about what the stages have made

@@ -36,6 +36,7 @@ class Stream(dict[str, Tensor]):
         inner: bool = False,
     ) -> None:
         super().__init__(arrays)
+        self.stood = arrays  # as they were before this span
         self.position, self.time, self.batch = position, time, batch
         self.device, self.dtype = device, dtype
         self.inner = inner

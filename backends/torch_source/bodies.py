@@ -10,6 +10,7 @@ from torch import nn
 
 from nlc.derive import application
 from nlc.diagnostics import InternalError
+from nlc.foreign import names_others, writes_at_call
 from nlc.plan import Lowering, Plan
 from nlc.system import (
     Assign,
@@ -204,17 +205,22 @@ class Body:
         if box.path in self.module.has_weights:
             part, left = self.place(box.path, [(p.rstrip("."), n) for p, n in self.parts])
             given.append(attribute(part, left.lstrip(".")))
+        args += [self.array(h, n)[0] for h, n in arrays_of_others(box)]
         code = f"self.{method}({', '.join([*given, *args])})"
         every = reset_of(box)
         if every and self.box is None:
+            late = box.level is not None and box.level.name in self.plan.spans.late
+            run = "life" if late else "lives"
             code = (
-                f"self.lives({', '.join(['s', str(every), f'self.{method}', *given[1:], *args])})"
+                f"self.{run}({', '.join(['s', str(every), f'self.{method}', *given[1:], *args])})"
             )
         elif self.box is None and self.plan.learners and self.constant_inside(box):
             code = f"s.answer({', '.join([f'self.{method}', *given[1:], *args])})"
         k = len(box.mapped)
         if k:
             code += f".movedim({self.lead - 1 + k}, {self.lead - 1})"
+        if self.box is None and self.plan.spans.every:
+            code = self.now(box.name, code)
         return Value(code, ATOM, True, len(term.shape))
 
     def constant_inside(self, box: Box) -> bool:
@@ -301,6 +307,7 @@ class Body:
         return value
 
     loops: Shape = ()
+    member = ""  # the array that is meant where a whole network is named
 
     # ---- states
     # -------------------------------------------------------------------------------------------
@@ -318,7 +325,38 @@ class Body:
                 part, rest = self.place(path, self.parts)
                 return attribute(part, rest), False
             return attribute("self.weights_in(s)", path), False
-        return f"s[{self.key(state_path(box, state.name, name))}]", True
+        known = self.e.names.get(f"other {state_path(box, state.name, name)}")
+        if known is not None:
+            return known.code, True
+        key = self.key(state_path(box, state.name, name))
+        if box is not self.box and handle.foreign:
+            if not writes_at_call(box):
+                return f"s.stood[{key}]", True
+            return self.now(f"{box.name}_{state.name}", f"s[{key}]"), True
+        return f"s[{key}]", True
+
+    def now(self, wish: str, code: str) -> str:
+        """A value that has a name from its place in the text on (2.7.2)."""
+        name = self.code.name(wish)
+        self.code.add(f"{name} = {code}")
+        return name
+
+    def axes(self, handle: Handle) -> int:
+        """Of the array that is meant where a state is named."""
+        arrays = handle.state.form.arrays
+        array = next((a for a in arrays if a.name == self.member), arrays[0])
+        return len(handle.state.per) + len(array.shape)
+
+    def others(self, box: Box) -> list[tuple[str, str, int]]:
+        """Path, name and axes of each array of another box that a body names."""
+        return [
+            (
+                state_path(h.box, h.name, n),
+                "_".join(p for p in (h.box.name, h.name, n) if p),
+                len(h.state.per) + len(next(a.shape for a in h.state.form.arrays if a.name == n)),
+            )
+            for h, n in arrays_of_others(box)
+        ]
 
     def apply(self, term: Term) -> Value:
         handle: Handle = term.info
@@ -375,9 +413,13 @@ class Body:
 
     def state(self, term: Term) -> Value:
         handle: Handle = term.info
-        code, own = self.array(handle, "")
-        if own:
+        code, own = self.array(handle, self.member if not handle.state.form.single else "")
+        if own and handle.box is self.box:
             raise InternalError(f"`{handle.name}` as an array")
+        if own:  # of another box: one value for all ticks of the span
+            axis = self.lead - 1
+            code = f"self.lasting({code}.unsqueeze({axis}), s, {axis})"
+            return Value(code, ATOM, True, self.axes(handle))
         return Value(code, ATOM, False, len(term.shape))
 
     def next(self, term: Term) -> Value:
@@ -450,6 +492,10 @@ class Body:
         if span.source.text:
             text = span.source.line(span.line).split("#")[0].strip().rstrip("{;").strip()
             self.code.comment(f"{span.source.name.rsplit('/', 1)[-1]}:{span.line}: {text}")
+
+
+def arrays_of_others(box: Box) -> list[tuple[Handle, str]]:
+    return [(h, a.name) for h in names_others(box) for a in h.state.form.arrays]
 
 
 def reset_of(box: Box) -> int:

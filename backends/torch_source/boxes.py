@@ -9,6 +9,7 @@ from nlc.system import Box, Handle, Term
 
 from .bodies import Body, Module, all_mapped, state_path
 from .common import (
+    begin_states,
     equation,
     head,
     keep_states,
@@ -183,6 +184,7 @@ def recurrence(module: Module, box: Box) -> None:
         ]
         body.e.count(roots)
         body.lines(box.lines)
+        begin_states(module, box, body)
         transparent(body)
         first_order = box.level is not None and box.level.name in module.plan.training.first_order
         x = written(body, rows(body, rule.input, state.per, 1), first_order)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from nlc.backward import add, constant, mul
 from nlc.derive import substitute
 from nlc.plan import ArrayRule
-from nlc.system import Box, Term, line_terms
+from nlc.system import Box, State, Term, line_terms
 
 from ..parameters import start_draw, trainer
 from .bodies import Body, Module, all_mapped, state_path
@@ -14,12 +14,16 @@ from .expressions import ATOM, Value
 
 
 def head(module: Module, box: Box, body: Body) -> tuple[str, list[str]]:
-    """`def name(self, s, at, w, x):` and the names it takes."""
+    """`def name(self, s, at, w, x):` and the names it takes; states of others come last."""
     names = ["s", "at"] + (["w"] if box.path in module.has_weights else [])
     for name, shape in box.inputs:
         given = unique(name, names)
         names.append(given)
         body.e.names[f"input {name}"] = Value(given, ATOM, True, len(shape))
+    for path, wish, own in body.others(box):
+        given = unique(wish, names)
+        names.append(given)
+        body.e.names[f"other {path}"] = Value(given, ATOM, False, own)
     annotated = [
         "self",
         "s: Stream",
@@ -67,6 +71,41 @@ def keep_states(module: Module, box: Box, *extra: str) -> None:
             module.hold(path, box.loops, shape, "weights" if made else "zeros")
             for suffix in extra:
                 module.hold(f"{path}{suffix}", box.loops, shape, "zeros")
+
+
+def begin_states(module: Module, box: Box, body: Body) -> None:
+    """Starts that are computed, at the first tick after a reset (2.3.4)."""
+    made = [s for s in box.states if computed(module, box, s)]
+    if not made:
+        return
+    code, axis = module.code, body.lead - 1
+    colon = ", ".join([":"] * axis)
+    first = type(body)(module, box)
+    first.e.names = {
+        n: Value(f"{v.code}[{colon}, :1]", ATOM, True, v.own) if v.lead else v
+        for n, v in body.e.names.items()
+    }
+    with code.block("if s.age == 0:"), code.block('with s.life(0, 1, s.born, "start"):'):
+        for state in made:
+            assert state.start is not None
+            first.cite_line(state.start)
+            for array in state.form.arrays:
+                key = first.key(state_path(box, state.name, array.name))
+                if state.start.op == "copy":
+                    told, _ = first.array(state.start.info, array.name)
+                else:
+                    first.e.count([state.start])
+                    value = first.e(state.start)
+                    told = f"{value.atom}.select({axis}, 0)" if value.lead else value.code
+                code.add(f"s[{key}] = {first.gate(f'self.begun(s[{key}], {told})')}")
+
+
+def computed(module: Module, box: Box, state: State) -> bool:
+    """Whether the start is made at each reset, and not once with the model."""
+    if state.start is None or state.start.op == "zeros":
+        return False
+    learned = trainer(module.plan.system, box, state) is not None
+    return all(start_draw(state, a, learned) is None for a in state.form.arrays)
 
 
 def rows(body: Body, term: Term, per: tuple[int, ...], trailing: int) -> str:

@@ -6,6 +6,7 @@ tick by tick: the last resort, for states that no closed form and no fixed point
 from __future__ import annotations
 
 from nlc.diagnostics import InternalError
+from nlc.foreign import writes_at_call
 from nlc.lacking import NotLowered
 from nlc.rules import Example
 from nlc.system import Array, Assign, Box, Handle, Lambda, Learn, State, Term
@@ -13,7 +14,7 @@ from nlc.windows import rows_of
 
 from .bodies import Body, Module, state_path
 from .code import identifier
-from .common import head, keep_states, opening, rows, transparent
+from .common import begin_states, head, keep_states, opening, rows, transparent
 from .expressions import ATOM, Expressions, Value
 from .frozen import Frozen
 from .rules import Written
@@ -41,8 +42,8 @@ class FiredBody(Body):
         """A state as an array: the same at all ticks."""
         if term.info.box is not self.box:
             return super().state(term)
-        code, _ = self.array(term.info, "")
-        return Value(self.over_ticks(code), ATOM, True, len(term.shape))
+        code, _ = self.array(term.info, "" if term.info.state.form.single else self.member)
+        return Value(self.over_ticks(code), ATOM, True, self.axes(term.info))
 
     def over_ticks(self, code: str) -> str:
         """On an axis of one, unless something counts the ticks."""
@@ -82,6 +83,7 @@ class Fired(Frozen):
                 if isinstance(line, Assign) and line.name not in self.touching:
                     body.assign(line)
             self.lift(body)
+            begin_states(self.module, box, body)
             self.periods(body)
         code.add("")
         self.one_period()
@@ -92,6 +94,11 @@ class Fired(Frozen):
         assert self.box.level is not None
         clock = self.box.level.clock
         return clock.period, clock.phase or clock.period
+
+    @property
+    def reads_old(self) -> bool:
+        """Whether the box answers with the state that it had before it fires (2.7.1)."""
+        return self.clock[0] > 1 or self.box.read_before or not writes_at_call(self.box)
 
     def periods(self, body: Body) -> None:
         box, code = self.box, self.code
@@ -150,7 +157,7 @@ class Fired(Frozen):
                     body.assign(Assign(name, value))
             body.see(running)
             body.anchored = anchored
-            early = self.clock[0] > 1 or box.read_before
+            early = self.reads_old
             answer = self.answer(body) if early else ""
             self.fire(body, answer)
             code.add(f"return {answer or self.answer(body)}")
@@ -263,7 +270,7 @@ class Fired(Frozen):
             for array in state.form.arrays:
                 key = body.key(state_path(self.box, state.name, array.name))
                 name = self.code.name(f"{state.name}_{array.name}" if array.name else state.name)
-                if self.clock[0] == 1 and not self.box.read_before:
+                if not self.reads_old:
                     code.add(f"{name} = {self.linked(body, state, array, f's[{key}]')}")
                     body.held[state.name, array.name] = name
 
@@ -295,6 +302,7 @@ class Fired(Frozen):
             slopes = self.by_autograd(body, state)
         for array in state.form.arrays:
             if rule.write is not None:
+                self.turn_to(body, state, array)
                 code = self.whole(body, rule.write)
             elif gradient is None:
                 code = slopes[array.name]
@@ -374,6 +382,7 @@ class Fired(Frozen):
             old = f"s[{body.key(path)}]"
             name = self.code.name(f"new_{state.name}")
             if state.rule.set is not None:
+                self.turn_to(body, state, array)
                 value = body.e(state.rule.set)
                 body.cite_line(state.rule.set)
                 picked = f"{value.atom}.select({body.lead - 1}, -1)" if value.lead else value.code
@@ -392,6 +401,12 @@ class Fired(Frozen):
             self.code.add(f"{name} = {body.gate(f'({new})')}")
             made.append((body.key(path), name))
         return made
+
+    def turn_to(self, body: FiredBody, state: State, array: Array) -> None:
+        """Networks are added up array by array (2.3.2)."""
+        body.member = "" if state.form.single else array.name
+        if body.member:
+            body.e.done.clear()
 
     def kept(self, body: FiredBody, state: State, array: Array) -> str:
         """What is kept of the array, as a factor before it (2.5.4)."""

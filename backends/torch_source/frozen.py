@@ -16,6 +16,7 @@ from nlc.system import Assign, Box, State, Term
 
 from .bodies import Body, Module, all_mapped, state_path
 from .common import (
+    begin_states,
     equation,
     head,
     keep_states,
@@ -146,6 +147,7 @@ class Frozen(Lines, Gates):
                 if isinstance(line, Assign) and line.name not in self.touching:
                     body.assign(line)
             self.lift(body)
+            begin_states(self.module, box, body)
             self.stretches(body)
         code.add("")
         self.writes_method()
@@ -254,6 +256,14 @@ class Frozen(Lines, Gates):
                 taken.append(given)
                 out.append(f", {given}: Tensor")
                 body.e.names[name] = replace(known, code=given)
+                continue
+            if name.startswith("other "):
+                path = name.removeprefix("other ")
+                wish, own = next((w, n) for p, w, n in body.others(self.box) if p == path)
+                given = unique(wish, taken)
+                taken.append(given)
+                out.append(f", {given}: Tensor")
+                body.e.names[name] = Value(given, ATOM, False, own)
                 continue
             given = unique(name.split(" ", 1)[1], taken)
             taken.append(given)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from nlc.foreign import NAMING, named_elsewhere
 from nlc.plan import ArrayRule
 from nlc.system import Box, Term
 
-from .bodies import Body, Module
+from .bodies import Body, Module, state_path
 
 
 class Lines:
@@ -85,10 +86,15 @@ class Lines:
                     found[f"input {t.info}"] = None
                 elif t.op == "local" and t.info not in self.touching:
                     found[f"local {t.info}"] = None
+                elif t.op in NAMING and named_elsewhere(t) is not None:
+                    for array in t.info.state.form.arrays:
+                        path = state_path(t.info.box, t.info.name, array.name)
+                        found[f"other {path}"] = None
                 elif t.op == "state" and t.info.state.form.kind == "vector":
                     found |= {f"input {n}": None for n, s in self.box.inputs[:1] if len(s) == 1}
         outer = Body(self.module, self.box)
-        lead = {n: not n.startswith("local ") or self.leads(outer, n) for n in found}
+        still = ("local ", "other ")
+        lead = {n: not n.startswith(still) or self.leads(outer, n) for n in found}
         return sorted(found, key=lambda n: not lead[n])
 
     def runs_read(self) -> list[ArrayRule]:
@@ -104,6 +110,8 @@ class Lines:
 
     def leads(self, outer: Body, name: str) -> bool:
         """Whether a line made outside changes with the ticks."""
+        if name.startswith("other "):
+            return False
         return any(
             t.op in ("input", "position", "call", "conv")
             or t.op == "local"

@@ -11,17 +11,17 @@ from collections.abc import Iterable, Sequence
 
 from nlc.lacking import NotLowered
 from nlc.plan import Plan
-from nlc.resolve.work import array_kind
-from nlc.system import Array, Assign, Box, Learn, Level, Line, Shape, State, System, Term
+from nlc.system import Assign, Box, Level, Line, Term
 
 from ..parameters import boxes as every_box
 from ..parameters import start_draw, trainer
-from .bodies import Body, Module, all_mapped, state_path
+from .bodies import Body, Module, all_mapped, reset_of, state_path
 from .boxes import write_box
 from .code import Code, identifier
 from .expressions import ATOM, Value
 from .layout import entry, laid_out
-from .rules import RuleWriter, Written, fitted
+from .optimizers import step_levels, write_optimizer
+from .rules import RuleWriter, Written
 
 
 def is_used(name: str, text: str) -> bool:
@@ -31,17 +31,23 @@ def is_used(name: str, text: str) -> bool:
     )
 
 
+def names_module(name: str, text: str) -> bool:
+    """Whether code asks a module for something."""
+    return re.search(rf"(?<![\w.]){name}\.", text) is not None
+
+
 RECURRENCE = ("Linked", "Retention", "Span", "begin", "repeated", "retained", "scan", "span")
 
 HEADER = """from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from nlc.backends.ops import parts
+from nlc.backends.ops import numbers, parts
 from nlc.backends.ops.attention import attend
 from nlc.backends.ops.least_squares import least_squares
 from nlc.backends.ops.pairs import attend_pairs
@@ -105,7 +111,7 @@ class Writer:
             self.tables(name)
             code.lines += body
         for level, title in self.optimizers:
-            self.optimizer(level, title)
+            write_optimizer(code, self.system, level, title)
         code.add("", f"MODULE = {name}")
         return laid_out(self.tidy(code.text()))
 
@@ -128,11 +134,18 @@ class Writer:
                 if not found:
                     continue
                 line = f"{start} import {', '.join(found)}"
+            elif line.startswith("from nlc.backends.ops import"):
+                modules = [n for n in ("numbers", "parts") if names_module(n, tail)]
+                if not modules:
+                    continue
+                line = f"from nlc.backends.ops import {', '.join(modules)}"
             elif (
                 line.startswith("from nlc.backends.ops.attention")
                 and used["attend"] not in tail
-                or line == "from nlc.backends.ops import parts"
-                and "parts." not in tail
+                or line in ("import math", "import torch")
+                and not names_module(line.split()[1], tail)
+                or line == "from typing import Any"
+                and not is_used("Any", tail)
             ):
                 continue
             elif line.startswith("from nlc.backends.runtime"):
@@ -204,7 +217,15 @@ class Writer:
             f"NEEDS_NEXT = {self.needs_next()}",
             f"HAS_LOSS = {self.system.flow.loss is not None}",
             f"INNER_OPEN = {bool(self.plan.inner.levels)}",
+            f"SPAN = {self.plan.spans.every}",
         )
+        anew = [
+            (f"{b.path}.", b.loops, reset_of(b))
+            for b in self.system.boxes
+            if b.kind == "level" and b.level is not None and b.level.name in self.plan.spans.late
+        ]
+        if anew:
+            self.table("RESETS", "box, rounds, after how many tokens it starts anew", anew)
         self.table(
             "PARAMETERS",
             "path, rounds, shape, deviation of the draw, value, trained",
@@ -426,42 +447,10 @@ class Writer:
             )
         return lines
 
-    # ---- optimizers of the run
-    # ---------------------------------------------------------------------------------
-
-    def step_levels(self) -> list[Level]:
-        return [
-            l for l in self.system.levels if l.clock.unit in ("step", "task") and self.served(l)
-        ]
-
-    def served(self, level: Level) -> list[tuple[str, tuple[int, ...], tuple[int, ...], object]]:
-        """Path, loops, shape and learn line of every array that a level on steps trains."""
-        rows: list[tuple[str, tuple[int, ...], tuple[int, ...], object]] = []
-        if level.owner:
-            rows += [
-                (w.path, w.loops, w.shape, line)
-                for w in self.system.weights
-                if (line := level.line_for(w)) is not None
-            ]
-        for box in every_box(self.system):
-            for state in box.states:
-                if trainer(self.system, box, state) is not level:
-                    continue
-                for array in state.form.arrays:
-                    line = start_line(level, box, state, array)
-                    if line is not None:
-                        rows.append(
-                            (
-                                state_path(box, state.name, array.name),
-                                box.loops,
-                                (*all_mapped(box), *state.per, *array.shape),
-                                (line, array.shape),
-                            )
-                        )
-        return rows
+    # ---- optimizers of the run -------------------------------------------------------------------
 
     def optimizer_list(self) -> None:
-        levels = self.step_levels()
+        levels = step_levels(self.system)
         self.optimizers = [(l, f"{class_name(l.name)}Optimizer") for l in levels]
         if not levels:
             return
@@ -471,136 +460,6 @@ class Writer:
             )
             self.code.add(f"return [{', '.join(f'{title}(self)' for _, title in self.optimizers)}]")
         self.code.add("")
-
-    def optimizer(self, level: Level, title: str) -> None:
-        code = self.code
-        code.add("", "")
-        with code.block(f"class {title}(Optimizer):"):
-            where = f"{level.span.source.name.rsplit('/', 1)[-1]}:{level.span.line}"
-            code.docstring([f"level {level.name} {level.clock} ({where})."])
-            code.add("")
-            at = len(code.lines)
-            check_steps(self.system, level)
-            writer = RuleWriter(code)
-            rows, lines = self.optimizer_rows(writer, level)
-            body, code.lines = code.lines[at:], code.lines[:at]
-            code.add(f"PERIOD = {level.clock.period}", f"LINES = {lines!r}")
-            self.table(
-                "ARRAYS",
-                "path, rounds, rule, its states, leading axes, line, measure, what the level keeps",
-                rows,
-            )
-            code.add("")
-            code.lines += body
-            while code.lines and not code.lines[-1]:
-                code.lines.pop()
-
-    def optimizer_rows(
-        self, writer: RuleWriter, level: Level
-    ) -> tuple[list[tuple[object, ...]], int]:
-        rows: list[tuple[object, ...]] = []
-        lines: list[Learn] = []
-        for path, loops, shape, served in self.served(level):
-            line, own = served if isinstance(served, tuple) else (served, shape)
-            assert isinstance(line, Learn)
-            if line.rule in ("exact", "implicit") or line.steps > 1:
-                raise NotLowered(f"`{line.rule}` on steps", line.span)
-            lead = len(shape) - len(own)
-            rule = rule_for(line, own)
-            streams = {k: fitted(t, own) for k, t in line.streams.items()}
-            method = writer.method(identifier(line.rule), rule, lead, dict(line.settings), streams)
-            if line not in lines:
-                lines.append(line)
-            measure = self.measure(writer, line, streams, lead)
-            keep = self.kept_of_weight(level) if line is served else self.kept_on_steps(level, path)
-            at = lines.index(line)
-            rows.append((path, loops, method.name, method.states, lead, at, measure, keep))
-        return rows, len(lines)
-
-    def kept_of_weight(self, level: Level) -> float:
-        """What an owner's weights keep at a firing."""
-        if level.retain is None:
-            return 1.0
-        if level.retain.op != "const":
-            raise NotLowered(f"a retention of `{level.name}` that is no number", level.span)
-        return float(level.retain.info)
-
-    def kept_on_steps(self, level: Level, path: str) -> float:
-        """What a state of a level on steps keeps at a firing (2.8)."""
-        for box in level.boxes:
-            for state in box.states:
-                retain = state.rule.retain
-                if retain is None or all(
-                    state_path(box, state.name, a.name) != path for a in state.form.arrays
-                ):
-                    continue
-                if retain.op != "const":
-                    raise NotLowered(f"a retention of `{state.name}` that is no number", state.span)
-                return float(retain.info)
-        return 1.0
-
-    def measure(self, writer: RuleWriter, line: Learn, streams: dict[str, Term], lead: int) -> str:
-        """The method that gives `across`' own number for one array, or ''."""
-        from .expressions import Expressions
-
-        found = [t for s in streams.values() for t in s.walk() if t.op == "across"]
-        if not found:
-            return ""
-        if len(found) > 1 and any(f is not found[0] for f in found):
-            raise NotLowered("two `across` in one line", line.span)
-        inner = Code(depth=self.code.depth)
-        e = Expressions(
-            inner, lead, hooks={"input": lambda t: Value(str(t.info), ATOM, True, len(t.shape))}
-        )
-        with inner.function(
-            "def NAME(self, weight: Tensor, grad: Tensor) -> Tensor:", ["weight", "grad"]
-        ):
-            inner.docstring(["What this array adds to `across`."])
-            value = e(found[0].args[0])
-            inner.add(f"return {value.code}" + (".sum()" if lead else ""))
-        return writer.once(f"measure_{len(writer.known)}", inner.text()).name
-
-
-def check_steps(system: System, level: Level) -> None:
-    """What a generated optimizer does not do: it is called at every step and at nothing else."""
-    clock, name = level.clock, f"`{level.name}`"
-    if level.objective is not None and level.objective.op != "loss":
-        raise NotLowered(f"an objective of {name} beside `loss`", level.span)
-    if clock.unit == "task" or clock.phase is not None:
-        raise NotLowered(f"the clock of {name} ({clock})", level.span)
-    if level.resets.unit != "never":
-        raise NotLowered(f"`reset {level.resets}` of {name}", level.span)
-    for t in system.transfers:
-        ends = {"init": (t.target, t.source), "backprop": (t.source, t.target)}
-        entered, learner = ends.get(t.kind, (level, None))
-        if learner is level and entered is not level and entered.clock.unit in ("step", "task"):
-            if t.kind == "init" or clock.period > 1:
-                raise NotLowered(f"`{t.kind}` between two levels on steps", t.span)
-
-
-def start_line(level: Level, box: Box, state: State, array: Array) -> Learn | None:
-    """The line that trains a start: the state's own, or the first of the level's that fits
-    (2.11.4).
-    """
-    own = state.rule.learn.get(array.name) if box.level is level else None
-    if own is not None:
-        return own
-    used_in = box.level.name if box.level is not None else ""
-    return next(
-        (l for l in level.learn if l.serves(array_kind(state.form), used_in, state.name)), None
-    )
-
-
-def rule_for(line: Learn, shape: Shape) -> Box:
-    """The rule over arrays of this shape; a rule that fits one shape fits every other of as many
-    axes.
-    """
-    if shape in line.optimizers:
-        return line.optimizers[shape]
-    alike = [b for s, b in line.optimizers.items() if len(s) == len(shape)]
-    if not alike:
-        raise NotLowered(f"`{line.rule}` for an array of shape {list(shape)}", line.span)
-    return alike[0]
 
 
 def outside_next(root: Term) -> Iterable[Term]:

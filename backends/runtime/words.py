@@ -1,0 +1,199 @@
+"""Small words of generated code: what a line of a generated module calls on `self`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..ops.parts import causal_conv
+from ..ops.recurrence import scan
+from .stream import Stream
+
+
+def wide(values: Sequence[Tensor]) -> torch.Size:
+    """The shape that all broadcast to."""
+    shape: torch.Size = torch.broadcast_shapes(*(v.shape for v in values))  # type: ignore[no-untyped-call]
+    return shape
+
+
+class Words:
+    """What every generated module has; `Model` says where and in which precision."""
+
+    @property
+    def device(self) -> torch.device:
+        raise NotImplementedError
+
+    @property
+    def dtype(self) -> torch.dtype:
+        raise NotImplementedError
+
+    def range(self, n: int) -> Tensor:
+        return torch.arange(n, device=self.device, dtype=self.dtype)
+
+    def eye(self, n: int) -> Tensor:
+        return torch.eye(n, device=self.device, dtype=self.dtype)
+
+    def number(self, condition: Tensor) -> Tensor:
+        """1 where it holds, else 0."""
+        return condition.to(self.dtype)
+
+    def counted(self, count: int) -> Tensor:
+        """Firings so far, for a schedule."""
+        return torch.tensor(float(count), dtype=torch.float64)
+
+    def begun(self, kept: Tensor, start: Any) -> Tensor:
+        """A start that was computed, for every sample, as wide as what it is the start of."""
+        made = torch.as_tensor(start, dtype=kept.dtype, device=kept.device)
+        return made.expand(kept.shape)
+
+    def leaves(self, *arrays: Tensor) -> tuple[Tensor, ...]:
+        """The arrays, to differentiate by."""
+        return tuple(
+            a.view_as(a) if a.requires_grad else a.detach().requires_grad_() for a in arrays
+        )
+
+    def slopes(self, objective: Tensor, *arrays: Tensor) -> tuple[Tensor, ...]:
+        """The gradient of an objective that no rule derives; it can be differentiated again."""
+        total = objective.sum()
+        if not total.requires_grad:
+            return tuple(map(torch.zeros_like, arrays))
+        found = torch.autograd.grad(total, arrays, create_graph=True, allow_unused=True)
+        return tuple(
+            torch.zeros_like(a) if g is None else g for a, g in zip(arrays, found, strict=True)
+        )
+
+    def full(self, value: float | Tensor, shape: tuple[int, ...]) -> Tensor:
+        return torch.as_tensor(value, device=self.device, dtype=self.dtype).expand(shape)
+
+    def listed(self, *values: float) -> Tensor:
+        return torch.tensor(values, device=self.device, dtype=self.dtype)
+
+    def maximum(self, a: Any, b: Any) -> Tensor:
+        return torch.maximum(*self.both(a, b))
+
+    def minimum(self, a: Any, b: Any) -> Tensor:
+        return torch.minimum(*self.both(a, b))
+
+    def both(self, a: Any, b: Any) -> tuple[Tensor, Tensor]:
+        like = a if isinstance(a, Tensor) else b
+        return torch.as_tensor(a, dtype=like.dtype, device=like.device), torch.as_tensor(
+            b, dtype=like.dtype, device=like.device
+        )
+
+    def stack(self, *values: Any) -> Tensor:
+        like = next(v for v in values if isinstance(v, Tensor))
+        tensors = [torch.as_tensor(v, dtype=like.dtype, device=like.device) for v in values]
+        shape = wide(tensors)
+        return torch.stack([t.expand(shape) for t in tensors], -1)
+
+    def concat(self, *values: Tensor) -> Tensor:
+        shape = wide([v[..., 0] for v in values])
+        return torch.cat([v.expand(*shape, v.shape[-1]) for v in values], -1)
+
+    def cross_entropy(self, logits: Tensor, ids: Tensor) -> Tensor:
+        """Of each tick, in nats."""
+        flat = F.cross_entropy(
+            logits.flatten(0, -2).float()
+            if logits.dtype in (torch.bfloat16, torch.float16)
+            else logits.flatten(0, -2),
+            ids.flatten().long(),
+            reduction="none",
+        )
+        return flat.view(ids.shape)
+
+    def stream(self, value: Any, s: Stream, lead: int) -> Tensor:
+        """A value that no tick changes, as a stream."""
+        x = torch.as_tensor(value, device=self.device, dtype=self.dtype)
+        return x.expand(s.batch, *[1] * (lead - 2), s.time, *x.shape)
+
+    def lasting(self, x: Tensor, s: Stream, axis: int) -> Tensor:
+        """A value that stands while ticks pass."""
+        return x.expand(*x.shape[:axis], s.time, *x.shape[axis + 1 :])
+
+    def spread(self, x: Tensor, lead: int, mapped: tuple[int, ...]) -> Tensor:
+        """Axes of 1 of a map, stretched."""
+        return x.expand(*x.shape[:lead], *mapped, *x.shape[lead + len(mapped) :])
+
+    def last(self, past: Tensor, x: Tensor, window: int) -> Tensor:
+        """The last `window` ticks, for the span that follows."""
+        if window == 0:
+            return past
+        return (
+            torch.cat([past, x.to(past.dtype)], 1)[:, -window:]
+            if x.shape[1] < window
+            else x[:, -window:].to(past.dtype)
+        )
+
+    def window(self, s: Stream, key: str, x: Tensor, ticks: int, lead: int) -> Tensor:
+        """The last `ticks` values at each tick, oldest first, on a new axis [.., time, ticks, ..];
+        nought before the first. The newest are kept under `key`.
+        """
+        x = x.expand(*s[key].shape[: lead - 1], *x.shape[lead - 1 :])
+        known = torch.cat([s[key].to(x.dtype), x], lead - 1)
+        s[key] = known.narrow(lead - 1, known.shape[lead - 1] - (ticks - 1), ticks - 1)
+        return known.unfold(lead - 1, ticks, 1).movedim(-1, lead)
+
+    def newest(self, past: Tensor, window: int | None, axis: int = -2) -> Tensor:
+        if window is None or past.shape[axis] <= window:
+            return past
+        return past.narrow(axis, past.shape[axis] - window, window)
+
+    def joined(self, reads: list[Tensor], axis: int) -> Tensor:
+        return reads[0] if len(reads) == 1 else torch.cat(reads, axis)
+
+    def cut(self, s: Stream, at: str) -> None:
+        """What a box keeps becomes a constant (`through .. tokens`)."""
+        for key in s:
+            if key.startswith(at):
+                s[key] = s[key].detach()
+
+    def conv_cut(
+        self, s: Stream, every: int, x: Tensor, weight: Tensor, past: Tensor, **hold: Any
+    ) -> Tensor:
+        """A convolution, with its past a constant at each multiple of `every` ticks."""
+        parts = []
+        for a, b, _, cut in s.stretches(every, every):
+            before = torch.cat([past, x[:, :a]], 1)[:, a:] if past.shape[1] else past
+            parts.append(causal_conv(x[:, a:b], weight, before.detach() if cut else before, **hold))
+        return torch.cat(parts, 1) if parts else x
+
+    def scan_cut(
+        self,
+        W0: Tensor,
+        q: Tensor,
+        x: Tensor,
+        e: Any,
+        rate: Any,
+        *,
+        every: int,
+        s: Stream,
+        S0: Tensor | None = None,
+        **more: Any,
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        """`scan`, with the state a constant at each multiple of `every` ticks."""
+
+        def part(value: Any, a: int, b: int, features: bool) -> Any:
+            if not isinstance(value, Tensor):
+                return value
+            return value[..., a:b, :] if features and value.ndim == x.ndim else value[..., a:b]
+
+        reads = []
+        for a, b, _, cut in s.stretches(every, every):
+            if cut:
+                W0, S0 = W0.detach(), None if S0 is None else S0.detach()
+            extra = {k: part(v, a, b, k == "keep") for k, v in more.items()}
+            y, W0, S0 = scan(
+                W0,
+                q[..., a:b, :],
+                x[..., a:b, :],
+                part(e, a, b, True),
+                part(rate, a, b, True),
+                S0=S0,
+                **extra,
+            )
+            reads.append(y)
+        return torch.cat(reads, -2), W0, S0

@@ -1,0 +1,130 @@
+"""States that other bodies name, starts that are computed: compiled, they are the reference.
+
+A call is cut where a state that is named stands still (nlc/foreign.py).
+"""
+
+from __future__ import annotations
+
+import pytest
+from test_random import Case, agrees
+
+import nlc
+from nlc.driver import SpecError
+from nlc.foreign import spans
+from nlc.lower import lower
+
+SYSTEM = """nl 1
+system s(vocab = 5) {{
+  level training every step {{ objective loss; learn adamw(rate = 4e-4) }}
+{levels}
+  flow(tokens) {{
+    x = embed(tokens, vocab, 4)
+    repeat 2 {{
+      {flow}
+    }}
+    logits = unembed(norm(x), vocab)
+    loss = cross_entropy(logits, next(tokens))
+    return logits
+  }}
+}}
+"""
+FAST = """  level fast(x) every token {
+    state M : matrix(4, 4)
+    k = unit(linear(x, 4))
+    objective sum((M(k) - linear(x, 4))^2) / 2
+    retain 0.9
+    learn gradient(rate = 0.5)
+    read M(k)
+  }
+  transfer backprop fast -> training
+"""
+STANDS = FAST.replace("every token", "every 3 tokens")
+BEGINS = "  level fast(x) every token {\n    reset every 4 tokens\n    state M : matrix(4, 4) = "
+LEARNS = """
+    objective sum((M(x) - linear(x, 4))^2) / 2
+    learn gradient(rate = 0.1)
+    read M(x)
+  }
+  transfer backprop fast -> training
+"""
+
+
+def follower(
+    clock: str, rule: str = "set 0.9 * S + 0.1 * fast.M", form: str = "matrix(4, 4)"
+) -> str:
+    return (
+        f"  level slow(x) {clock} {{ state S : {form}; {rule}; read S(x) }}\n"
+        "  transfer generate fast -> slow\n  transfer backprop slow -> training\n"
+    )
+
+
+LIKE = "objective sum((S(x) - fast.M(x))^2); learn adam(rate = 0.1)"
+AFTER = "y = fast(norm(x)); x += slow(y) + y"
+NAMED = {
+    "in the flow, before the call": (FAST, "e = length(fast.M(x) - x); x += fast(norm(x)) * e", 1),
+    "in the flow, on one line": (FAST, "x += fast.M(x) + fast(norm(x))", 1),
+    "in the flow, after the call": (FAST, "y = fast(norm(x)); x += fast.M(y) + y", 1),
+    "in the flow, a state that stands": (STANDS, "y = fast(norm(x)); x += fast.M(y) + y", 3),
+    "by a level, every token": (FAST + follower("every token"), AFTER, 1),
+    "by a level, at its period's end": (FAST + follower("every 4 tokens"), AFTER, 4),
+    "by a level that is called before": (
+        FAST + follower("every 4 tokens"), "x += slow(x); x += fast(norm(x))", 1,
+    ),
+    "by a level, a state that stands": (STANDS + follower("every 2 tokens"), AFTER, 3),
+    "in an objective": (
+        FAST + follower("every 2 tokens", LIKE).replace("generate", "condition"), AFTER, 1,
+    ),
+    "with resets": (
+        FAST.replace("token {", "token {\n    reset every 3 tokens")
+        + follower("every 3 tokens", "reset every 6 tokens; set 0.9 * S + 0.1 * fast.M"),
+        AFTER, 3,
+    ),
+    "a network, from a copy of it": (
+        FAST.replace("matrix(4, 4)", "mlp(4, 6)").replace("M", "F")
+        + follower("every 4 tokens from 2", "set 0.9 * S + 0.1 * fast.F", "mlp(4, 6) = fast.F"),
+        AFTER, 1,
+    ),
+    "by a level without states": (
+        FAST + "  level slow(x) every token { read fast.M(linear(x, 4)) }\n"
+        "  transfer condition fast -> slow\n  transfer backprop slow -> training\n",
+        AFTER, 1,
+    ),
+    "as an input": (
+        FAST + follower("every 4 tokens", "set S + W").replace("slow(x)", "slow(x, W[4, 4])"),
+        "y = fast(norm(x)); x += slow(y, fast.M) + y", 4,
+    ),
+    "by none: a start from numbers": (
+        BEGINS + "outer(range(4), range(4)) * 0.1" + LEARNS, "x += fast(x)", 0,
+    ),
+    "by none: a start from the inputs": (
+        BEGINS + "outer(x, linear(x, 4))" + LEARNS, "x += fast(x)", 0,
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("place", NAMED)
+def test_a_state_that_is_named(place: str) -> None:
+    levels, flow, every = NAMED[place]
+    text = SYSTEM.format(levels=levels, flow=flow)
+    plan, _ = lower(nlc.load(text).system)
+    assert plan is not None and plan.spans.every == every
+    assert agrees(Case(text, 11, [3, 7]))
+
+
+def test_a_closed_reader_is_a_constant_to_training() -> None:
+    levels = FAST + follower("every 4 tokens").replace("  transfer backprop slow -> training\n", "")
+    assert agrees(Case(SYSTEM.format(levels=levels, flow=AFTER), 11, [3, 7]))
+
+
+def test_a_state_in_the_loss_is_refused() -> None:
+    text = SYSTEM.format(levels=FAST, flow="x += fast(norm(x))")
+    text = text.replace("    repeat 2 {\n", "").replace("\n    }\n    logits", "\n    logits")
+    text = text.replace("next(tokens))", "next(tokens)) + sum(fast.M^2)")
+    with pytest.raises(SpecError, match="a state in a line that waits for its label"):
+        nlc.compile(nlc.load(text))
+
+
+def test_without_named_states_a_call_is_one_span() -> None:
+    plan, _ = lower(nlc.load("hope").system)
+    assert plan is not None and plan.spans.every == 0
+    assert spans(plan.system, dict(plan.lowerings), plan.learners).late == frozenset()
