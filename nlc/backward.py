@@ -203,6 +203,39 @@ def d_unit(t: Term, bar: Term) -> tuple[Term | None, ...]:
     return (div(sub(bar, along), column(norm)),)
 
 
+def d_matmul(t: Term, bar: Term) -> tuple[Term | None, ...]:
+    """Y = A B: A' = Y' B^T and B' = A^T Y', a vector a row on the left, a column on the right."""
+    a, b = t.args
+    if bar.shape != t.shape:
+        bar = make("expand", bar, shape=t.shape)
+    if len(a.shape) == len(b.shape) == 1:
+        return mul(bar, b), mul(bar, a)
+    if len(a.shape) == 1:
+        return product(b, bar), make("outer", a, bar, shape=(*a.shape, *bar.shape))
+    if len(b.shape) == 1:
+        outer = make("outer", bar, b, shape=(*bar.shape, *b.shape))
+        return outer, product(transposed(a), bar)
+    return product(bar, transposed(b)), product(transposed(a), bar)
+
+
+def product(a: Term, b: Term) -> Term:
+    """A matrix by a matrix, or by a column."""
+    shape = a.shape[:-1] if len(b.shape) == 1 else (*a.shape[:-1], b.shape[-1])
+    if len(b.shape) > 1 and len(b.shape) > len(a.shape):
+        shape = (*b.shape[:-2], *shape)
+    return make("matmul", a, b, shape=shape)
+
+
+def transposed(a: Term) -> Term:
+    if a.op == "transpose":
+        return a.args[0]
+    return make("transpose", a, shape=(*a.shape[:-2], a.shape[-1], a.shape[-2]))
+
+
+def d_transpose(t: Term, bar: Term) -> tuple[Term | None, ...]:
+    return (transposed(bar) if bar.shape else bar,)
+
+
 VJP: dict[str, Rule] = {
     "add": lambda t, bar: (bar, bar),
     "sub": lambda t, bar: (bar, neg(bar)),
@@ -218,6 +251,8 @@ VJP: dict[str, Rule] = {
     "mean": d_mean,
     "dot": d_dot,
     "length": d_length,
+    "matmul": d_matmul,
+    "transpose": d_transpose,
     "layer_norm": d_layer_norm,
     "softmax": d_softmax,
     "unit": d_unit,

@@ -53,7 +53,7 @@ BINARY: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "lt": lambda a, b: (a < b).double(), "le": lambda a, b: (a <= b).double(),
     "gt": lambda a, b: (a > b).double(), "ge": lambda a, b: (a >= b).double(),
     "eq": lambda a, b: (a == b).double(), "dot": lambda a, b: (a * b).sum(-1),
-    "layer_norm_back": parts.layer_norm_back,
+    "layer_norm_back": parts.layer_norm_back, "outer": torch.outer,
 }  # fmt: skip
 Env = Mapping[Any, Tensor]
 
@@ -162,7 +162,11 @@ CASES = [
     Case("column", ((3,),), (3, 1)), Case("column", ((),), (1,)), Case("reshape", ((6,),), (2, 3)),
     Case("split", ((6,),), (2, 3), 2), Case("join", ((2, 3),), (6,)),
     Case("join", ((4, 2, 3),), (4, 6)),
-    Case("top", ((4,),), (4,), 2),
+    Case("top", ((4,),), (4,), 2), Case("transpose", ((2, 3),), (3, 2)),
+    *[Case("matmul", shapes, out)
+      for shapes, out in ((((2, 3), (3, 4)), (2, 4)), (((3,), (3, 4)), (4,)),
+                          (((2, 3), (3,)), (2,)), (((3,), (3,)), ()),
+                          (((5, 2, 3), (3, 4)), (5, 2, 4)), (((2, 3), (5, 3, 4)), (5, 2, 4)))],
 ]  # fmt: skip
 
 

@@ -214,11 +214,10 @@ def test_a_matrix_for_each_head_is_served_alone() -> None:
 
 def test_muon_serves_matrices_only() -> None:
     (optimizer,) = compiled("transformer").optimizers()
-    rules = {name: row[1] for name, row in optimizer.rows.items()}
-    for name, rule in rules.items():
+    for name, rule in optimizer.rules.items():
         assert rule.startswith("muon") == ("linear" in name), name
     # of matrices with more rows than columns the products are taken on the other side
-    assert set(rules.values()) == {"muon", "muon_2", "adamw"}
+    assert set(optimizer.rules.values()) == {"muon", "muon_2", "adamw"}
 
 
 # ---- as a torch.optim.Optimizer -----------------------------------------------------------------

@@ -1,23 +1,137 @@
-"""The optimizers that a spec's levels on steps train by: `torch.optim.Optimizer`s whose rules are
-generated.
+"""Optimizers whose rules are generated, as `torch.optim.Optimizer`s.
+
+`Serves` is what they share: arrays that are served, checks before anything changes, and a state
+that is saved and loaded to the bit. `Optimizer` is the base of a spec's levels on steps.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
+from copy import deepcopy
 from itertools import product
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor
 
+from . import serving
+from .serving import Array, Firing, Rule
+from .words import Words
+
 if TYPE_CHECKING:
     from .model import Model
 
 Row = tuple[Any, ...]
+Group = dict[str, Any]
+UNSAVED = ("params", "names")
 
 
-class Optimizer(torch.optim.Optimizer):
+class GradientError(ValueError):
+    """A gradient that holds a number that is none; nothing has been changed."""
+
+
+class Serves(Words, torch.optim.Optimizer):
+    """Arrays, each with the rule that serves it, in `arrays`."""
+
+    arrays: dict[Tensor, Array]
+
+    def __getstate__(self) -> dict[str, Any]:
+        """All of it: a copy goes on as this one."""
+        return dict(self.__dict__)
+
+    # ---- before anything changes -----------------------------------------------------------------
+
+    def check_gradients(self, found: Iterable[tuple[str, Tensor]]) -> None:
+        name = serving.unsound(found)
+        if name is not None:
+            raise GradientError(
+                f"the gradient of `{name}` holds numbers that are not finite; nothing was changed"
+            )
+
+    def gradient(self, p: Tensor) -> Tensor | None:
+        """What the last backward pass left; a sparse one as it would be if it were not."""
+        grad = p.grad
+        if grad is None:
+            return None
+        return grad.to_dense() if grad.layout != torch.strided else grad
+
+    # ---- firing ----------------------------------------------------------------------------------
+
+    def fire(self, due: list[Firing]) -> None:
+        try:
+            serving.fire(due)
+        except (ArithmeticError, ValueError) as error:
+            rule = due[0].array.rule.name
+            raise ValueError(
+                f"`{rule}` comes to no number at firing {due[0].count} ({error}), with "
+                f"{self.told(due[0])}"
+            ) from None
+
+    def told(self, one: Firing) -> str:
+        """The settings of a firing, in words."""
+        return "the settings of its line"
+
+    # ---- saved and loaded ------------------------------------------------------------------------
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """What `state_dict` gave, here or in another process; arrays keep their own precision.
+
+        Raises ValueError for a state of other parameters, or of another rule; nothing is changed.
+        """
+        for hook in self._optimizer_load_state_dict_pre_hooks.values():
+            changed = hook(self, state_dict)
+            state_dict = state_dict if changed is None else changed
+        pairs = list(self.matched(state_dict))
+        for group, saved in zip(self.param_groups, state_dict["param_groups"], strict=True):
+            group.update({k: deepcopy(v) for k, v in saved.items() if k not in UNSAVED})
+        for state, given in pairs:
+            for key, value in given.items():
+                if isinstance(value, Tensor):
+                    state[key].copy_(value)
+                else:
+                    state[key] = value
+        for after in self._optimizer_load_state_dict_post_hooks.values():
+            after(self)
+
+    def matched(
+        self, saved: Mapping[str, Any]
+    ) -> Iterable[tuple[dict[str, Any], Mapping[str, Any]]]:
+        """Each array's state and the one saved for it."""
+        if not isinstance(saved, Mapping) or not {"state", "param_groups"} <= set(saved):
+            raise ValueError("this is no state of an optimizer: it has no `param_groups`")
+        groups = saved["param_groups"]
+        sizes = [[len(g["params"]) for g in gs] for gs in (self.param_groups, groups)]
+        if sizes[0] != sizes[1]:
+            raise ValueError(
+                f"this state is of groups of {sizes[1]} parameters, and here they are of {sizes[0]}"
+            )
+        for group, old in zip(self.param_groups, groups, strict=True):
+            self.check_group(group, old)
+            for p, index in zip(group["params"], old["params"], strict=True):
+                given = saved["state"].get(index, {})
+                self.check_array(self.arrays[p], self.state[p], given)
+                yield self.state[p], given
+
+    def check_group(self, group: Group, saved: Mapping[str, Any]) -> None:
+        """The rule of a group, where it has one."""
+
+    def check_array(self, array: Array, state: Mapping[str, Any], given: Mapping[str, Any]) -> None:
+        """A state of the same arrays, in the same shapes."""
+        if set(state) != set(given):
+            has, kept = (", ".join(sorted(map(str, s))) or "nothing" for s in (given, state))
+            raise ValueError(
+                f"the state saved for `{array.name}` is of another rule: it holds {has}, and here "
+                f"`{array.rule.name}` keeps {kept}"
+            )
+        for key, value in state.items():
+            if isinstance(value, Tensor) and value.shape != given[key].shape:
+                raise ValueError(
+                    f"the state saved for `{array.name}` holds {key} as "
+                    f"{list(given[key].shape)}, and here it is {list(value.shape)}"
+                )
+
+
+class Optimizer(Serves):
     """One level on steps. A step is the mean over the batch; `every 8 steps` sums eight of them,
     and fires once.
 
@@ -26,110 +140,81 @@ class Optimizer(torch.optim.Optimizer):
 
     PERIOD: ClassVar[int] = 1
     LINES: ClassVar[int] = 1
+    RULES: ClassVar[tuple[Row, ...]] = ()
     ARRAYS: ClassVar[tuple[Row, ...]] = ()
 
     def __init__(self, model: Model) -> None:
         weights = dict(model.named_weights())
+        rules = [Rule.of(row) for row in self.RULES]
         rows = [
-            (path.format(*rounds), method, keeps, lead, line, measure, keep)
-            for path, loops, method, keeps, lead, line, measure, keep in self.ARRAYS
+            (path.format(*rounds), rules[rule], lead, line)
+            for path, loops, rule, lead, line in self.ARRAYS
             for rounds in product(*(range(n) for n in loops))
         ]
         groups = [
             {
-                "params": [weights[r[0]] for r in rows if r[4] == line],
-                "names": [r[0] for r in rows if r[4] == line],
+                "params": [weights[r[0]] for r in rows if r[3] == line],
+                "names": [r[0] for r in rows if r[3] == line],
             }
             for line in range(self.LINES)
         ]
-        self.rows = {r[0]: r for r in rows}
         super().__init__([g for g in groups if g["params"]], {"steps": 0, "count": 0})
-        for name, parameter in weights.items():
-            if name in self.rows:
-                self.materialise(name, parameter)
+        self.arrays = {}
+        for name, rule, lead, _ in rows:
+            p = weights[name]
+            array = Array(name, p, self, rule, self.state[p], lead)
+            self.arrays[p] = array
+            array.materialise(model.seed)
+            if self.PERIOD > 1:
+                array.state["pending"] = torch.zeros_like(p, dtype=array.dtype)
 
-    def materialise(self, name: str, p: Tensor) -> None:
-        """All state exists, and is saved, before the first step."""
-        state = self.state[p]
-        for key in self.rows[name][2]:
-            state[key] = torch.zeros_like(p)
-        if self.PERIOD > 1:
-            state["pending"] = torch.zeros_like(p)
+    @property
+    def rules(self) -> dict[str, str]:
+        """The rule of each array, by name."""
+        return {a.name: a.rule.name for a in self.arrays.values()}
 
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
     @torch.no_grad()
-    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
-        """One step; arrays without a gradient have one of zero."""
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:
+        """One step; arrays without a gradient have one of zero.
+
+        Raises GradientError for a gradient that is not finite: nothing is changed then.
+        """
         loss = None
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
+        grads = {p: self.gradient(p) for p in self.arrays}
+        there = [(self.arrays[p].name, g) for p, g in grads.items() if g is not None]
+        self.check_gradients(there)
         for group in self.param_groups:
             group["steps"] += 1
+            if self.PERIOD > 1:
+                self.add_up(group, grads)
             if group["steps"] % self.PERIOD == 0:
                 group["count"] += 1
-            self.step_group(group)
+                self.fire_group(group, grads)
         return loss
 
-    def step_group(self, group: dict[str, Any]) -> None:
-        fires = group["steps"] % self.PERIOD == 0
-        grads = [self.summed(p, fires) for p in group["params"]]
-        if not fires:
-            return
-        across = self.across(group, grads)
-        for name, p, grad in zip(group["names"], group["params"], grads, strict=True):
-            _, method, keeps, _, _, measure, keep = self.rows[name]
-            state = self.state[p]
-            memory = {k: state[k] for k in keeps}
-            extra = (across,) if measure else ()
-            kept, amount = getattr(self, method)(p, grad, memory, group["count"], *extra)
-            kept = keep * kept
-            if isinstance(kept, Tensor) or kept != 1.0:
-                p.mul_(kept)
-            p.add_(amount)
-            state.update(memory)
+    def add_up(self, group: Group, grads: dict[Tensor, Tensor | None]) -> None:
+        """The gradients of the steps since the last firing."""
+        for p in group["params"]:
+            pending, grad = self.state[p]["pending"], grads[p]
+            grads[p] = pending if grad is None else pending.add_(grad)
 
-    def summed(self, p: Tensor, fires: bool) -> Tensor:
-        """This step's gradient, with those of the steps since the last firing."""
-        grad = torch.zeros_like(p) if p.grad is None else p.grad.to(p.dtype)
-        if self.PERIOD == 1:
-            return grad
-        pending: Tensor = self.state[p]["pending"].add_(grad)
-        if not fires:
-            return pending
-        total: Tensor = pending.clone()
-        pending.zero_()
-        return total
-
-    def across(self, group: dict[str, Any], grads: list[Tensor]) -> Tensor | None:
-        """The sum over the arrays of one line (2.9.4)."""
-        total = None
-        for name, p, grad in zip(group["names"], group["params"], grads, strict=True):
-            measure = self.rows[name][5]
-            if measure:
-                one = getattr(self, measure)(p, grad)
-                total = one if total is None else total + one
-        return total
-
-    # ---- small words of generated code
-
-    def counted(self, count: int) -> Tensor:
-        """Firings so far, for a schedule: exact, and of no effect on the precision of an array."""
-        return torch.tensor(float(count), dtype=torch.float64)
-
-    def number(self, condition: Tensor) -> Tensor:
-        """1 where it holds, else 0."""
-        return condition.float()
-
-    def maximum(self, a: Any, b: Any) -> Tensor:
-        return torch.maximum(*both(a, b))
-
-    def minimum(self, a: Any, b: Any) -> Tensor:
-        return torch.minimum(*both(a, b))
-
-
-def both(a: Any, b: Any) -> tuple[Tensor, Tensor]:
-    """Two tensors that may be compared; of two numbers, the tensor's type decides."""
-    like = a if isinstance(a, Tensor) else torch.as_tensor(b)
-    return torch.as_tensor(a, dtype=like.dtype, device=like.device), torch.as_tensor(
-        b, dtype=like.dtype, device=like.device
-    )
+    def fire_group(self, group: Group, grads: dict[Tensor, Tensor | None]) -> None:
+        due = []
+        for p in group["params"]:
+            grad = grads[p]
+            due.append(
+                Firing(
+                    self.arrays[p], torch.zeros_like(p) if grad is None else grad, group["count"]
+                )
+            )
+        sums = serving.across([f for f in due if f.array.rule.measures])
+        for one in due:
+            one.across = sums
+        self.fire(due)
+        if self.PERIOD > 1:
+            for p in group["params"]:
+                self.state[p]["pending"].zero_()

@@ -156,6 +156,9 @@ class Writer:
             ):
                 continue
             out.append(line)
+        at = out.index("from __future__ import annotations") + 1
+        while out[at : at + 2] == ["", ""]:
+            del out[at]
         while "" in out and "\n\n\n\n" in "\n".join(out):
             out = "\n".join(out).replace("\n\n\n\n", "\n\n\n").split("\n")
         return "\n".join(out)

@@ -1,0 +1,241 @@
+"""How a generated rule serves arrays: in blocks, many small ones at a time, or one as a whole.
+
+    w, g, kept = a block of each, small enough for a cache
+    rule(w, g, *kept, count, *settings)                          changes w and kept in place
+
+A rule element by element does not mind where an array is cut or what stands beside it, so that all
+its passes over a block meet a cache, and a thousand tiny arrays cost the dispatches of one.
+Weights in half precision are served in float32, block by block.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import product
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..parameters import noise
+
+BLOCK = 1 << 15  # numbers of an array that are served at a time, on a CPU
+SMALL = 1 << 12  # arrays below this many numbers are put together
+HALF = (torch.float16, torch.bfloat16)
+Examples = Callable[[], tuple[Tensor, Tensor]]
+
+
+@dataclass(frozen=True)
+class Kept:
+    """One array that a rule keeps: `shape` is its own, or None for that of the array served."""
+
+    name: str
+    shape: tuple[int, ...] | None
+    std: float = 0.0
+    draw: str = ""
+
+
+@dataclass(frozen=True)
+class Rule:
+    """A row of a generated table: the method, what it keeps, and what it asks for."""
+
+    method: str
+    kept: tuple[Kept, ...]
+    pointwise: bool = False
+    measures: tuple[str, ...] = ()
+    examples: bool = False
+
+    @property
+    def name(self) -> str:
+        """As the spec has it."""
+        return self.method.removeprefix("rule_")
+
+    @staticmethod
+    def of(row: tuple[Any, ...]) -> Rule:
+        method, kept, pointwise, measures, examples = row
+        return Rule(method, tuple(Kept(*k) for k in kept), pointwise, measures, examples)
+
+
+@dataclass(eq=False)
+class Array:
+    """One array, and what serves it. `owner` has the rule's methods; `lead`: how many axes come
+    before the rule's own, each place of which is served alone.
+    """
+
+    name: str
+    weight: Tensor
+    owner: Any
+    rule: Rule
+    state: dict[str, Any]
+    lead: int = 0
+    examples: Examples | None = None
+
+    @property
+    def fire(self) -> Callable[..., None]:
+        method: Callable[..., None] = getattr(self.owner, self.rule.method)
+        return method
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """In which it is served: its own, or float32."""
+        return torch.float32 if self.weight.dtype in HALF else self.weight.dtype
+
+    @property
+    def kept(self) -> list[Tensor]:
+        return [self.state[k.name] for k in self.rule.kept]
+
+    def materialise(self, seed: int) -> None:
+        """All that is kept exists, and is saved, before the first step."""
+        for kept in self.rule.kept:
+            self.state[kept.name] = self.first(kept, seed)
+
+    def first(self, kept: Kept, seed: int) -> Tensor:
+        w = self.weight
+        if kept.shape is None and not kept.std:
+            return torch.zeros_like(w, dtype=self.dtype, memory_format=torch.preserve_format)
+        heads = tuple(w.shape[: self.lead])
+        own = tuple(w.shape[self.lead :]) if kept.shape is None else kept.shape
+        made = torch.zeros((*heads, *own), dtype=torch.float64)
+        if kept.std:
+            for head in product(*(range(n) for n in heads)):
+                place = f"{self.name}{''.join(f'[{i}]' for i in head)}.{kept.draw}"
+                made[head] = noise(place, own, seed) * kept.std
+        return made.to(device=w.device, dtype=self.dtype)
+
+
+@dataclass
+class Firing:
+    """One array that is due: its gradient, of which firing, and the sums across its line."""
+
+    array: Array
+    grad: Tensor
+    count: int
+    across: tuple[float, ...] = ()
+    given: tuple[float, ...] = field(default=())  # settings
+
+    @property
+    def numbers(self) -> tuple[Any, ...]:
+        measured = (self.across,) if self.array.rule.measures else ()
+        return (self.count, *measured, *self.given)
+
+    @property
+    def alike(self) -> tuple[Any, ...]:
+        """What arrays have in common that are served as one."""
+        a = self.array
+        return (id(a.owner), a.rule.method, a.weight.dtype, a.weight.device, self.numbers)
+
+
+def fire(due: Iterable[Firing]) -> None:
+    """Serve all of them."""
+    small: dict[tuple[Any, ...], list[Firing]] = {}
+    for one in due:
+        w = one.array.weight
+        if not one.array.rule.pointwise:
+            whole(one)
+        elif w.numel() < SMALL:
+            small.setdefault(one.alike, []).append(one)
+        elif w.device.type == "cpu" and laid_alike(one):
+            in_blocks(one)
+        else:
+            whole(one)
+    for group in small.values():
+        for part in portions(group):
+            together(part)
+
+
+def laid_alike(one: Firing) -> bool:
+    """Whether all its arrays lie in one piece, in one order."""
+    return all(x.is_contiguous() for x in (one.array.weight, one.grad, *one.array.kept))
+
+
+def whole(one: Firing) -> None:
+    array = one.array
+    w = array.weight.to(array.dtype)
+    streams = [one.grad.to(array.dtype)]
+    if array.rule.examples:
+        assert array.examples is not None
+        streams += [x.to(array.dtype) for x in array.examples()]
+    array.fire(w, *streams, *array.kept, *one.numbers)
+    if w is not array.weight:
+        array.weight.copy_(w)
+
+
+def in_blocks(one: Firing) -> None:
+    array, numbers, rule = one.array, one.numbers, one.array.fire
+    whole = (array.weight, one.grad, *array.kept)
+    flat = [torch.split(x.view(-1), BLOCK) for x in whole]
+    if array.weight.dtype == array.dtype and one.grad.dtype == array.dtype:
+        for parts in zip(*flat, strict=True):
+            rule(*parts, *numbers)
+        return
+    for weight, grad, *kept in zip(*flat, strict=True):
+        w = weight.to(array.dtype)
+        rule(w, grad.to(array.dtype), *kept, *numbers)
+        weight.copy_(w)
+
+
+def portions(group: Sequence[Firing]) -> Iterator[list[Firing]]:
+    """As many small arrays as make a block."""
+    part: list[Firing] = []
+    size = 0
+    for one in group:
+        part.append(one)
+        size += one.array.weight.numel()
+        if size >= BLOCK:
+            yield part
+            part, size = [], 0
+    if part:
+        yield part
+
+
+def together(part: list[Firing]) -> None:
+    """Small arrays as one."""
+    first = part[0].array
+    if len(part) == 1:
+        whole(part[0])
+        return
+    weights = [f.array.weight for f in part]
+    kept = list(zip(*(f.array.kept for f in part), strict=True))
+    w, g, *held = (
+        torch.cat([x.reshape(-1).to(first.dtype) for x in xs])
+        for xs in (weights, [f.grad for f in part], *kept)
+    )
+    first.fire(w, g, *held, *part[0].numbers)
+    sizes = [x.numel() for x in weights]
+    for xs, x in zip((weights, *kept), (w, *held), strict=True):
+        pieces = torch.split(x, sizes)
+        shaped = [p.view(y.shape) for p, y in zip(pieces, xs, strict=True)]
+        torch._foreach_copy_(list(xs), shaped)
+
+
+def across(line: Sequence[Firing]) -> tuple[float, ...]:
+    """The sums over the arrays of one line (2.9.4), the inner before the outer."""
+    rule = line[0].array.rule if line else None
+    totals: tuple[float, ...] = ()
+    for i in range(len(rule.measures) if rule is not None else 0):
+        parts = []
+        for one in line:
+            array = one.array
+            measure = getattr(array.owner, array.rule.measures[i])
+            given = (totals,) if i else ()
+            parts.append(measure(array.weight.to(array.dtype), one.grad.to(array.dtype), *given))
+        totals = (*totals, float(torch.stack([p.double() for p in parts]).sum()))
+    return totals
+
+
+def unsound(grads: Iterable[tuple[str, Tensor]]) -> str | None:
+    """The name of the first gradient that holds a number that is none.
+
+    One sum an array tells, in one pass: what is not finite makes it so. A sum that is only too
+    large is looked at again.
+    """
+    named = list(grads)
+    sums: dict[torch.device, list[Tensor]] = {}
+    for _, g in named:
+        sums.setdefault(g.device, []).append(
+            g.sum(dtype=torch.float32 if g.dtype in HALF else None)
+        )
+    if all(bool(torch.stack([s.float() for s in x]).isfinite().all()) for x in sums.values()):
+        return None
+    return next((n for n, g in named if not bool(g.isfinite().all())), None)
