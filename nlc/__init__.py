@@ -18,15 +18,25 @@ if TYPE_CHECKING:
     from .driver import SpecError as SpecError
     from .driver import load as load
     from .operation import memory as memory
+    from .weights import start_from as start_from
 
 # Imported when asked for: `import nlc` costs nothing, and `nlc check` never sees torch.
 _HOMES = {
     "load": "driver", "Spec": "driver", "SpecError": "driver", "compile": "backends.torch_source",
     "load_state": "backends.torch_source", "memory": "operation",
-    "reference": "backends.reference",
+    "reference": "backends.reference", "start_from": "weights",
 }  # fmt: skip
 
-__all__ = ["Spec", "SpecError", "compile", "load", "load_state", "memory", "reference"]
+__all__ = [
+    "Spec",
+    "SpecError",
+    "compile",
+    "load",
+    "load_state",
+    "memory",
+    "reference",
+    "start_from",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -13,6 +13,7 @@ from .crossing import check_edges, openness
 from .derive import affine, given_write, gradient, implicit_step, linear_rule
 from .diagnostics import Diagnostic
 from .foreign import names_others, spans
+from .idle import idle
 from .lacking import NotLowered
 from .pasts import attention, squares
 from .plan import ArrayRule, Lowering, Plan
@@ -42,7 +43,7 @@ def lower(system: System) -> tuple[Plan | None, list[Diagnostic]]:
     lowerings: dict[int, Lowering] = {}
     for box in system.boxes:
         try:
-            lowerings[id(box)] = lower_box(box)
+            lowerings[id(box)] = static(box) if idle(system, box) else lower_box(box)
         except NotLowered as error:
             if error.diagnostic not in told:
                 told.append(error.diagnostic)

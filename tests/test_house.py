@@ -42,7 +42,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "checks",
         "reading components order",
         "backward derive",
-        "lacking foreign crossing windows pasts lower",
+        "lacking foreign crossing windows pasts idle lower",
     ),
     ("driver",),
     # tools, each a question about what the stages have made
@@ -52,7 +52,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("backends.torch_source",),
     ("backends", "api memory operation operations memories"),
     ("loading", "checkpoint", "logbook", "verify"),
-    ("learner", "testing"),
+    ("learner", "testing", "weights"),
     ("train", "bench", "miras"),
     ("generate",),
     ("commands",),
@@ -65,6 +65,7 @@ DOORS = {
     ("resolve", "parse"): "a used file is read by the parser",
     ("backward", "resolve"): "one rule of broadcasting",
     ("lower", "derive"): "a lowering is chosen by the derived rule",
+    ("idle", "derive"): "a rate of nothing is seen in the derived rule",
     ("pasts", "backward"): "a weight is a product of terms",
     ("lower", "backward"): "what has no derivative has no lowering",
     ("loading", "nlc"): "runs compile as a user does",
@@ -76,7 +77,7 @@ FILE, FUNCTION, MEDIAN = 700, 60, 12
 
 TORCH = {
     "train", "learner", "checkpoint", "generate", "logbook", "verify", "bench", "operation",
-    "miras", "testing",
+    "miras", "testing", "weights",
 }  # fmt: skip
 ONLY_IN = {
     "sympy": {"miras.symbols", "miras.normal", "miras.same"},

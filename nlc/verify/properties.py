@@ -314,7 +314,8 @@ def off_the_clock(model: Model, system: System, streams: Streams) -> Measured:
     least share of its firings that changed an array. A firing that waits for its label is the first
     thing of the next call (2.7.3).
     """
-    clocks = clocked(system)
+    kept = model.kept_arrays()  # what learns at a rate of nothing is a weight
+    clocks = {path: clock for path, clock in clocked(system).items() if path in kept}
     waits = {path for _, _, learning in model.LEARNERS for path in learning}
     weights = {n: p.clone() for n, p in model.named_weights()}
     state, wrong = model.reset(streams[0].shape[0]), []

@@ -1,0 +1,102 @@
+"""The names of a Llama-like checkpoint, for systems of its shape: `transformer`, `stacked`, and
+what is written as they are.
+
+In: the names of our arrays, the arrays of the checkpoint, its `config.json`. Out: which is which,
+and the arrays as ours are laid out (a key head that several queries share is there once, and here
+once for each query). What the language has no word for is refused: its norm has 1e-6 under the
+root, its rotary angles have base 10,000, and no line has a bias.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor
+
+BLOCK = "model.layers.{}."
+ATTENTION = {"q": "q_proj", "k": "k_proj", "v": "v_proj", "read": "o_proj"}
+FORWARD = {
+    "linear": "gate_proj", "linear_2": "up_proj", "linear_3": "down_proj",
+    "W1": "gate_proj", "W3": "up_proj", "W2": "down_proj",
+}  # fmt: skip
+# What a config must say, if it says anything; the first value is what it means where it is silent.
+WANTED: Mapping[str, tuple[Any, ...]] = {
+    "rms_norm_eps": (1e-6,),
+    "rope_theta": (10000.0, 10000),
+    "hidden_act": ("silu",),
+    "attention_bias": (False,),
+    "mlp_bias": (False,),
+    "rope_scaling": (None,),
+    "sliding_window": (None,),
+}
+
+
+class UnlikeError(ValueError):
+    """A checkpoint that the language cannot say."""
+
+
+def names(
+    ours: list[str], theirs: dict[str, Tensor], config: Mapping[str, Any]
+) -> tuple[dict[str, str], dict[str, Tensor]]:
+    """Our name -> theirs, and their arrays, keys and values repeated for shared heads."""
+    check(config)
+    layers = int(config.get("num_hidden_layers", 0))
+    found = {"x.embed": "model.embed_tokens.weight", "logits.norm": "model.norm.weight"}
+    tied = bool(config.get("tie_word_embeddings")) or "lm_head.weight" not in theirs
+    found["logits.unembed"] = "model.embed_tokens.weight" if tied else "lm_head.weight"
+    found |= numbered(ours, r"x\.norm(?:_\d+)?", ["input_layernorm", "post_attention_layernorm"])
+    for part, name in ATTENTION.items():
+        found |= numbered(ours, rf"attention(?:_\d+)?\.{part}\.linear", [f"self_attn.{name}"])
+    for part, name in FORWARD.items():
+        found |= numbered(ours, rf"(?:swiglu(?:_\d+)?|\w+\.F)\.{part}", [f"mlp.{name}"])
+    wrong = [n for n in ours if n not in found]
+    if wrong:
+        raise UnlikeError(f"{wrong[0]} of this model has no place in a Llama-like checkpoint")
+    here = sum(name.endswith("input_layernorm.weight") for name in found.values())
+    if here != layers:
+        raise UnlikeError(f"the checkpoint has {layers} layers, and this model {here}")
+    return found, repeated(theirs, config)
+
+
+def numbered(ours: list[str], pattern: str, roles: list[str]) -> dict[str, str]:
+    """Our arrays of a kind in their order, `roles` of them a layer."""
+    mine = [n for n in ours if re.fullmatch(rf"(?:layers\.\d+\.)?{pattern}", n)]
+    places = ((i // len(roles), roles[i % len(roles)]) for i in range(len(mine)))
+    made = (f"{BLOCK.format(layer)}{role}.weight" for layer, role in places)
+    return dict(zip(mine, made, strict=True))
+
+
+def check(config: Mapping[str, Any]) -> None:
+    """Raises UnlikeError where the checkpoint computes something else."""
+    angles = config.get("rope_parameters") or {}
+    said = {**config, **{k: v for k, v in angles.items() if k == "rope_theta"}}
+    for key, values in WANTED.items():
+        if key in said and said[key] not in values:
+            raise UnlikeError(
+                f"the checkpoint has {key} = {said[key]}, where this language has {values[0]}"
+            )
+    if angles.get("rope_type", "default") != "default":
+        raise UnlikeError(f"the checkpoint has rope_type = {angles['rope_type']}")
+    heads = int(config.get("num_attention_heads", 1))
+    width = int(config.get("hidden_size", heads))
+    if config.get("head_dim") not in (None, width // heads):
+        raise UnlikeError(
+            f"the checkpoint has heads of {config['head_dim']}, of a width of {width} by {heads}"
+        )
+
+
+def repeated(theirs: dict[str, Tensor], config: Mapping[str, Any]) -> dict[str, Tensor]:
+    """Keys and values once for each query head."""
+    heads = int(config.get("num_attention_heads", 1))
+    shared = heads // int(config.get("num_key_value_heads") or heads)
+    if shared == 1:
+        return theirs
+
+    def laid_out(name: str, x: Tensor) -> Tensor:
+        if not name.endswith(("k_proj.weight", "v_proj.weight")):
+            return x
+        return x.unflatten(0, (heads // shared, -1)).repeat_interleave(shared, 0).flatten(0, 1)
+
+    return {n: laid_out(n, x) for n, x in theirs.items()}

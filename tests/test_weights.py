@@ -1,0 +1,282 @@
+"""Weights from files: a run, a safetensors file, a Llama-like folder; level stacking; and what is
+refused, which leaves the model as it was.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+import nlc
+from nlc import checkpoint
+from nlc.backends.runtime import Model
+from nlc.weights import WeightsError
+
+SIZES: dict[str, Any] = {"vocab": 11, "width": 8, "heads": 2, "hidden": 12}
+LAYERS = 2
+STACKED = {
+    "x.embed": "x.embed",
+    "x.norm": "layers.0.x.norm",
+    "x.norm_2": "layers.0.x.norm_2",
+    "x.norm_3": "layers.1.x.norm",
+    "x.norm_4": "layers.1.x.norm_2",
+    "logits.norm": "logits.norm",
+    "logits.unembed": "logits.unembed",
+    **{
+        f"attention{end}.{part}.linear": f"layers.{i}.attention.{part}.linear"
+        for i, end in enumerate(["", "_2"])
+        for part in ("q", "k", "v", "read")
+    },
+    **{
+        f"cms_{period}.F.{mine}": f"layers.{i}.swiglu.{theirs}"
+        for i, period in enumerate([3, 7])
+        for mine, theirs in (("W1", "linear"), ("W3", "linear_2"), ("W2", "linear_3"))
+    },
+}
+
+
+def transformer(seed: int = 0, dtype: torch.dtype = torch.float32) -> Model:
+    return nlc.compile("transformer", depth=LAYERS, seed=seed, dtype=dtype, **SIZES)
+
+
+def stacked(inner: float = 0.0, dtype: torch.dtype = torch.float32) -> Model:
+    return nlc.compile("stacked", periods=[3, 7], inner=inner, seed=5, dtype=dtype, **SIZES)
+
+
+def ids(time: int = 23) -> Tensor:
+    return torch.randint(11, (2, time), generator=torch.Generator().manual_seed(time))
+
+
+def same_bits(a: Model, b: Model) -> bool:
+    with torch.no_grad():
+        return torch.equal(a(ids())[0], b(ids())[0])
+
+
+def saved(model: Model, place: Path) -> Path:
+    save_file({n: p.detach().contiguous() for n, p in model.named_weights()}, place)
+    return place
+
+
+# ---- where they come from ------------------------------------------------------------------------
+
+
+def test_a_file_of_safetensors(tmp_path: Path) -> None:
+    source, model = transformer(1), transformer(2)
+    assert not same_bits(source, model)
+    started = nlc.start_from(model, saved(source, tmp_path / "weights.safetensors"))
+    assert same_bits(source, model)
+    assert str(started) == f"{len(list(model.named_weights()))} arrays were brought"
+
+
+def test_a_run(tmp_path: Path) -> None:
+    source, model = transformer(1), transformer(2)
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "run.json").write_text("{}")
+    whole = checkpoint.to_bytes({"step": 3, "model": dict(source.state_dict())})
+    (tmp_path / "checkpoints" / "step-00000003.safetensors").write_bytes(whole)
+    (tmp_path / "checkpoints" / "step-00000009.safetensors").write_bytes(whole[:200])
+    nlc.start_from(model, tmp_path)
+    assert same_bits(source, model)
+
+
+def llama(source: Model, place: Path, shards: int = 1, **config: Any) -> Path:
+    """The folder that a Llama-like checkpoint of these weights would be."""
+    named = dict(source.named_weights())
+    made = {
+        "model.embed_tokens.weight": named["x.embed"],
+        "model.norm.weight": named["logits.norm"],
+    }
+    made["lm_head.weight"] = named["logits.unembed"]
+    roles = {
+        "x.norm": "input_layernorm", "x.norm_2": "post_attention_layernorm",
+        "attention.q.linear": "self_attn.q_proj", "attention.k.linear": "self_attn.k_proj",
+        "attention.v.linear": "self_attn.v_proj", "attention.read.linear": "self_attn.o_proj",
+        "swiglu.linear": "mlp.gate_proj", "swiglu.linear_2": "mlp.up_proj",
+        "swiglu.linear_3": "mlp.down_proj",
+    }  # fmt: skip
+    for i in range(LAYERS):
+        for mine, theirs in roles.items():
+            made[f"model.layers.{i}.{theirs}.weight"] = named[f"layers.{i}.{mine}"]
+    arrays = {n: p.detach().clone() for n, p in made.items()}
+    if config.get("tie_word_embeddings"):
+        del arrays["lm_head.weight"]
+    place.mkdir()
+    said = {
+        "model_type": "llama", "num_hidden_layers": LAYERS, "num_attention_heads": 2,
+        "hidden_size": 8, "rms_norm_eps": 1e-6, "hidden_act": "silu",
+    }  # fmt: skip
+    (place / "config.json").write_text(json.dumps(said | config))
+    parts = {f"model-{i}.safetensors": sorted(arrays)[i::shards] for i in range(shards)}
+    for file, names in parts.items():
+        save_file({n: arrays[n] for n in names}, place / file)
+    if shards > 1:
+        where = {n: file for file, names in parts.items() for n in names}
+        index = {"metadata": {}, "weight_map": where}
+        (place / "model.safetensors.index.json").write_text(json.dumps(index))
+    return place
+
+
+@pytest.mark.parametrize("shards", [1, 3])
+def test_a_llama_like_folder(shards: int, tmp_path: Path) -> None:
+    source, model = transformer(1), transformer(2)
+    nlc.start_from(model, llama(source, tmp_path / "llama", shards))
+    assert same_bits(source, model)
+
+
+def test_tied_tables(tmp_path: Path) -> None:
+    model = transformer(2)
+    place = llama(transformer(1), tmp_path / "llama", tie_word_embeddings=True)
+    nlc.start_from(model, place)
+    named = dict(model.named_weights())
+    assert torch.equal(named["logits.unembed"], named["x.embed"])
+
+
+def test_shared_key_heads_are_there_for_each_query(tmp_path: Path) -> None:
+    source, model = transformer(1), transformer(2)
+    place = llama(source, tmp_path / "llama", num_key_value_heads=1)
+    whole = dict(source.named_weights())
+    arrays = {}
+    for name, p in whole.items():
+        arrays[name] = p.detach().clone()
+        if ".k.linear" in name or ".v.linear" in name:
+            arrays[name][4:] = arrays[name][:4]  # the second head is the first
+    source.load_state_dict(arrays)
+    from safetensors.torch import load_file
+
+    theirs = load_file(place / "model-0.safetensors")
+    for name in theirs:
+        if "k_proj" in name or "v_proj" in name:
+            theirs[name] = theirs[name][:4].clone()
+    save_file(theirs, place / "model-0.safetensors")
+    nlc.start_from(model, place)
+    assert same_bits(source, model)
+
+
+# ---- level stacking ------------------------------------------------------------------------------
+
+
+def test_stacked_at_rate_0_is_the_transformer_to_the_last_bit(tmp_path: Path) -> None:
+    """arXiv:2512.24695, section 7.3: with inner rates at 0 nothing of the trained model changes."""
+    source, model = transformer(1), stacked()
+    nlc.start_from(model, saved(source, tmp_path / "weights.safetensors"), STACKED)
+    assert same_bits(source, model)
+
+
+def test_stacked_from_a_llama_like_folder(tmp_path: Path) -> None:
+    source, model = transformer(1), stacked()
+    nlc.start_from(model, llama(source, tmp_path / "llama"))
+    assert same_bits(source, model)
+
+
+def test_stacked_at_a_rate_starts_as_the_transformer_and_then_learns(tmp_path: Path) -> None:
+    """The first period is the transformer's; after it the feed-forward of that period has moved."""
+    source, model = transformer(1, torch.float64), stacked(0.1, torch.float64)
+    nlc.start_from(model, saved(source, tmp_path / "weights.safetensors"), STACKED)
+    with torch.no_grad():
+        ours, theirs = model(ids())[0], source(ids())[0]
+    off = (ours - theirs).abs().amax((0, 2)) / theirs.abs().max()
+    assert float(off[:3].max()) < 1e-14 and float(off[3:].min()) > 1e-8
+
+
+def test_only_some(tmp_path: Path) -> None:
+    """Rounds are numbered by {}; what is not named keeps its start, if the call says so."""
+    source, model = transformer(1), transformer(2)
+    place = saved(source, tmp_path / "weights.safetensors")
+    before = {n: p.detach().clone() for n, p in model.named_weights()}
+    names = {"layers.{}.swiglu.linear": "layers.{}.swiglu.linear_2"}
+    with pytest.raises(WeightsError, match=r"nothing for x\.embed"):
+        nlc.start_from(model, place, names)
+    started = nlc.start_from(model, place, names, partial=True)
+    theirs = dict(source.named_weights())
+    for name, p in model.named_weights():
+        wanted = theirs[name + "_2"] if name.endswith("swiglu.linear") else before[name]
+        assert torch.equal(p, wanted), name
+    assert len(started.loaded) == LAYERS and "x.embed" in started.kept
+    assert "keep their own start" in str(started) and "are not used" in str(started)
+
+
+# ---- what is refused -----------------------------------------------------------------------------
+
+
+def refused(tmp_path: Path, place: Path, names: dict[str, str] | None = None) -> str:
+    model = transformer(2)
+    before = {n: p.detach().clone() for n, p in model.named_weights()}
+    with pytest.raises(WeightsError) as raised:
+        nlc.start_from(model, place, names)
+    assert all(torch.equal(p, before[n]) for n, p in model.named_weights())
+    return str(raised.value)
+
+
+def test_no_file(tmp_path: Path) -> None:
+    assert "There is no" in refused(tmp_path, tmp_path / "weights.safetensors")
+    assert "neither a run nor safetensors" in refused(tmp_path, tmp_path)
+
+
+def test_a_damaged_file(tmp_path: Path) -> None:
+    place = saved(transformer(1), tmp_path / "weights.safetensors")
+    place.write_bytes(place.read_bytes()[:-100])
+    assert "no whole safetensors file" in refused(tmp_path, place)
+    place.write_bytes(b"\0")
+    assert "no whole safetensors file" in refused(tmp_path, place)
+
+
+def test_pickled_code_is_never_read(tmp_path: Path) -> None:
+    place = tmp_path / "weights.pt"
+    torch.save({"x.embed": torch.ones(11, 8)}, place)
+    assert "pickled code" in refused(tmp_path, place)
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    (folder / "pytorch_model.bin").write_bytes(place.read_bytes())
+    assert "pickled code" in refused(tmp_path, folder)
+
+
+def test_other_names_and_shapes(tmp_path: Path) -> None:
+    place = tmp_path / "weights.safetensors"
+    save_file({"w": torch.ones(3)}, place)
+    assert "no name in common" in refused(tmp_path, place)
+    assert "is [11, 8], and w" in refused(tmp_path, place, {"x.embed": "w"})
+    assert "has no array ww. Did you mean w?" in refused(tmp_path, place, {"x.embed": "ww"})
+    assert "no array x.embeds. Did you mean x.embed?" in refused(tmp_path, place, {"x.embeds": "w"})
+    assert "more {}" in refused(tmp_path, place, {"x.embed": "w.{}"})
+    save_file({"w": torch.ones(11, 8, dtype=torch.int64)}, place)
+    assert "torch.int64" in refused(tmp_path, place, {"x.embed": "w"})
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "said"),
+    [
+        ("rope_theta", 500000.0, "rope_theta = 500000.0, where this language has 10000.0"),
+        ("rms_norm_eps", 1e-5, "rms_norm_eps = 1e-05"),
+        ("rope_parameters", {"rope_type": "llama3"}, "rope_type = llama3"),
+        ("hidden_act", "gelu", "hidden_act = gelu"),
+        ("head_dim", 16, "heads of 16"),
+        ("num_hidden_layers", 3, "3 layers, and this model 2"),
+    ],
+)
+def test_a_checkpoint_that_computes_something_else(
+    key: str, value: Any, said: str, tmp_path: Path
+) -> None:
+    place = llama(transformer(1), tmp_path / "llama", **{key: value})
+    assert said in refused(tmp_path, place)
+
+
+def test_an_index_that_leads_elsewhere(tmp_path: Path) -> None:
+    place = llama(transformer(1), tmp_path / "llama", 2)
+    index = place / "model.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": {"x": "../other.safetensors"}}))
+    assert "outside its folder" in refused(tmp_path, place)
+    index.write_text("[")
+    assert "no JSON" in refused(tmp_path, place)
+
+
+def test_a_model_of_another_shape(tmp_path: Path) -> None:
+    place = llama(transformer(1), tmp_path / "llama")
+    model = nlc.compile("deltanet", vocab=11, width=8, heads=2, depth=2)
+    with pytest.raises(WeightsError, match="has no place in a Llama-like checkpoint"):
+        nlc.start_from(model, place)
