@@ -20,7 +20,7 @@ from torch.optim import SGD, Adagrad, Adam, AdamW, NAdam, RMSprop
 
 import nlc
 from nlc.backends.parameters import noise
-from nlc.driver import Spec, check_file
+from nlc.driver import Spec, check_file, check_text
 from nlc.explain import explain
 from nlc.order import order
 from nlc.resolve import resolve
@@ -255,18 +255,19 @@ def one_layer(learn: str) -> Spec:
     )
 
 
-def test_the_network_of_dmgd_learns_by_rows() -> None:
+@pytest.mark.parametrize("rule", ["dmgd", "dmgd_squares"])
+def test_the_network_of_dmgd_learns_by_rows(rule: str) -> None:
     """(50): one gradient step of the memory, then the weight gets what it says of each row."""
-    truth = nlc.reference(one_layer("dmgd(inner = 0.1, hidden = 5)"))
+    truth = nlc.reference(one_layer(f"{rule}(inner = 0.1, hidden = 5, keep = 0.9)"))
     ((name, W),) = truth.values.items()
-    drawn = [
-        noise(f"{name}.dmgd.m.W1", (5, 4), 0) / 2,
-        noise(f"{name}.dmgd.m.W2", (4, 5), 0) / 5**0.5,
-    ]
+    places = (f"{name}.{rule}.m.W1", (5, 4)), (f"{name}.{rule}.m.W2", (4, 5))
+    drawn = [noise(path, shape, 0) / shape[1] ** 0.5 for path, shape in places]
     for i in range(20):
         g = truth.step(data(i))[name]
         A, B = (x.requires_grad_() for x in drawn)
-        slopes = torch.autograd.grad((gelu(g @ A.T) @ B.T * g).sum(), [A, B])
+        said = gelu(g @ A.T) @ B.T
+        price = (said * g).sum() if rule == "dmgd" else (said + g).square().sum() / 2
+        slopes = torch.autograd.grad(price, [A, B])
         with torch.no_grad():
             drawn = [0.9 * x - 0.1 * d for x, d in zip((A, B), slopes, strict=True)]
             W = W + 0.001 * gelu(g @ drawn[0].T) @ drawn[1].T
@@ -479,3 +480,23 @@ def test_what_dgd_is_said_to_be_the_least_of() -> None:
     assert float(slope.abs().max()) < 1e-12
     near = (torch.randn(3, 4, generator=g, dtype=torch.float64) for _ in range(50))
     assert all(float(price(new + d)) > float(price(new)) for d in near)
+
+
+# ---- the page ------------------------------------------------------------------------------------
+
+PAGE = (SPECS.parent / "docs/optimizers.md").read_text(encoding="utf-8")
+
+
+def test_the_page_has_a_row_for_each() -> None:
+    rows = re.findall(r"^\| `(\w+)`", PAGE, re.M)
+    assert sorted(rows) == sorted(box.name for name in NAMES for box in boxes(name))
+
+
+def test_specs_on_the_page_are_right() -> None:
+    (mine,) = [b for b in re.findall(r"^```nl\n(.*?)^```$", PAGE, re.M | re.S) if b[:4] == "nl 1"]
+    assert check_text(mine).diagnostics == ()
+    assert "learn muon(rate = 0.02, nesterov = 1, scale = 1) for matrices" in PAGE
+    uses = 'nl 1\nuse "schedules"\n'
+    (level,) = re.findall(r"^level training.*?^}$", PAGE, re.M | re.S)
+    flow = "flow(x[4]) { loss = sum(norm(linear(x, 4))); return x }"
+    assert not check_text(f"{uses}system a() {{ {level}\n{flow} }}").diagnostics
