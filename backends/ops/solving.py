@@ -73,7 +73,8 @@ def solved(ticks: Ticks, starts: Sequence[Start], rounds: int | None = None) -> 
     guess = once(guess)
     wanted = wanted and any(t.requires_grad for t in guess)
     with torch.no_grad():
-        found = _settled(once, [t.detach() for t in guess], length - 1)
+        time = starts[0].like.ndim - 2
+        found = _settled(once, [t.detach() for t in guess], length - 1, time)
     if not wanted:
         return spans(found)
     asked = [t.detach().requires_grad_() for t in found]
@@ -112,17 +113,23 @@ class _FixedPoint(torch.autograd.Function):
 
 
 def _settled(
-    once: Callable[[list[Tensor]], list[Tensor]], flat: list[Tensor], length: int
+    once: Callable[[list[Tensor]], list[Tensor]],
+    flat: list[Tensor],
+    length: int,
+    time: int | None = None,
 ) -> list[Tensor]:
-    """Rounds until nothing changes: `length` of them are exact. A sample that has settled stays as
-    it is, so that no other sample of its batch has a say in its numbers.
+    """Rounds until nothing changes: `length` of them are exact. What has settled stays as it is,
+    each sample by itself, so that no other of its batch has a say in its numbers; and, with an axis
+    of time, each tick with those before it, so that none that follows has.
     """
     settled: Tensor | None = None
     for _ in range(length):
         new = once(flat)
-        same = _unchanged(flat, new)
+        same = _unchanged(flat, new, time)
         if settled is not None:
-            new = [torch.where(_rows(settled, n), o, n) for o, n in zip(flat, new, strict=True)]
+            known = [_rows(settled, n, time) for n in new]
+            pairs = zip(known, flat, new, strict=True)
+            new = [n if o.shape != n.shape else torch.where(s, o, n) for s, o, n in pairs]
             same |= settled
         flat, settled = new, same
         if bool(settled.all()):
@@ -130,18 +137,27 @@ def _settled(
     return flat
 
 
-def _unchanged(old: list[Tensor], new: list[Tensor]) -> Tensor:
-    """[batch]: whether every array of the sample changed by no more than rounding would; what is
-    not a number has settled.
+def _unchanged(old: list[Tensor], new: list[Tensor], time: int | None) -> Tensor:
+    """[batch, ticks], or [batch, 1]: whether every array changed by no more than rounding would, up
+    to the tick; what is not a number has settled.
     """
-    same = torch.ones(new[0].shape[0], dtype=torch.bool, device=new[0].device)
+    ticks = 1 if time is None else new[0].shape[time]
+    same = torch.ones(new[0].shape[0], ticks, dtype=torch.bool, device=new[0].device)
     for o, n in zip(old, new, strict=True):
         if o.shape != n.shape:
             return torch.zeros_like(same)  # several writes a tick, where the first guess has one
-        gap, size = (n - o).abs().flatten(1), n.abs().flatten(1)
-        if gap.shape[1]:
-            same &= ~(gap.amax(1) > tolerance(n.dtype) * size.amax(1))
+        if n.numel():
+            gap, size = (_largest(x, time) for x in ((n - o).abs(), n.abs()))
+            same &= ~(gap > tolerance(n.dtype) * size)
     return same
+
+
+def _largest(x: Tensor, time: int | None) -> Tensor:
+    """[batch, ticks]: the largest entry up to each tick; [batch, 1]: of all."""
+    if time is None:
+        return x.flatten(1).amax(1, keepdim=True)
+    rows = x.movedim(time, 1).flatten(2) if x.ndim > 2 else x.unsqueeze(-1)
+    return torch.cummax(rows.amax(-1), 1).values
 
 
 def tolerance(dtype: torch.dtype) -> float:
@@ -149,5 +165,8 @@ def tolerance(dtype: torch.dtype) -> float:
     return 1e-12 if dtype == torch.float64 else 1e-6
 
 
-def _rows(settled: Tensor, like: Tensor) -> Tensor:
-    return settled.view(-1, *[1] * (like.ndim - 1))
+def _rows(settled: Tensor, like: Tensor, time: int | None) -> Tensor:
+    shape = [settled.shape[0], *[1] * (like.ndim - 1)]
+    if time is not None:
+        shape[time] = settled.shape[1]
+    return settled.view(shape)

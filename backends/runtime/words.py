@@ -105,6 +105,12 @@ class Words:
         )
         return flat.view(ids.shape)
 
+    def beside(self, number: Any, array: Tensor) -> Any:
+        """One number for each sample and head, as what multiplies their arrays."""
+        if not isinstance(number, Tensor):
+            return number
+        return number[(..., *[None] * (array.ndim - number.ndim))]
+
     def stream(self, value: Any, s: Stream, lead: int) -> Tensor:
         """A value that no tick changes, as a stream."""
         x = torch.as_tensor(value, device=self.device, dtype=self.dtype)

@@ -460,7 +460,8 @@ class Fired(Frozen):
         weight = f"{self.kept(body, state, array)}{old}" if state.rule.after_retain else old
         self.code.add(f"{kept}, {amount} = self.{method.name}({weight}, {grad}, {m}, count{given})")
         waits = [(body.key(f"{path}.{k}"), body.gate(f'{m}["{k}"]')) for k in method.states]
-        return amount, "" if method.keeps_all else f"{kept} * ", waits
+        beside = f"self.beside({kept}, {old})" if passed else kept
+        return amount, "" if method.keeps_all else f"{beside} * ", waits
 
     def method(self, learn: Learn, rule: Box, lead: int, passed: dict[str, int]) -> Written:
         if any(t.op == "across" for s in learn.streams.values() for t in s.walk()):
