@@ -13,6 +13,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from torch import Tensor
 
 BLOCK = "model.layers.{}."
@@ -97,6 +98,7 @@ def repeated(theirs: dict[str, Tensor], config: Mapping[str, Any]) -> dict[str, 
     def laid_out(name: str, x: Tensor) -> Tensor:
         if not name.endswith(("k_proj.weight", "v_proj.weight")):
             return x
-        return x.unflatten(0, (heads // shared, -1)).repeat_interleave(shared, 0).flatten(0, 1)
+        own = torch.unflatten(x, 0, (heads // shared, -1))
+        return own.repeat_interleave(shared, 0).flatten(0, 1)
 
     return {n: laid_out(n, x) for n, x in theirs.items()}
