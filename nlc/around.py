@@ -9,13 +9,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
 from .diagnostics import Diagnostic
 from .driver import Checked, Spec, SpecError, check_text
-from .resolve import resolve
 from .syntax import Memory, Optimizer
 from .system import Box
 from .text import Span
@@ -28,13 +26,10 @@ def around(checked: Checked, settings: Mapping[str, Any] | None = None) -> Spec:
     if checked.errors or checked.syntax is None:
         raise SpecError(checked.diagnostics)
     folder = Path(checked.source.name).parent
-    boxes = {b.name: b for b in resolve(checked.syntax, folder).alone}  # which no other one calls
+    boxes = {b.name: b for b in checked.alone}
     items = [d for d in checked.syntax.items if isinstance(d, Memory | Optimizer)]
     found = [d for d in items if d.name.id in boxes]
     given = dict(settings or {})
-    told = [_unknown(found, name) for name in given if not any(_has(d, name) for d in found)]
-    if found and told:
-        raise SpecError(tuple(told))
     for form in SERVED if found else ():
         system = _Around(checked, form).system(found, boxes, given)
         text = f"{checked.source.text.rstrip()}\n\n{system}"
@@ -48,14 +43,6 @@ def around(checked: Checked, settings: Mapping[str, Any] | None = None) -> Spec:
 
 def _has(item: Memory | Optimizer, setting: str) -> bool:
     return any(p.name.id == setting and p.default is not None for p in item.params)
-
-
-def _unknown(found: list[Memory | Optimizer], name: str) -> Diagnostic:
-    known = [p.name.id for d in found for p in d.params if p.default is not None]
-    near = get_close_matches(name, known, n=1)
-    hint = f"; did you mean `{near[0]}`?" if near else f"; it has {', '.join(dict.fromkeys(known))}"
-    message = f"`{found[0].name.id}` has no setting `{name}`{hint}"
-    return Diagnostic("NL101", message, found[0].name.span)
 
 
 class _Around:

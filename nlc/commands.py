@@ -103,9 +103,8 @@ def _looked_at(arguments: Arguments) -> Any:
     from .driver import Spec, check_file
 
     settings = dict(arguments.settings)
-    path = _find(arguments.file)
-    checked = check_file(path, settings)
-    return Spec(checked) if checked.system is not None else around(check_file(path), settings)
+    checked = check_file(_find(arguments.file), settings)
+    return Spec(checked) if checked.system is not None else around(checked, settings)
 
 
 def print_diagnostics(diagnostics: Iterable[Any], stream: IO[str]) -> None:

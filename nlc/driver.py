@@ -19,7 +19,7 @@ from .parse import parse
 from .placement import placement
 from .resolve import resolve
 from .resolve.files import SHIPPED, shipped_names
-from .system import Level, System
+from .system import Box, Level, System
 from .text import Source
 
 if TYPE_CHECKING:
@@ -43,6 +43,7 @@ class Checked:
     """Every intermediate of a check. `system` is None where there is none, or mistakes left none.
 
     `files`: the texts of this file and of those of its folder that it uses, by relative name.
+    `alone`: the memories and optimizers that it declares and nothing calls, at example sizes.
     """
 
     source: Source
@@ -50,6 +51,7 @@ class Checked:
     system: System | None
     diagnostics: tuple[Diagnostic, ...]
     files: Mapping[str, str] = field(default_factory=dict)
+    alone: tuple[Box, ...] = ()
 
     @property
     def errors(self) -> tuple[Diagnostic, ...]:
@@ -89,7 +91,7 @@ def check_source(
     if not any(d.severity == "error" for d in told):
         told += check_alone(resolved.alone)
     files = {Path(source.name).name: source.text, **resolved.texts}
-    return Checked(source, file, resolved.system, tuple(in_order(told)), files)
+    return Checked(source, file, resolved.system, tuple(in_order(told)), files, resolved.alone)
 
 
 def in_order(told: list[Diagnostic]) -> list[Diagnostic]:

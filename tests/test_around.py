@@ -87,3 +87,17 @@ def test_steps_are_shown_where_nothing_is_faster() -> None:
     assert made.unit == "step" and "16 steps" in made.svg()
     assert schedule(around(check_file("optim/adam")).system, sequence=4).unit == "token"
     assert schedule(around(check_file("memory/delta")).system).unit == "token"
+
+
+def test_settings_of_what_is_declared_are_taken(capsys: pytest.CaptureFixture[str]) -> None:
+    """Without a system `--set` speaks of the memories and optimizers, in every command."""
+    assert main(["explain", "optim/momentum", "--set", "keep=0.5"]) == 0
+    assert "m = 0.5 * m - 0.01 * grad" in capsys.readouterr().out
+    assert main(["explain", "memory/titans", "--set", "chunk=3"]) == 0
+    assert "every 3 tokens" in capsys.readouterr().out
+    for verb in ("explain", "check", "schedule"):
+        assert main([verb, "optim/momentum", "--set", "kep=0.5"]) == 1
+        told = capsys.readouterr()
+        assert "`momentum` has no setting `kep`; did you mean `keep`?" in told.out + told.err
+    assert main(["check", "optim/dgd", "--set", "size=1"]) == 1
+    assert "this file has no setting `size`; it has rate" in capsys.readouterr().out

@@ -39,15 +39,9 @@ def explain(subject: Spec | Checked, form: str = "text") -> str:
 def _boxes(checked: Checked) -> list[Box]:
     """Those that learn something, and the optimizers in use."""
     if checked.system is None:
-        return _declared(checked)
+        return list(checked.alone)
     kept = [b for b in checked.system.boxes if b.states]
     return [*kept, *optimizers(checked.system).values()]
-
-
-def _declared(checked: Checked) -> list[Box]:
-    from ..resolve import resolve
-
-    return [] if checked.syntax is None else list(resolve(checked.syntax).alone)
 
 
 def _data(boxes: list[Box], system: System | None) -> list[dict[str, Any]]:
@@ -74,7 +68,7 @@ def _data(boxes: list[Box], system: System | None) -> list[dict[str, Any]]:
 def _alone(checked: Checked) -> list[str]:
     """Each memory and optimizer on inputs of example sizes."""
     out: list[str] = []
-    for box in _declared(checked):
+    for box in checked.alone:
         out += ["", signature(box)] if out else [signature(box)]
         out += [INDENT + line for line in (*box.doc.splitlines(), *box.cites)]
         out += optimizer_lines(box) if box.kind == "optimizer" else box_text(box)

@@ -9,6 +9,7 @@ from collections import ChainMap
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +41,7 @@ def resolve(
     file: S.File, folder: Path | None = None, settings: Mapping[str, Any] | None = None
 ) -> Resolved:
     """Resolve a file whose `use` lines look in `folder` first; `settings` override those of its
-    system (2.2.4).
+    system (2.2.4), or of what it declares, if there is none.
     """
     r = Resolver(folder, settings)
     r.source, r.recovered = file.span.source, file.recovered
@@ -51,11 +52,29 @@ def resolve(
         doc = file.docs.get(node.span.start, "")
         with suppress(Stop):  # too large, which has been told
             system = SystemStage(r, node, names, doc, file.docs).system()
-    alone = tuple(declared_alone(r, file, names))
+    given = {} if node is not None else dict(settings or {})
+    tell_unknown(r, file, given)
+    alone = tuple(declared_alone(r, file, names, given))
     return Resolved(system, r.diagnostics, names, dict(r.files.texts), alone)
 
 
-def declared_alone(r: Resolver, file: S.File, names: Mapping[str, Any]) -> Iterator[Box]:
+def tell_unknown(r: Resolver, file: S.File, given: Mapping[str, Any]) -> None:
+    """Settings that nothing in a file without a system has."""
+    items = [i for i in file.items if isinstance(i, S.Memory | S.Optimizer)]
+    known = [p.name.id for i in items for p in i.params if p.default is not None]
+    for name in (n for n in given if n not in known):
+        near = get_close_matches(name, known, n=1)
+        own = ", ".join(dict.fromkeys(known)) or "none"
+        hint = f"; did you mean `{near[0]}`?" if near else f"; it has {own}"
+        what, span = "this file", file.span
+        if len(items) == 1:
+            what, span = f"`{items[0].name.id}`", items[0].name.span
+        r.report("NL101", f"{what} has no setting `{name}`{hint}", span)
+
+
+def declared_alone(
+    r: Resolver, file: S.File, names: Mapping[str, Any], given: Mapping[str, Any]
+) -> Iterator[Box]:
     """The memories and optimizers that nothing calls are resolved at example sizes, to find their
     mistakes.
     """
@@ -64,12 +83,16 @@ def declared_alone(r: Resolver, file: S.File, names: Mapping[str, Any]) -> Itera
             continue
         declared = names.get(item.name.id)
         if isinstance(declared, Declared) and declared.node is item:
-            found, told = best_example(r, declared)
+            own = {p.name.id for p in item.params if p.default is not None}
+            settings = {n: value for n, value in given.items() if n in own}
+            found, told = best_example(r, declared, settings)
             r.retell(told)
             yield from found
 
 
-def best_example(r: Resolver, declared: Declared) -> tuple[list[Box], list[Diagnostic]]:
+def best_example(
+    r: Resolver, declared: Declared, settings: Mapping[str, Any]
+) -> tuple[list[Box], list[Diagnostic]]:
     """The first example sizes that fit. What fits none may be meant for others, if a size is open:
     then only what does not depend on sizes is told.
     """
@@ -78,7 +101,7 @@ def best_example(r: Resolver, declared: Declared) -> tuple[list[Box], list[Diagn
     unsized = any(not p.dims for p in streams)
     tries: list[tuple[list[Box], list[Diagnostic]]] = []
     for unknown in ((), (8,)) if unsized or isinstance(node, S.Optimizer) else ((),):
-        boxes, told = example(r, declared, unknown)
+        boxes, told = example(r, declared, unknown, settings)
         tries.append((boxes, told))
         if not told:
             return boxes, told
@@ -87,19 +110,21 @@ def best_example(r: Resolver, declared: Declared) -> tuple[list[Box], list[Diagn
     return boxes, [d for d in told if not (open_sizes and d.code.startswith("NL6"))]
 
 
-def example(r: Resolver, declared: Declared, unknown: Shape) -> tuple[list[Box], list[Diagnostic]]:
+def example(
+    r: Resolver, declared: Declared, unknown: Shape, settings: Mapping[str, Any]
+) -> tuple[list[Box], list[Diagnostic]]:
     """One declaration on its own; the weights and boxes it makes belong to no system."""
     weights, boxes = len(r.weights), len(r.boxes)
     made: list[Box] = []
     node = declared.node
     with r.capture() as told, suppress(Stop):
         if isinstance(node, S.Memory):
-            memory_alone(r, declared, example_shapes(node, unknown))
+            memory_alone(r, declared, example_shapes(node, unknown), settings)
         else:
             rule = S.Learn(S.Call(node.name, ()), span=node.name.span)
             shape = unknown or (8, 4)
             outer = Body(r, ChainMap())
-            made.append(r.boxes_stage.try_optimizer(outer, declared, shape, {}, (), rule))
+            made.append(r.boxes_stage.try_optimizer(outer, declared, shape, settings, (), rule))
     made += r.boxes[boxes:]
     r.drop_weights(weights)
     r.drop_boxes(boxes)
