@@ -87,12 +87,17 @@ def test_float32_is_close_to_float64(name: str) -> None:
 
 
 @every_system
-def test_a_model_in_bfloat16_runs(name: str) -> None:
+def test_a_model_in_bfloat16_keeps_states_in_float32(name: str) -> None:
+    """It computes as under autocast: products in bfloat16, sums in float32."""
     model, x = compiled(name, torch.bfloat16), tokens(2, 13)
+    wide = compiled(name, torch.float32)
+    wide.load_state_dict({k: v.float() for k, v in model.state_dict().items()})
+    assert apart(model(x)[0].float(), wide(x)[0]) <= 3e-2
     y, state = model(x)
     y, state = model(x, state.detach())
     assert y.dtype == torch.bfloat16 and bool(y.isfinite().all())
-    assert all(v.dtype == torch.bfloat16 for v in state.arrays.values())
+    assert model(x[:, :0])[0].dtype == torch.bfloat16
+    assert all(v.dtype == torch.float32 for v in state.arrays.values() if v.is_floating_point())
     grads = gradients(model, losses_of(model, x))
     assert all(bool(g.isfinite().all()) for g in grads.values())
     for optimizer in model.optimizers():

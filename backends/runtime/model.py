@@ -8,6 +8,7 @@ spec.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from itertools import product
 from typing import Any, ClassVar
@@ -23,6 +24,7 @@ from .stream import Stream
 from .words import Words
 
 Row = tuple[Any, ...]
+HALF = (torch.bfloat16, torch.float16)
 
 
 class Part(nn.Module):
@@ -157,6 +159,17 @@ class Model(Words, nn.Module):
         return self.like.dtype
 
     @property
+    def kept_dtype(self) -> torch.dtype:
+        """Of what a stream keeps: sums of many small amounts need more than 8 bits."""
+        return torch.float32 if self.dtype in HALF else self.dtype
+
+    def arithmetic(self) -> AbstractContextManager[Any]:
+        """A model in half precision multiplies in it and adds up in float32, as under autocast."""
+        if self.dtype not in HALF:
+            return nullcontext()
+        return torch.autocast(self.device.type, self.dtype)
+
+    @property
     def source(self) -> str:
         """The Python that was generated for this module."""
         return self.SOURCE
@@ -182,13 +195,13 @@ class Model(Words, nn.Module):
     def starts(self, batch: int, at: str = "") -> dict[str, Tensor]:
         """The arrays of a box (of all, if none is named) at a reset."""
         weights = dict(self.named_weights())
-        device, dtype = self.device, self.dtype
+        device, dtype = self.device, self.kept_dtype
         arrays = {}
         for path, (shape, start) in self.kept_arrays().items():
             if not path.startswith(at):
                 continue
             if start == "weights":
-                arrays[path] = weights[path].unsqueeze(0).expand(batch, *shape)
+                arrays[path] = weights[path].to(dtype).unsqueeze(0).expand(batch, *shape)
             else:
                 arrays[path] = torch.zeros(batch, *shape, device=device, dtype=dtype)
         return arrays
@@ -217,8 +230,10 @@ class Model(Words, nn.Module):
         call, state = self.begin(inputs, state, named, own, want_losses=False)
         if call.time == 0:
             return self.nothing(call, state), state
-        state = self.advance(call, state)
-        return torch.cat(call.outputs, 1) if len(call.outputs) > 1 else call.outputs[0], state
+        with self.arithmetic():
+            state = self.advance(call, state)
+        made = torch.cat(call.outputs, 1) if len(call.outputs) > 1 else call.outputs[0]
+        return made.to(self.dtype) if self.dtype in HALF else made, state
 
     def losses(
         self, *inputs: Any, state: State | None = None, **named: Tensor
@@ -232,7 +247,8 @@ class Model(Words, nn.Module):
         mask = torch.ones(state.batch, call.time, dtype=torch.bool, device=self.device)
         if call.time == 0:
             return mask.to(self.dtype), mask, state
-        state = self.advance(call, state)
+        with self.arithmetic():
+            state = self.advance(call, state)
         if self.NEEDS_NEXT:
             mask[:, -1] = False
         return torch.cat(call.losses, 1), mask, state
@@ -281,7 +297,7 @@ class Model(Words, nn.Module):
             raise StateError("this state belongs to another spec, or to other settings of it")
         if state.batch != batch:
             raise StateError(f"this state is of a batch of {state.batch}, and the input of {batch}")
-        own = self.dtype
+        own = self.kept_dtype
         wrong = next(
             (v.dtype for v in state.arrays.values() if v.is_floating_point() and v.dtype != own),
             None,
@@ -297,8 +313,8 @@ class Model(Words, nn.Module):
             torch.zeros(x.shape[0], 1, *x.shape[2:], dtype=x.dtype, device=x.device)
             for x in call.inputs
         )
-        with torch.no_grad():
-            return self.flow(s, *one)[0][:, :0]
+        with torch.no_grad(), self.arithmetic():
+            return self.flow(s, *one)[0][:, :0].to(self.dtype)
 
     # ---- spans
     # -------------------------------------------------------------------------------------
