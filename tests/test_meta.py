@@ -1,0 +1,128 @@
+"""Gradients through learning: MAML, of both orders, and self-modifying memories, against plain
+torch.func code, finite differences of the reference, and against each other.
+"""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from shipped import SPECS, distance
+from torch import Tensor
+
+import nlc
+from nlc.backends.runtime import Model
+from nlc.driver import Spec
+from nlc.verify.streams import Streams, gradients
+
+SHOTS, TIME = 3, 6  # a seventh tick would see a second step
+Weights = dict[str, Tensor]
+
+
+def maml(order: str = "") -> Spec:
+    text = (SPECS / "maml.nl").read_text("utf-8")
+    return nlc.load(text.replace("init outer -> inner", f"init outer -> inner {order}"),
+                    hidden=4, shots=SHOTS)  # fmt: skip
+
+
+def task(seed: int = 0) -> Streams:
+    """Two tasks of the regression family: sines of an amplitude and a phase (1703.03400, 5.1)."""
+    draw = torch.Generator().manual_seed(seed)
+
+    def uniform(low: float, high: float, *shape: int) -> Tensor:
+        return low + (high - low) * torch.rand(*shape, generator=draw, dtype=torch.float64)
+
+    x = uniform(-5, 5, 2, TIME, 1)
+    return x, uniform(0.1, 5, 2, 1, 1) * torch.sin(x - uniform(0, 3.14, 2, 1, 1))
+
+
+def net(w: Weights, x: Tensor) -> Tensor:
+    for name in ("W1", "W2"):
+        x = F.gelu(x @ w[f"inner.F.{name}"].mT)
+    return x @ w["inner.F.W3"].mT
+
+
+def by_hand(weights: Weights, streams: Streams, second: bool) -> Weights:
+    """One inner step on the shots of each task, and the gradient of what the questions cost."""
+    x, y = streams
+
+    def cost(w: Weights) -> Tensor:
+        total = torch.zeros(()).double()
+        for b in range(len(x)):
+
+            def own(v: Weights, b: int = b) -> Tensor:
+                return ((net(v, x[b, :SHOTS]) - y[b, :SHOTS]) ** 2).sum() / SHOTS
+
+            slope = torch.func.grad(own)(w)
+            step = {n: g if second else g.detach() for n, g in slope.items()}
+            after = {n: w[n] - 0.01 * step[n] for n in w}
+            total = total + ((net(after, x[b, SHOTS:]) - y[b, SHOTS:]) ** 2).sum()
+        return total / (len(x) * TIME)
+
+    leaves = {n: w.clone().requires_grad_() for n, w in weights.items()}
+    found = torch.autograd.grad(cost(leaves), list(leaves.values()))
+    return dict(zip(leaves, found, strict=True))
+
+
+@pytest.mark.parametrize("order", ["", "first order"], ids=["second", "first"])
+def test_maml_is_the_code_one_would_write(order: str) -> None:
+    model, streams = nlc.compile(maml(order), dtype=torch.float64), task()
+    weights = {n: p.detach() for n, p in model.named_weights()}
+    wanted = by_hand(weights, streams, second=not order)
+    for name, found in gradients(model, streams).items():
+        assert distance(found, wanted[name]) <= 1e-11, name
+
+
+def test_the_orders_differ() -> None:
+    """Here by a few hundredths; a test that could not tell them apart would show nothing."""
+    models = [nlc.compile(maml(order), dtype=torch.float64) for order in ("", "first order")]
+    second, first = (gradients(m, task()) for m in models)
+    assert all(distance(first[n], second[n]) > 1e-3 for n in first)
+
+
+# ---- finite differences --------------------------------------------------------------------------
+
+
+def mean_loss(spec: Spec, weights: Weights, streams: Streams) -> float:
+    """By the reference, from its meaning."""
+    losses, known = nlc.reference(spec, weights, traced=()).losses(list(streams))
+    return float(losses[known].mean())
+
+
+def slope(spec: Spec, model: Model, streams: Streams, way: Weights, step: float) -> float:
+    """The derivative along `way`, of fourth order in the step."""
+    weights = {n: p.detach() for n, p in model.named_weights()}
+
+    def at(s: float) -> float:
+        return mean_loss(spec, {n: w + s * way[n] for n, w in weights.items()}, streams)
+
+    return (8 * (at(step) - at(-step)) - (at(2 * step) - at(-2 * step))) / (12 * step)
+
+
+def ways(model: Model, count: int) -> list[Weights]:
+    """Directions over all weights together."""
+    draw = torch.Generator().manual_seed(1)
+    named = list(model.named_weights())
+    return [
+        {n: torch.randn(p.shape, generator=draw, dtype=torch.float64) for n, p in named}
+        for _ in range(count)
+    ]
+
+
+def self_modifying() -> tuple[Spec, Streams]:
+    """All of its gradients go through all of its writes."""
+    spec = nlc.load("self_modifying_titans", width=4, heads=2, depth=1, vocab=5, chunk=2)
+    draw = torch.Generator().manual_seed(2)
+    return spec, (torch.randint(0, 5, (1, 7), generator=draw),)
+
+
+@pytest.mark.parametrize("name", ["maml", "self_modifying_titans"])
+def test_the_true_derivative_is_that_of_finite_differences(name: str) -> None:
+    spec, streams = (maml(), task()) if name == "maml" else self_modifying()
+    model = nlc.compile(spec, dtype=torch.float64)
+    found = gradients(model, streams)
+    largest = max(float(g.norm()) for g in found.values())
+    for way in ways(model, 3):
+        along = sum(float((found[n] * way[n]).sum()) for n in found)
+        wanted = slope(spec, model, streams, way, 1e-3)
+        assert abs(along - wanted) <= 1e-6 * max(abs(wanted), largest)
