@@ -38,8 +38,16 @@ def openness(system: System, learners: tuple[Level, ...]) -> Openness:
             f"a second gradient from `{twice.target.name}` into `{twice.source.name}`", twice.span
         )
     cut = {t.source.name: t.truncate for t in found if t.truncate is not None}
-    first = frozenset(t.source.name for t in found if t.first_order)
-    return Openness(frozenset(t.source.name for t in found), cut, first)
+    entered = frozenset(t.source.name for t in found)
+    first = {t.source.name for t in found if t.first_order}
+    # Where no stream is open, the order is that of the starts.
+    first |= {
+        t.target.name
+        for t in system.transfers
+        if t.kind == "init" and t.source in learners and t.first_order
+        and t.target.name not in entered
+    }  # fmt: skip
+    return Openness(entered, cut, frozenset(first))
 
 
 def check_edges(

@@ -12,6 +12,7 @@ from nlc.rules import Example
 from nlc.system import Array, Assign, Box, Handle, Lambda, Learn, State, Term
 from nlc.windows import rows_of
 
+from ..parameters import trainer
 from .bodies import Body, Module, state_path
 from .code import identifier
 from .common import begin_states, head, keep_states, opening, rows, transparent
@@ -27,6 +28,13 @@ class FiredBody(Body):
         super().__init__(module, box)
         self.held: dict[tuple[str, str], str] = {}
         self.anchored: dict[tuple[str, str], str] = {}  # the same, for gradients
+
+    chain = False  # only inputs are closed to gradients, not what was written before
+
+    def gate(self, code: str) -> str:
+        if not self.chain:
+            return super().gate(code)
+        return f"s.hold({code})" if self.held_inside else code
 
     def see(self, held: dict[tuple[str, str], str]) -> None:
         """From here on the states are these."""
@@ -147,7 +155,7 @@ class Fired(Frozen):
         ):
             code.docstring(self.about())
             self.stand(body)
-            running = dict(body.held)
+            running = self.running = dict(body.held)
             if box.linearise is not None:
                 self.stand(body, ".start")
             anchored = dict(body.held)
@@ -159,9 +167,33 @@ class Fired(Frozen):
             body.anchored = anchored
             early = self.reads_old
             answer = self.answer(body) if early else ""
+            read = dict(body.e.names)
+            if self.learned_start and not body.open:
+                self.close_inputs(body)
             self.fire(body, answer)
+            body.e.names = read
             code.add(f"return {answer or self.answer(body)}")
         code.add("")
+
+    @property
+    def learned_start(self) -> bool:
+        """A level on steps learns where some state starts: its gradient comes through the chain."""
+        system = self.module.plan.system
+        return any(trainer(system, self.box, s) is not None for s in self.box.states)
+
+    def close_inputs(self, body: FiredBody) -> None:
+        """Into the start, but into nothing else that is written: inputs are constants (2.11.2)."""
+        body.chain = True
+        names = body.e.names
+        for name, v in names.items():
+            if v.lead:
+                names[name] = Value(f"{v.code}.detach()", ATOM, True, v.own)
+        body.see(body.anchored)
+        for line, value in self.values.items():
+            if line in self.touching and line in self.used:
+                del names[f"local {line}"]
+                body.assign(Assign(line, value))
+        body.see(self.running)
 
     def about(self) -> list[str]:
         if self.clock[0] == 1:
