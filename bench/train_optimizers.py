@@ -33,6 +33,7 @@ BATCH, LENGTH = 8, 128
 # as it is, a gradient is so small that nothing happens in a network that learns it
 UNIT = "grad / sqrt(mean(grad^2) + 1e-20)"
 GRIDS: dict[str, list[dict[str, str]]] = {
+    "gradient": [{"rate": "0"}],  # the matrices stay as they were drawn
     "adamw": [{"rate": r, "shrink": "0.1"} for r in ("4e-3", "8e-3", "1.6e-2", "3.2e-2", "6.4e-2")],
     "momentum": [{"rate": r} for r in ("3e-1", "1", "3", "10")],
     "delta_momentum": [
@@ -44,7 +45,7 @@ GRIDS: dict[str, list[dict[str, str]]] = {
     "m3": [{"rate": r} for r in ("3e-6", "1e-5", "3e-5", "1e-4", "3e-4")],
     "dmgd": [
         {"rate": r, "inner": i, "grad": UNIT}
-        for i in ("1e-5", "1e-4", "3e-4")
+        for i in ("1e-5", "3e-5", "1e-4")
         for r in ("1e-3", "1e-2", "1e-1")
     ],
     "dmgd_squares": [

@@ -209,6 +209,22 @@ def shampoo(W: Tensor, g: Tensor, kept: Kept, t: int) -> Tensor:
     return -0.01 * root(L + ridge[0], -1 / 4) @ g @ root(R + ridge[1], -1 / 4)
 
 
+def orthogonal_momentum(W: Tensor, g: Tensor, kept: Kept, t: int) -> Tensor:
+    """(44), by the derivative of its objective."""
+    m = kept.mix("m", 0.95, -g)
+    G: Tensor = m / m.norm()
+    X: Tensor = G.clone()
+    for _ in range(5):
+        with torch.enable_grad():
+            X.requires_grad_()
+            away = X.T @ X - torch.eye(X.shape[1], dtype=X.dtype)
+            price = (X - G).square().sum() / 2 + away.square().sum() / 2
+            (slope,) = torch.autograd.grad(price, X)
+        X = (X - 0.25 * slope).detach()
+    made: Tensor = 0.02 * X
+    return made
+
+
 def adam_mini(W: Tensor, g: Tensor, kept: Kept, t: int) -> Tensor:
     m = kept.mix("m", 0.9, 0.1 * g) / (1 - 0.9**t)
     h = kept.mix("h", 0.999, 0.001 * (g**2).mean(1, keepdim=True)) / (1 - 0.999**t)
@@ -223,6 +239,7 @@ FORMULAS: dict[str, tuple[Amount, bool]] = {  # for matrices alone?
     "m3()": (m3, True),
     "m3_print()": (m3_print, True),
     "shampoo(eps = 1e-2)": (shampoo, True),
+    "orthogonal_momentum()": (orthogonal_momentum, True),
     "adam_mini()": (adam_mini, True),
 }
 
@@ -347,6 +364,16 @@ def test_the_optimum_of_101_is_102() -> None:
     assert sympy.diff(objective, m, 2).is_positive
 
 
+def test_one_round_of_44_is_the_cubic_step() -> None:
+    truth = nlc.reference(one_layer("orthogonal_momentum(rate = 1, rounds = 1)"))
+    ((name, W),) = truth.values.items()
+    m = -truth.step(data(0))[name]
+    G = m / m.norm()
+    torch.testing.assert_close(
+        truth.values[name] - W, 1.5 * G - 0.5 * G @ G.T @ G, rtol=1e-12, atol=1e-14
+    )
+
+
 # ---- how they nest -------------------------------------------------------------------------------
 
 
@@ -368,6 +395,7 @@ def nesting(learn: str) -> list[str]:
         ("lion()", ["W, W.lion.kept"]),  # the weight uses the memory of the firing before
         ("muon()", ["W", "W.muon", "W.muon.5 rounds"]),
         ("muon(iterations = 3)", ["W", "W.muon", "W.muon.3 rounds"]),
+        ("orthogonal_momentum()", ["W", "W.orthogonal_momentum", "W.orthogonal_momentum.5 rounds"]),
         ("shampoo()", ["W", "W.shampoo", "W.shampoo.20 rounds"]),
         ("m3()", ["W.m3.slow", "W", "W.m3", "W.m3.5 rounds"]),
         ("m3_print(period = 4)", ["W.m3_print.slow", "W", "W.m3_print", "W.m3_print.5 rounds"]),
