@@ -202,11 +202,15 @@ def m3_print(W: Tensor, g: Tensor, kept: Kept, t: int) -> Tensor:
     return m3(W, g, kept, t, True)
 
 
-def shampoo(W: Tensor, g: Tensor, kept: Kept, t: int) -> Tensor:
+def shampoo(eps: float) -> Amount:
     """arXiv:1802.09568, algorithm 1."""
-    L, R = kept.mix("L", 1.0, g @ g.T), kept.mix("R", 1.0, g.T @ g)
-    ridge = [1e-2 * torch.eye(len(x), dtype=g.dtype) for x in (L, R)]
-    return -0.01 * root(L + ridge[0], -1 / 4) @ g @ root(R + ridge[1], -1 / 4)
+
+    def amount(W: Tensor, g: Tensor, kept: Kept, t: int) -> Tensor:
+        L, R = kept.mix("L", 1.0, g @ g.T), kept.mix("R", 1.0, g.T @ g)
+        ridge = [eps * torch.eye(len(x), dtype=g.dtype) for x in (L, R)]
+        return -0.01 * root(L + ridge[0], -1 / 4) @ g @ root(R + ridge[1], -1 / 4)
+
+    return amount
 
 
 def orthogonal_momentum(W: Tensor, g: Tensor, kept: Kept, t: int) -> Tensor:
@@ -238,7 +242,8 @@ FORMULAS: dict[str, tuple[Amount, bool]] = {  # for matrices alone?
     "feature_momentum()": (features, False),
     "m3()": (m3, True),
     "m3_print()": (m3_print, True),
-    "shampoo(eps = 1e-2)": (shampoo, True),
+    "shampoo(eps = 1e-2)": (shampoo(1e-2), True),
+    "shampoo()": (shampoo(1e-4), True),
     "orthogonal_momentum()": (orthogonal_momentum, True),
     "adam_mini()": (adam_mini, True),
 }
