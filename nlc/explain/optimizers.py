@@ -99,23 +99,27 @@ def folded_rounds(rows: Rows) -> Rows:
 
 def rounds_from(rows: Rows, at: int) -> tuple[int, int]:
     """How many lines are a round that begins here, and how often it stands there."""
-    said_ = [relative(row) for row in rows[at : at + 200]]
     for size in range(1, 7):
-        times = 1
-        while said_[0] and said_[times * size : (times + 1) * size] == said_[:size]:
-            times += 1
-        if times > 2 and all(said_[:size]):
-            return size, times
+        end = at + size
+        while end < len(rows) and follows(rows[end - size], rows[end], size):
+            end += 1
+        if end - at >= 3 * size:
+            return size, (end - at) // size
     return 1, 1
 
 
-def relative(row: Row) -> str:
-    """A line with the names of others by how far they are; "" if it binds none of these names."""
-    own = ROUND.match(row.text)
-    if row.label != "with" or own is None:
-        return ""
-    number = int(own[1] or own[2])
-    return ROUND.sub(lambda m: f"<{number - int(m[1] or m[2])}>", row.text)
+def follows(before: Row, row: Row, size: int) -> bool:
+    """Whether a line says what another said: of the same names, or of those of its own round."""
+    if row.label != "with" or ROUND.sub("t", before.text) != ROUND.sub("t", row.text):
+        return False
+    pairs = zip(numbers(before), numbers(row), strict=True)
+    own = next(pairs, None)
+    starts = ROUND.match(row.text) is not None and own is not None and own[1] - own[0] == size
+    return starts and all(b - a in (0, size) for a, b in pairs)
+
+
+def numbers(row: Row) -> list[int]:
+    return [int(m[1] or m[2]) for m in ROUND.finditer(row.text)]
 
 
 def block(box: Box, state: State, latex: bool) -> tuple[str, Rows]:
