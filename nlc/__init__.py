@@ -18,13 +18,14 @@ if TYPE_CHECKING:
     from .driver import SpecError as SpecError
     from .driver import load as load
     from .operation import memory as memory
+    from .optimizing import optimizer as optimizer
     from .weights import start_from as start_from
 
 # Imported when asked for: `import nlc` costs nothing, and `nlc check` never sees torch.
 _HOMES = {
     "load": "driver", "Spec": "driver", "SpecError": "driver", "compile": "backends.torch_source",
     "load_state": "backends.torch_source", "memory": "operation",
-    "reference": "backends.reference", "start_from": "weights",
+    "optimizer": "optimizing", "reference": "backends.reference", "start_from": "weights",
 }  # fmt: skip
 
 __all__ = [

@@ -50,7 +50,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("backends.parameters", "backends.ops"),
     ("backends.runtime", "backends.reference"),
     ("backends.torch_source",),
-    ("backends", "api memory operation operations memories"),
+    ("backends", "api memory operation operations memories optimizing"),
     ("loading", "checkpoint", "logbook", "verify"),
     ("learner", "testing", "weights"),
     ("train", "bench", "miras"),
@@ -77,7 +77,7 @@ FILE, FUNCTION, MEDIAN = 700, 60, 12
 
 TORCH = {
     "train", "learner", "checkpoint", "generate", "logbook", "verify", "bench", "operation",
-    "miras", "testing", "weights",
+    "miras", "optimizing", "testing", "weights",
 }  # fmt: skip
 ONLY_IN = {
     "sympy": {"miras.symbols", "miras.normal", "miras.same"},

@@ -53,7 +53,8 @@ class Serves(Words, torch.optim.Optimizer):
         grad = p.grad
         if grad is None:
             return None
-        return grad.to_dense() if grad.layout != torch.strided else grad
+        grad = grad.to_dense() if grad.layout != torch.strided else grad
+        return grad if grad.ndim else grad.view(1)
 
     # ---- firing ----------------------------------------------------------------------------------
 

@@ -17,11 +17,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._utils import _flatten_dense_tensors, _unflatten_dense_tensors
 
 from ..parameters import noise
 
-BLOCK = 1 << 15  # numbers of an array that are served at a time, on a CPU
-SMALL = 1 << 12  # arrays below this many numbers are put together
+BLOCK = 1 << 18  # numbers of an array that are served at a time, on a CPU
+SMALL = 1 << 14  # arrays below this many numbers are put together
 HALF = (torch.float16, torch.bfloat16)
 Examples = Callable[[], tuple[Tensor, Tensor]]
 
@@ -64,12 +65,18 @@ class Array:
     """
 
     name: str
-    weight: Tensor
+    parameter: Tensor
     owner: Any
     rule: Rule
     state: dict[str, Any]
     lead: int = 0
     examples: Examples | None = None
+
+    @property
+    def weight(self) -> Tensor:
+        """The parameter; a single number is a vector of one."""
+        p = self.parameter
+        return p if p.ndim else p.view(1)
 
     @property
     def fire(self) -> Callable[..., None]:
@@ -79,7 +86,7 @@ class Array:
     @property
     def dtype(self) -> torch.dtype:
         """In which it is served: its own, or float32."""
-        return torch.float32 if self.weight.dtype in HALF else self.weight.dtype
+        return torch.float32 if self.parameter.dtype in HALF else self.parameter.dtype
 
     @property
     def kept(self) -> list[Tensor]:
@@ -123,7 +130,8 @@ class Firing:
     def alike(self) -> tuple[Any, ...]:
         """What arrays have in common that are served as one."""
         a = self.array
-        return (id(a.owner), a.rule.method, a.weight.dtype, a.weight.device, self.numbers)
+        w = a.weight
+        return id(a.owner), a.rule.method, w.dtype, self.grad.dtype, w.device, self.numbers
 
 
 def fire(due: Iterable[Firing]) -> None:
@@ -151,14 +159,15 @@ def laid_alike(one: Firing) -> bool:
 
 def whole(one: Firing) -> None:
     array = one.array
-    w = array.weight.to(array.dtype)
+    weight = array.weight
+    w = weight.to(array.dtype)
     streams = [one.grad.to(array.dtype)]
     if array.rule.examples:
         assert array.examples is not None
         streams += [x.to(array.dtype) for x in array.examples()]
     array.fire(w, *streams, *array.kept, *one.numbers)
-    if w is not array.weight:
-        array.weight.copy_(w)
+    if w is not weight:
+        weight.copy_(w)
 
 
 def in_blocks(one: Firing) -> None:
@@ -197,16 +206,23 @@ def together(part: list[Firing]) -> None:
         return
     weights = [f.array.weight for f in part]
     kept = list(zip(*(f.array.kept for f in part), strict=True))
-    w, g, *held = (
-        torch.cat([x.reshape(-1).to(first.dtype) for x in xs])
-        for xs in (weights, [f.grad for f in part], *kept)
-    )
+    lists: list[Sequence[Tensor]] = [weights, *kept]
+    w, *held = (flattened(xs).to(first.dtype) for xs in lists)
+    g = flattened([f.grad for f in part]).to(first.dtype)
     first.fire(w, g, *held, *part[0].numbers)
-    sizes = [x.numel() for x in weights]
-    for xs, x in zip((weights, *kept), (w, *held), strict=True):
-        pieces = torch.split(x, sizes)
-        shaped = [p.view(y.shape) for p, y in zip(pieces, xs, strict=True)]
-        torch._foreach_copy_(list(xs), shaped)
+    for xs, x in zip(lists, (w, *held), strict=True):
+        torch._foreach_copy_(list(xs), unflattened(x, xs))
+
+
+def flattened(xs: Sequence[Tensor]) -> Tensor:
+    """Arrays in a row, as one."""
+    made: Tensor = _flatten_dense_tensors(xs)  # type: ignore[no-untyped-call]
+    return made
+
+
+def unflattened(x: Tensor, like: Sequence[Tensor]) -> list[Tensor]:
+    """The arrays again, as parts of the one."""
+    return list(_unflatten_dense_tensors(x, like))  # type: ignore[no-untyped-call]
 
 
 def across(line: Sequence[Firing]) -> tuple[float, ...]:
@@ -227,15 +243,22 @@ def across(line: Sequence[Firing]) -> tuple[float, ...]:
 def unsound(grads: Iterable[tuple[str, Tensor]]) -> str | None:
     """The name of the first gradient that holds a number that is none.
 
-    One sum an array tells, in one pass: what is not finite makes it so. A sum that is only too
-    large is looked at again.
+    Sums tell, in one pass: what is not finite makes them so. A sum that is only too large is looked
+    at again.
     """
     named = list(grads)
-    sums: dict[torch.device, list[Tensor]] = {}
+    alike: dict[tuple[torch.device, torch.dtype], list[Tensor]] = {}
     for _, g in named:
-        sums.setdefault(g.device, []).append(
-            g.sum(dtype=torch.float32 if g.dtype in HALF else None)
-        )
-    if all(bool(torch.stack([s.float() for s in x]).isfinite().all()) for x in sums.values()):
+        alike.setdefault((g.device, g.dtype), []).append(g)
+    if all(map(adds_up, alike.values())):
         return None
     return next((n for n, g in named if not bool(g.isfinite().all())), None)
+
+
+def adds_up(grads: list[Tensor]) -> bool:
+    """Whether the sum of all is a number."""
+    small = [g for g in grads if g.numel() < SMALL]
+    large = [g for g in grads if g.numel() >= SMALL]
+    wide = torch.float32 if grads[0].dtype in HALF else None
+    sums = [g.sum(dtype=wide) for g in ([flattened(small)] if small else []) + large]
+    return bool(torch.stack(sums).isfinite().all())

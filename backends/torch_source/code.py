@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import keyword
+import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -115,3 +116,21 @@ def identifier(wish: str) -> str:
     if not name.isidentifier():
         name = f"v{name}"
     return f"{name}_" if keyword.iskeyword(name) or name in RESERVED else name
+
+
+def class_name(name: str) -> str:
+    words = "".join(part[:1].upper() + part[1:] for part in identifier(name).split("_") if part)
+    own = ("Model", "Optimizer", "Part", "Stream", "Any", "Tensor", "F", "")
+    return f"{words}_" if words in own or keyword.iskeyword(words) else words
+
+
+def is_used(name: str, text: str) -> bool:
+    """Whether code calls a function, or names a type."""
+    return (
+        re.search(rf"\b{name}\b" if name[0].isupper() else rf"(?<![\w.]){name}\(", text) is not None
+    )
+
+
+def names_module(name: str, text: str) -> bool:
+    """Whether code asks a module for something."""
+    return re.search(rf"(?<![\w.]){name}\.", text) is not None

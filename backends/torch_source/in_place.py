@@ -6,36 +6,33 @@ hands it blocks that fit a cache, and small arrays many at a time.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
 from nlc.backward import constant, div, is_number, mul, neg
-from nlc.derive import linear_rule, same_term, substitute
+from nlc.derive import same_term, substitute
 from nlc.diagnostics import InternalError
 from nlc.lacking import NotLowered
-from nlc.rules import Example, LinearRule
-from nlc.system import Array, Assign, Box, Learn, Shape, State, Term
+from nlc.rules import Example
+from nlc.system import Array, Box, Learn, Shape, State, Term
 
 from .code import Code, identifier
 from .expressions import ATOM, TIMES, Value
-from .rule_terms import Chained
-from .rules import (
-    ELEMENTWISE,
+from .pointwise import is_pointwise, plain_rule
+from .rule_body import (
     STREAMS,
     Kept,
     RuleBody,
-    RuleWriter,
     Slope,
     Written,
-    derived,
-    fitted,
     is_plain,
     uses_examples,
 )
+from .rule_terms import Chained
+from .rules import ELEMENTWISE, RuleWriter, fitted
 
 ROOM, SHORT = 76, 20  # columns of a line, and of what needs no name
 VIEWS = ("transpose", "reshape", "split", "join", "column", "squeeze", "item", "stop", "expand")
-LEAVES = ("const", "input", "state", "array", "local", "count", "made", "across")
 
 
 @dataclass(frozen=True)
@@ -73,7 +70,6 @@ class InPlace(RuleBody):
 
     kind_of_expressions = Chained
     does = "in place"
-    writer: StepWriter
 
     def __init__(
         self,
@@ -90,7 +86,8 @@ class InPlace(RuleBody):
         """`keep`: what else the weight keeps; None, if it is given. `forgets`: whether the rule's
         own retention counts.
         """
-        super().__init__(writer, code, rule, lead, settings, streams, passed)
+        super().__init__(code, rule, lead, settings, streams, passed)
+        self.writer = writer
         self.keep_also, self.forgets = keep, forgets
         self.parameters: list[str] = []
         self.across_terms = across_of(streams)
@@ -241,6 +238,8 @@ class InPlace(RuleBody):
 
     def summands(self, term: Term, shape: Shape, root: bool = False) -> list[Part]:
         whole = [Part(tensors=(term,))]
+        if self.plain(term) and term.op == "neg":
+            return [Part(True) * p for p in self.summands(term.args[0], shape)]
         if self.plain(term):
             value = self.e(term)
             if value.code.startswith("-") and term.op == "const":
@@ -593,14 +592,6 @@ def names_state(term: Term, box: Box, state: State) -> bool:
     return own and term.info.box is box and term.info.name == state.name
 
 
-def plain_rule(rule: Box) -> LinearRule | None:
-    """One gradient step and no more."""
-    step = linear_rule(rule)
-    if step is None or step.momentum is not None or step.erase is not None or step.keep is not None:
-        return None
-    return step
-
-
 def ones(keep: Term, share: Term | None) -> bool:
     """Whether two numbers add up to one, as they are written."""
     if share is None:
@@ -625,67 +616,6 @@ def share_of(amount: Term) -> Term | None:
                 return b
             return a if a.op in ("const", "sub") else None
     return None
-
-
-def is_pointwise(rule: Box, streams: Mapping[str, Term]) -> bool:
-    """Whether every number of an array is served as if it were alone."""
-    shape = next((s for n, s in rule.inputs if n in ("weight", "grad")), ())
-    roots = list(streams.values())
-    for box in (rule, *rule.levels):
-        for line in box.lines:
-            if not isinstance(line, Assign):
-                return False
-            roots.append(line.value)
-        for state in box.states:
-            found = state_terms(box, state, shape)
-            if found is None:
-                return False
-            roots += found
-    roots += [t for t in (rule.write, rule.retain) if t is not None]
-    return all(is_flat(t, shape) for t in roots)
-
-
-def state_terms(box: Box, state: State, shape: Shape) -> Iterable[Term] | None:
-    """What a memory element by element is made of; None for any other."""
-    rule = state.rule
-    one = state.form.kind == "like" and state.form.sizes == shape and not state.per
-    if not one or rule.through or rule.onto or rule.after_retain:
-        return None
-    terms = [t for t in (rule.retain, rule.write, rule.set) if t is not None]
-    if state.start is not None and state.start.op not in ("zeros", "normal"):
-        terms.append(state.start)
-    if rule.objective is not None:
-        found = derived(box, state)
-        line = rule.learn.get("")
-        step = plain_rule(line.optimizers[shape]) if line is not None and line.optimizers else None
-        if found is None or found.examples or len(found.direct) != 1:
-            return None
-        if line is None or step is None or line.streams or line.steps > 1:
-            return None
-        terms += [found.direct[0][1], substitute(step.rate, line.settings)]
-    return terms
-
-
-def is_flat(root: Term, shape: Shape) -> bool:
-    """Operations element by element, on arrays of one shape and on numbers."""
-    stack, seen = [root], set()
-    while stack:
-        t = stack.pop()
-        if id(t) in seen:
-            continue
-        seen.add(id(t))
-        if t.op == "across":
-            continue
-        if t.op not in LEAVES and t.op not in ELEMENTWISE and t.op not in ("stop", "expand"):
-            return False
-        if t.op == "expand" and t.args[0].shape:
-            return False
-        if t.op == "input" and t.info in ("input", "surprise"):
-            return False
-        if t.shape not in ((), shape):
-            return False
-        stack.extend(t.args)
-    return True
 
 
 __all__ = ["InPlace", "StepWriter", "Written", "across_of", "is_pointwise"]

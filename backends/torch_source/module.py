@@ -5,8 +5,6 @@ of the run.
 from __future__ import annotations
 
 import hashlib
-import keyword
-import re
 from collections.abc import Iterable, Sequence
 
 from nlc.lacking import NotLowered
@@ -17,24 +15,11 @@ from ..parameters import boxes as every_box
 from ..parameters import start_draw, trainer
 from .bodies import Body, Module, all_mapped, reset_of, state_path
 from .boxes import write_box
-from .code import Code, identifier
+from .code import Code, class_name, identifier, is_used, names_module
 from .expressions import ATOM, Value
 from .layout import entry, laid_out
 from .optimizers import step_levels, write_optimizer
 from .rules import RuleWriter, Written
-
-
-def is_used(name: str, text: str) -> bool:
-    """Whether code calls a function, or names a type."""
-    return (
-        re.search(rf"\b{name}\b" if name[0].isupper() else rf"(?<![\w.]){name}\(", text) is not None
-    )
-
-
-def names_module(name: str, text: str) -> bool:
-    """Whether code asks a module for something."""
-    return re.search(rf"(?<![\w.]){name}\.", text) is not None
-
 
 RECURRENCE = ("Linked", "Retention", "Span", "begin", "repeated", "retained", "scan", "span")
 
@@ -60,12 +45,6 @@ from nlc.backends.runtime import Model, Optimizer, Part, Stream
 def source(plan: Plan, text: str) -> str:
     """The whole file. `text` is the spec's, of which the file keeps the hash."""
     return Writer(plan, text).file()
-
-
-def class_name(name: str) -> str:
-    words = "".join(part[:1].upper() + part[1:] for part in identifier(name).split("_") if part)
-    own = ("Model", "Optimizer", "Part", "Stream", "Any", "Tensor", "F", "")
-    return f"{words}_" if words in own or keyword.iskeyword(words) else words
 
 
 def spec_hash(plan: Plan, text: str) -> str:

@@ -15,12 +15,13 @@ from typing import Any
 
 from .. import syntax as S
 from ..diagnostics import Diagnostic
-from ..system import Box, Clock, Level, Shape, System, Term
+from ..system import Box, Clock, Learn, Level, Shape, System, Term
 from .bodies import Body
 from .functions import Stop
 from .resolver import Resolver
 from .systems import SystemStage
 from .values import Declared
+from .work import Placed
 
 
 @dataclass(frozen=True)
@@ -169,3 +170,38 @@ def memory_alone(
     before = len(r.boxes)
     r.boxes_stage.call_memory(body, declared, [], named, call)
     return r.boxes[before]
+
+
+def line_alone(
+    file: S.File,
+    folder: Path | None,
+    line: S.Learn,
+    shapes: tuple[Shape, ...],
+    given: Mapping[str, Any],
+    names: Mapping[str, Any],
+) -> tuple[Learn | None, tuple[Diagnostic, ...]]:
+    """A `learn` line without its level, over arrays of these shapes; `nlc.optimizer` runs it
+    (2.13). `given`: settings of the rule that the line does not give, as numbers or terms. `names`:
+    what the line sees beside the declarations of its file.
+    """
+    r = Resolver(folder, None)
+    r.source, r.recovered = file.span.source, file.recovered
+    level = Level("training", "training", Clock("step"), owner=True, span=line.span)
+    box = Box("", "training", "level", level, span=line.span)
+    body = Body(r, ChainMap(dict(names), r.files.names_of(file, folder)), box=box)
+    extra = {f"given {n}": value for n, value in given.items()}
+    rule = line.rule if isinstance(line.rule, S.Call) else S.Call(line.rule, (), span=line.span)
+    more = tuple(
+        S.Argument(S.Name(n, span=line.span), S.Name(f"given {n}", span=line.span), span=line.span)
+        for n in given
+    )
+    whole = S.Call(rule.function, (*rule.arguments, *more), span=rule.span)
+    node = S.Learn(whole, line.targets, span=line.span)
+    stage = r.boxes_stage
+    placed, targets = Placed(node, body.env.new_child()), stage.targets(body, node)
+    made: Learn | None = None
+    with suppress(Stop):
+        made = stage.learn_line(
+            body, placed, extra, list(shapes), (), targets, lambda _: "an array of its own"
+        )
+    return made, tuple(r.diagnostics)
