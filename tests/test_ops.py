@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn import functional
 
-from nlc.backends.ops import recurrence
+from nlc.backends.ops import by_hand, recurrence
 from nlc.backends.ops.attention import attend
 from nlc.backends.ops.pairs import attend_pairs
 from nlc.backends.ops.parts import (
@@ -334,6 +334,25 @@ def test_the_end_of_a_span_with_momentum_has_its_derivatives_by_hand() -> None:
 
     given = (c.W0, c.x, c.e, c.keep, c.momentum, c.S0)
     leaves = [v for v in given if isinstance(v, Tensor)]
+    assert torch.autograd.gradcheck(run, leaves)
+    assert torch.autograd.gradgradcheck(run, leaves)
+
+
+@pytest.mark.parametrize("gates", ["none", "number", "channel", "momentum"])
+@pytest.mark.parametrize("affine", [True, False])
+def test_a_chain_of_chunks_has_its_derivatives_by_hand(gates: str, affine: bool) -> None:
+    b, chunks, c, m, n = 2, 3, 2, 2, 4
+    left = {"none": [], "number": [(1, 1)], "channel": [(1, n)], "momentum": [(1, 1)] * 3}[gates]
+    shapes = [(b, m, n), (b, chunks, c, m), (b, chunks, c, n), (b, chunks, c, n)]
+    leaves = [leaf(numbers(*s, seed=k)) for k, s in enumerate(shapes)]
+    leaves += [leaf(numbers(b, chunks, *s, seed=9 + k)) for k, s in enumerate(left)]
+
+    def run(S: Tensor, U: Tensor, Y: Tensor, *rest: Tensor) -> Any:
+        given = (S, U, Y if affine else None, *rest)
+        return by_hand.Chained.apply(recurrence._chained, *given)  # type: ignore[no-untyped-call]
+
+    plain = recurrence._chained(*leaves[:2], leaves[2] if affine else None, *leaves[3:])
+    assert_close(run(*leaves), plain, FORWARD)
     assert torch.autograd.gradcheck(run, leaves)
     assert torch.autograd.gradgradcheck(run, leaves)
 

@@ -154,6 +154,91 @@ class Written(torch.autograd.Function):
         return None, None, of_w, of_x, of_e, *folded
 
 
+class Chained(torch.autograd.Function):
+    """From chunk to chunk: R_c = U_c + Y_c S_c', S_{c+1} = faded_c(S_c) + R_c' T_c.
+
+    start [b, m, s]   U [b, N, C, m]   Y, or None where R is U, and T [b, N, C, s]; left as in
+    `retention.faded`, each [b, N, 1, 1] or [b, N, 1, n]. Out: S [b, N, m, s], R, S_N.
+
+    Backwards only g, which comes to each state, and what comes to each R go from chunk to chunk;
+    all else is made of them for all chunks at once.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, plain: Plain, start: Tensor, U: Tensor, Y: Tensor | None, T: Tensor, *left: Tensor
+    ) -> tuple[Tensor, ...]:
+        chunks = U.shape[1]
+        states, wrote = [start], []
+        us, ys, ts = U.unbind(1), None if Y is None else Y.unbind(1), T.unbind(1)
+        lefts = [part.unbind(1) for part in left]
+        for c in range(chunks):
+            S = states[-1]
+            wrote.append(us[c] if ys is None else torch.baddbmm(us[c], ys[c], S.mT))
+            kept = _faded(S, [part[c] for part in lefts])
+            states.append(torch.baddbmm(kept, wrote[-1].mT, ts[c]))
+        S, R = torch.stack(states[:-1], 1), U.view_as(U) if Y is None else torch.stack(wrote, 1)
+        ctx.plain, ctx.affine = plain, Y is not None
+        ctx.save_for_backward(start, U, Y, T, S, R, *left)
+        return S, R, states[-1]
+
+    @staticmethod
+    def backward(ctx: Any, of_S: Tensor, of_R: Tensor, of_end: Tensor) -> tuple[Tensor | None, ...]:
+        start, U, Y, T, S, R, *left = ctx.saved_tensors
+        if torch.is_grad_enabled():
+            return None, *again(ctx.plain, [start, U, Y, T, *left], [of_S, of_R, of_end])
+        g, came, to_R = of_end, [], []
+        ys, ts, of_Rs, of_Ss = Y.unbind(1) if ctx.affine else (), *_each_chunk(T, of_R, of_S)
+        lefts = [part.unbind(1) for part in left]
+        for c in reversed(range(U.shape[1])):
+            came.append(g)
+            to_R.append(torch.baddbmm(of_Rs[c], ts[c], g.mT))
+            g = _unfaded(g, [part[c] for part in lefts]) + of_Ss[c]
+            if ctx.affine:
+                g.baddbmm_(to_R[-1].mT, ys[c])
+        G, of_U = torch.stack(came[::-1], 1), torch.stack(to_R[::-1], 1)
+        of_Y = _product(of_U, S) if ctx.affine else None
+        return None, g, of_U, of_Y, _product(R, G), *_of_left(G, S, left)
+
+
+def _each_chunk(*arrays: Tensor) -> tuple[tuple[Tensor, ...], ...]:
+    return tuple(x.unbind(1) for x in arrays)
+
+
+def _product(a: Tensor, b: Tensor) -> Tensor:
+    """A product for every chunk of every row of the batch."""
+    made = torch.bmm(a.reshape(-1, *a.shape[2:]), b.reshape(-1, *b.shape[2:]))
+    return made.view(*a.shape[:2], *made.shape[1:])
+
+
+def _faded(state: Tensor, left: Sequence[Tensor]) -> Tensor:
+    """As `retention.faded`, which has no use of `chunk` where there is no momentum."""
+    if len(left) < 2:
+        return state * left[0] if left else state
+    w, s = state.chunk(2, -1)
+    return torch.cat((w * left[0] + s * left[1], s * left[2]), -1)
+
+
+def _unfaded(g: Tensor, left: Sequence[Tensor]) -> Tensor:
+    """What comes to the state before it fades."""
+    if len(left) < 2:
+        return g * left[0] if left else g.clone()
+    w, s = g.chunk(2, -1)
+    return torch.cat((w * left[0], w * left[1] + s * left[2]), -1)
+
+
+def _of_left(G: Tensor, S: Tensor, left: Sequence[Tensor]) -> list[Tensor]:
+    """What comes to each part of `left`."""
+    if len(left) < 2:
+        met = [G * S] if left else []
+    else:
+        (gw, gs), (w, s) = G.chunk(2, -1), S.chunk(2, -1)
+        met = [gw * w, gw * s, gs * s]
+    pairs = zip(met, left, strict=True)
+    return [x.sum((-2, -1), keepdim=True) if p.shape[-1] == 1 else x.sum(-2, keepdim=True)
+            for x, p in pairs]  # fmt: skip
+
+
 def over(gate: Tensor, batch: int) -> Tensor:
     """A gate for all of a batch, of which it may have a part that repeats."""
     many = batch // gate.shape[0]

@@ -28,7 +28,6 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial, reduce
-from itertools import repeat
 from typing import Any
 
 import torch
@@ -299,20 +298,6 @@ class _Writes:
         inverse = unit_inverse(self.system())
         return inverse @ self.amount, inverse @ (-self.erase.unsqueeze(-1) * self.met())
 
-    def by_chunk(self) -> list[Callable[[Tensor], Tensor]]:
-        """For each chunk what makes R [batch, C, m] of its start state [batch, m, s]."""
-        if self.erase is None:
-            return [partial(_known, amount) for amount in _by_chunk(self.amount)]
-        if not self.by_output:
-            fixed, slope = self.affine()
-            pairs = zip(_by_chunk(fixed), _by_chunk(slope), strict=True)
-            return [partial(_affine, u, y) for u, y in pairs]
-        # One system for each output is too large to be kept solved for any state.
-        system = self.system()
-        systems = system.reshape(-1, *system.shape[-4:]).unbind(1)
-        parts = (self.amount, self.strength(), self.met())
-        return [partial(_solved, *of) for of in zip(systems, *map(_by_chunk, parts), strict=True)]
-
 
 @dataclass(frozen=True)
 class _Ticks:
@@ -570,36 +555,57 @@ def _chunks(
     writes = ticks.writes(view)
     tail = writes.retention.tail(writes.x)
     chunks, kind = tail.shape[:-2], state.shape[-2:]
-    left = [_by_chunk(v.expand(*chunks, *v.shape[-2:])) for v in writes.retention.left()]
-    lefts = zip(*left, strict=True) if left else repeat(())
     state = state.expand(*chunks[:-1], *kind).reshape(-1, *kind)
-    starts, wrote = [], []
-    for amounts, last, left_of in zip(writes.by_chunk(), _by_chunk(tail), lefts, strict=False):
-        starts.append(state)
-        wrote.append(amounts(state))
-        state = torch.baddbmm(faded(state, left_of), wrote[-1].mT, last)
-    start = torch.stack(starts, 1).view(*chunks, *kind)
-    amount = writes.amount if writes.erase is None else torch.stack(wrote, 1).view_as(writes.amount)
+    left = [_rows(v.expand(*chunks, *v.shape[-2:])) for v in writes.retention.left()]
+    if writes.by_output:
+        start, wrote, state = _one_by_one(writes, state, _rows(tail), left)
+    else:
+        fixed, slope = (writes.amount, None) if writes.erase is None else writes.affine()
+        slope = None if slope is None else _rows(slope)
+        chain: Callable[..., tuple[Tensor, Tensor, Tensor]] = _chained
+        if by_hand.allowed():
+            chain = partial(by_hand.Chained.apply, _chained)
+        start, wrote, state = chain(state, _rows(fixed), slope, _rows(tail), *left)
+    start, wrote = start.view(*chunks, *kind), wrote.view_as(writes.amount)
     has_momentum = s is not None
-    spans = Span(writes.retention, *_parts(start, has_momentum), writes.x, amount)
+    spans = Span(writes.retention, *_parts(start, has_momentum), writes.x, wrote)
     return spans, *_parts(state.view(*chunks[:-1], *kind), has_momentum)
 
 
-def _by_chunk(value: Tensor) -> tuple[Tensor, ...]:
-    """[..., N, a, b] -> N times [batch, a, b]."""
-    return value.reshape(-1, *value.shape[-3:]).unbind(1)
+def _chained(
+    state: Tensor, fixed: Tensor, slope: Tensor | None, tail: Tensor, *left: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The states that chunks start from, what they write, and the last state: `by_hand.Chained`."""
+    starts, wrote = [], []
+    for c in range(tail.shape[1]):
+        starts.append(state)
+        amount = fixed[:, c]
+        if slope is not None:
+            amount = torch.baddbmm(amount, slope[:, c], state.mT)
+        wrote.append(amount)
+        state = torch.baddbmm(faded(state, [v[:, c] for v in left]), amount.mT, tail[:, c])
+    return torch.stack(starts, 1), torch.stack(wrote, 1), state
 
 
-def _known(amount: Tensor, state: Tensor) -> Tensor:
-    return amount
+def _one_by_one(
+    writes: _Writes, state: Tensor, tail: Tensor, left: Sequence[Tensor]
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The same with one system for each output: too large to be kept solved for any state."""
+    system = writes.system()
+    systems = system.reshape(-1, *system.shape[-4:])
+    parts = [_rows(v) for v in (writes.amount, writes.strength(), writes.met())]
+    starts, wrote = [], []
+    for c in range(tail.shape[1]):
+        amount, strength, met = (v[:, c] for v in parts)
+        starts.append(state)
+        wrote.append(_solve(systems[:, c], amount - strength * times(met, state.mT)))
+        state = torch.baddbmm(faded(state, [v[:, c] for v in left]), wrote[-1].mT, tail[:, c])
+    return torch.stack(starts, 1), torch.stack(wrote, 1), state
 
 
-def _affine(fixed: Tensor, slope: Tensor, state: Tensor) -> Tensor:
-    return torch.baddbmm(fixed, slope, state.mT)
-
-
-def _solved(system: Tensor, amount: Tensor, strength: Tensor, met: Tensor, state: Tensor) -> Tensor:
-    return _solve(system, amount - strength * times(met, state.mT))
+def _rows(value: Tensor) -> Tensor:
+    """[..., N, a, b] -> [batch, N, a, b]."""
+    return value.reshape(-1, *value.shape[-3:])
 
 
 def _solve(system: Tensor, right: Tensor) -> Tensor:
