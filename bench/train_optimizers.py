@@ -43,6 +43,9 @@ GRIDS: dict[str, list[dict[str, str]]] = {
         {"rate": r, "nesterov": "1", "scale": "1"} for r in ("5e-3", "1e-2", "2e-2", "4e-2", "8e-2")
     ],
     "m3": [{"rate": r} for r in ("3e-6", "1e-5", "3e-5", "1e-4", "3e-4")],
+    "m3 without its slow memory": [
+        {"rate": r, "share": "0"} for r in ("3e-6", "1e-5", "3e-5", "1e-4", "3e-4")
+    ],
     "dmgd": [
         {"rate": r, "inner": i, "grad": UNIT}
         for i in ("1e-5", "3e-5", "1e-4")
@@ -60,7 +63,8 @@ def text_of(rule: str, settings: dict[str, str], rest: str, steps: int) -> str:
     """The shipped transformer, with another training level."""
     shape = f"warm_cosine(count, {max(steps // 10, 1)}, {steps})"
     given = {**settings, "rate": f"{settings['rate']} * {shape}"}
-    line = f"learn {rule}({', '.join(f'{k} = {v}' for k, v in given.items())}) for matrices"
+    said_ = ", ".join(f"{k} = {v}" for k, v in given.items())
+    line = f"learn {rule.partition(' ')[0]}({said_}) for matrices"
     other = f"learn adamw(rate = {rest} * {shape}, shrink = 0.1)"
     text = SPEC.read_text(encoding="utf-8")
     for old, new in (
