@@ -39,6 +39,7 @@ from ..verify.streams import (
     Run,
     Streams,
     distance,
+    farthest,
     gradients,
     in_calls,
     random_streams,
@@ -57,6 +58,7 @@ __all__ = [
 
 BATCH, SEED = 3, 0
 EXACT = P.EXACT  # in parts of the largest number, float64
+ROUNDING = 1e-3  # a gradient below this part of the largest is measured by it: random systems bend
 
 
 class LawBroken(AssertionError):
@@ -101,7 +103,8 @@ def compiled_is_reference(spec: Spec) -> None:
     hold(P.same_outputs(model, streams, truth))
     if spec.system.flow.loss is not None:
         hold(P.same_losses(model, streams, truth))
-        hold(P.same_gradients(model, streams, truth))
+        off, where = farthest(gradients(model, streams), truth.gradients, ROUNDING)
+        hold(P.Measured("gradients == reference", off, EXACT, where))
 
 
 @alone

@@ -173,14 +173,15 @@ def distance(a: Tensor, b: Tensor) -> float:
     return float((a - b).abs().max()) / max(float(b.abs().max()), 1e-300)
 
 
-def farthest(a: Grads, b: Grads) -> tuple[float, str]:
+def farthest(a: Grads, b: Grads, least: float = 1e-6) -> tuple[float, str]:
     """The largest distance of two gradients of the same arrays, and of which array it is.
 
-    A gradient that is rounding next to the largest one has no digits of its own.
+    A gradient that is rounding next to the largest one, below `least` of it, has no digits of its
+    own.
     """
     if set(a) != set(b):
         return float("inf"), ", ".join(sorted(set(a) ^ set(b)))
-    floor = 1e-6 * max((float(g.abs().max()) for g in b.values()), default=0.0)
+    floor = least * max((float(g.abs().max()) for g in b.values()), default=0.0)
     worst, where = 0.0, ""
     for name, g in a.items():
         size = max(float(b[name].abs().max()), floor, 1e-300)
