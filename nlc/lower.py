@@ -43,7 +43,7 @@ def lower(system: System) -> tuple[Plan | None, list[Diagnostic]]:
     lowerings: dict[int, Lowering] = {}
     for box in system.boxes:
         try:
-            lowerings[id(box)] = static(box) if idle(system, box) else lower_box(box)
+            lowerings[id(box)] = static(box, rests=True) if idle(system, box) else lower_box(box)
         except NotLowered as error:
             if error.diagnostic not in told:
                 told.append(error.diagnostic)
@@ -207,14 +207,12 @@ def body_roots(box: Box) -> list[Term]:
     return [*line_terms(box.lines), *([box.read] if box.read is not None else [])]
 
 
-def static(box: Box) -> Lowering:
+def static(box: Box, rests: bool = False) -> Lowering:
+    """`rests`: its rules write nothing."""
     check_body(box)
     for s in box.states:
-        if (
-            s.rule.set is not None
-            or s.rule.write is not None
-            or (s.rule.objective is not None and s.rule.objective.op != "loss")
-        ):
+        own = s.rule.objective is not None and s.rule.objective.op != "loss"
+        if s.rule.set is not None or s.rule.write is not None or own and not rests:
             raise NotLowered(
                 f"state `{s.name}` of a level on steps with a rule of its own",
                 s.span,

@@ -81,14 +81,14 @@ def test_every_spec_has_a_page(path: Path) -> None:
 
 
 def test_what_is_not_compiled_says_why() -> None:
-    text = page(str(ROOT / "tests/cases/good/hypernetwork.nl"))
+    text = page(str(ROOT / "tests/cases/good/sleep.nl"))
     assert "by the reference interpreter alone (NL701): " in text
 
 
 def test_the_readme_shows_what_is_printed() -> None:
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     shown = re.findall(r"^```explained\n(.*?)^```$", readme, re.M | re.S)
-    pages = [page("hope"), page(str(ROOT / "tests/cases/good/gated_deltanet.nl"))]
+    pages = [page("hope"), page(str(ROOT / "specs/gated_deltanet.nl"))]
     assert len(shown) == 2
     for text, whole in zip(shown, pages, strict=True):
         assert text in whole

@@ -563,10 +563,10 @@ def test_a_range_holds_all_values_and_is_the_one_expected(gate: str) -> None:
 
 
 def test_a_name_is_looked_up_at_its_call() -> None:
-    page = re.sub(r"\s+", " ", explain(nlc.load(str(ROOT / "tests/cases/good/gated_deltanet.nl"))))
+    page = re.sub(r"\s+", " ", explain(nlc.load(str(ROOT / "specs/gated_deltanet.nl"))))
     assert "beta * |k|^2 is between 0 and 1 and alpha is between 0 and 1: it never grows" in page
     line = "beta = 3 * sigmoid(linear(x, heads))"
-    text = (ROOT / "tests/cases/good/gated_deltanet.nl").read_text(encoding="utf-8")
+    text = (ROOT / "specs/gated_deltanet.nl").read_text(encoding="utf-8")
     other = text.replace("beta = sigmoid(linear(x, heads))", line)
     page = re.sub(r"\s+", " ", explain(nlc.load(other)))
     assert "beta * |k|^2 is between 0 and 3 and" in page

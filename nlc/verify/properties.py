@@ -19,7 +19,7 @@ from ..backends.parameters import paths
 from ..backends.reference import Reference
 from ..backends.runtime import Model, State
 from ..backends.torch_source.bodies import state_path
-from ..system import Clock, System
+from ..system import Clock, Level, System
 from .streams import (
     Nudged,
     Run,
@@ -250,7 +250,7 @@ def long_run(model: Model, system: System, time: int, seed: int = 0) -> LongRun:
         x.to(model.dtype) if x.is_floating_point() else x
         for x in random_streams(system, 1, time, seed)
     )
-    memories = clocked(system)
+    memories = lasting(system)
     state, sizes, kept = None, [], [norms(model.reset(1), memories)]
     for first, last in pairwise([time * i // 8 for i in range(9)]):
         y, state = model(*ticks(streams, first, last), state=state)
@@ -258,6 +258,11 @@ def long_run(model: Model, system: System, time: int, seed: int = 0) -> LongRun:
         kept.append(norms(state, memories))
     last_size = math.nan if any(map(math.isnan, sizes)) else sizes[-1]
     return LongRun(time, (sizes[0], last_size), (kept[0], kept[1], kept[-1]))
+
+
+def lasting(system: System) -> list[str]:
+    """The memories that live as long as the stream: a reset every few ticks ends the others."""
+    return [path for path, level in owners(system).items() if level.resets.unit != "token"]
 
 
 def norms(state: State, paths: Iterable[str]) -> dict[str, float]:
@@ -297,6 +302,10 @@ def factor(before: float, after: float) -> float:
 
 def clocked(system: System) -> dict[str, Clock]:
     """The arrays that levels on tokens write, and their clocks; what is solved anew has none."""
+    return {path: level.clock for path, level in owners(system).items()}
+
+
+def owners(system: System) -> dict[str, Level]:
     found = {}
     for box in system.boxes:
         if box.level is None or box.level.clock.unit != "token" or box.exact:
@@ -304,7 +313,7 @@ def clocked(system: System) -> dict[str, Clock]:
         for state in box.states:
             for array in state.form.arrays:
                 for path in paths(state_path(box, state.name, array.name), box.loops):
-                    found[path] = box.level.clock
+                    found[path] = box.level
     return found
 
 

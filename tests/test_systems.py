@@ -1,0 +1,470 @@
+"""The systems the field names: each is what the reference says, and has what makes it what it is.
+
+What always holds is asked of all that ship, by `nlc verify`; then one property of each.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from itertools import pairwise
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from shipped import EVERY, SPECS, SYSTEMS, distance, own_settings, small, tokens
+from torch import Tensor
+
+import nlc
+from nlc.backends.runtime import Model, State
+from nlc.driver import Spec
+from nlc.verify import Certificate, Options, verify
+from nlc.verify import properties as P
+
+# What starts at nought hides, until it has moved, the array that it multiplies.
+HIDDEN = {"lora": "adapter.A"}
+OTHERS = [name for name in EVERY if name not in SYSTEMS]
+
+
+# ---- what always holds ---------------------------------------------------------------------------
+
+
+@cache
+def certificate(name: str) -> Certificate:
+    return verify(small(name), Options(tokens=17, long=0))
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_what_always_holds(name: str) -> None:
+    found = certificate(name)
+    assert not found.lacking
+    failed = [m for m in found.measured if not m.holds]
+    if name in HIDDEN:
+        (only,) = failed
+        assert only.name == "arrays without a gradient" and HIDDEN[name] in only.at
+    else:
+        assert failed == []
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_memories_keep_their_size(name: str) -> None:
+    """4,096 random tokens at the default initialisation."""
+    sizes = {"width": 64, "depth": 1, "vocab": 256}
+    spec = nlc.load(name, **{k: v for k, v in sizes.items() if k in own_settings(name)})
+    run = P.long_run(nlc.compile(spec), spec.system, 4096)
+    assert P.answers_keep_their_size(run).holds, P.answers_keep_their_size(run)
+    assert P.memories_keep_their_size(run).holds, P.memories_keep_their_size(run)
+
+
+# ---- tools ---------------------------------------------------------------------------------------
+
+
+def model_of(spec: Spec) -> Model:
+    return nlc.compile(spec, dtype=torch.float64)
+
+
+def one(name: str, **more: Any) -> Model:
+    """A system of one layer."""
+    return model_of(small(name, depth=1, **more))
+
+
+def rewritten(name: str, *pairs: tuple[str, str], **more: Any) -> Model:
+    """The same from a text in which some words are others."""
+    text = (SPECS / f"{name}.nl").read_text(encoding="utf-8")
+    for old, new in pairs:
+        assert old in text
+        text = text.replace(old, new)
+    has = own_settings(name)
+    sizes = {"width": 8, "depth": 1, "heads": 2, "vocab": 11, **more}
+    return model_of(nlc.load(text, **{k: v for k, v in sizes.items() if k in has}))
+
+
+@torch.no_grad()
+def effect(model: Model, time: int, at: int = 0) -> Tensor:
+    """How much each answer changes with token `at`."""
+    x = tokens(1, time)
+    other = x.clone()
+    other[:, at] = (x[:, at] + 1) % 11
+    return (model(x)[0] - model(other)[0])[0].abs().amax(-1)
+
+
+@torch.no_grad()
+def states(model: Model, x: Tensor) -> list[State]:
+    """After each token."""
+    state, found = model.reset(x.shape[0]), []
+    for t in range(x.shape[1]):
+        _, state = model(x[:, t : t + 1], state=state)
+        found.append(state)
+    return found
+
+
+def kept(found: list[State], path: str) -> list[Tensor]:
+    return [s.arrays[path] for s in found]
+
+
+def draw(*shape: int, seed: int = 0) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(*shape, generator=generator, dtype=torch.float64)
+
+
+def asked(name: str, *streams: Tensor, **settings: Any) -> Tensor:
+    return nlc.memory(name)(*streams, **settings)[0]
+
+
+# ---- attention -----------------------------------------------------------------------------------
+
+
+def test_a_sliding_window_ends() -> None:
+    off = effect(one("sliding_window", window=4), 12)
+    assert off[:4].min() > 1e-6 and off[4:].max() == 0
+
+
+def test_two_layers_of_a_window_see_twice_as_far() -> None:
+    off = effect(model_of(small("sliding_window", window=4)), 12)
+    assert off[:7].min() > 1e-9 and off[7:].max() == 0
+
+
+def test_samba_remembers_what_has_left_its_window() -> None:
+    off = effect(one("samba", window=3), 12)
+    assert off.min() > 1e-9
+    closed = rewritten(
+        "samba", ("x += recurrent(norm(x))", "x += 0 * recurrent(norm(x))"), window=3
+    )
+    assert effect(closed, 12)[3:].max() == 0
+
+
+def test_log_linear_buckets_are_the_binary_digits_of_the_past() -> None:
+    """After t tokens bucket p holds something exactly where t has the digit p."""
+    buckets = [1, 2, 4, 8]
+    found = states(one("log_linear_attention", buckets=buckets), tokens(2, 15))
+    for t, state in enumerate(found, 1):
+        full = [bool(state.arrays[f"layers.0.bucket_{p}.M"].any()) for p in buckets]
+        assert full == [bool(t & p) for p in buckets]
+
+
+def test_log_linear_buckets_hold_all_of_the_past_once() -> None:
+    """Together they are the one matrix of linear attention, whatever the digits."""
+    whole = kept(
+        states(one("log_linear_attention", buckets=[16]), tokens(2, 16)), BUCKET.format(16)
+    )
+    parts = states(one("log_linear_attention", buckets=[1, 2, 4, 8, 16]), tokens(2, 16))
+    assert not any(bool(m.any()) for m in whole[:15])
+    for t in (3, 7, 11, 15):
+        one_less = sum(kept(parts, BUCKET.format(p))[t - 1] for p in (1, 2, 4, 8))
+        assert bool(torch.as_tensor(one_less).any())
+    assert distance(kept(parts, BUCKET.format(16))[15], whole[15]) < 1e-12
+
+
+BUCKET = "layers.0.bucket_{}.M"
+
+
+def test_ada_transformer_learns_in_context_from_a_learned_start() -> None:
+    """At rate 0 it is a linear layer in the place of the MLP, and sees nothing of the past."""
+    path, only = "layers.0.adaptive.W", ("x += attention(q, k, v)", "x += 0 * attention(q, k, v)")
+    assert effect(rewritten("ada_transformer", only, rate=0), 6)[1:].max() == 0
+    model = rewritten("ada_transformer", only)
+    assert effect(model, 6).min() > 1e-9
+    for each in (one("ada_transformer", rate=0), model):
+        losses, _, _ = each.losses(tokens(2, 9))
+        losses.mean().backward()
+        start = dict(each.named_weights())[path]
+        assert start.grad is not None and bool(start.grad.any())
+
+
+# ---- matrices ------------------------------------------------------------------------------------
+
+
+def fading(name: str, path: str, after: int = 1) -> list[Tensor]:
+    """What is left, tick by tick, of a change of the first token."""
+    model, x = one(name), tokens(1, 10)
+    other = x.clone()
+    other[:, 0] = (x[:, 0] + 1) % 11
+    pairs = zip(kept(states(model, x), path), kept(states(model, other), path), strict=True)
+    return [(a - b)[0] for a, b in pairs][after:]
+
+
+def test_retnet_fades_by_a_fixed_fraction() -> None:
+    left = fading("retnet", "layers.0.mixer.retention.M")
+    gamma = 1 - 2.0 ** (-5 - torch.arange(2, dtype=torch.float64))
+    for old, new in pairwise(left):
+        assert distance(new, gamma[:, None, None] * old) < 1e-12
+
+
+def test_mamba2_fades_by_one_number_a_head() -> None:
+    left = fading("mamba2", "layers.0.mixer.mamba2.h", after=4)  # past the convolution
+    for old, new in pairwise(left):
+        ratio = (new / old).flatten(1)
+        assert (ratio.amax(1) - ratio.amin(1)).max() < 1e-9
+        assert ratio.min() > 0 and ratio.max() < 1
+
+
+def test_gla_fades_by_one_number_a_key_channel() -> None:
+    left = fading("gla", "layers.0.mixer.retention.M")
+    for old, new in pairwise(left):
+        ratio = new / old
+        assert (ratio.amax(-2) - ratio.amin(-2)).max() < 1e-9
+        assert (ratio.amax(-1) - ratio.amin(-1)).max() > 1e-4
+        assert ratio.min() > 0 and ratio.max() < 1
+
+
+def test_gated_deltanet_writes_what_it_then_reads() -> None:
+    k, v = F.normalize(draw(1, 6, 4), dim=-1), draw(1, 6, 3, seed=1)
+    gates = torch.full((1, 6), 0.7, dtype=torch.float64), torch.ones(1, 6, dtype=torch.float64)
+    assert distance(asked("gated_delta", k, k, v, *gates), v) < 1e-12
+
+
+def test_rwkv7_takes_one_direction_out() -> None:
+    """With a = 1 all that was kept at kappa is gone; with a = 0 it stays."""
+    k, v, r = (draw(1, 2, 4, seed=i) for i in range(3))
+    k[:, 1] = 0
+    r[:, 1] = kappa = F.normalize(k[:, 0], dim=-1)
+    kappa = kappa.expand(1, 2, 4)
+    ones = torch.ones(1, 2, 4, dtype=torch.float64)
+    gone, stays = (asked("rwkv7", r, ones, k, v, kappa, a * ones)[:, 1] for a in (1.0, 0.0))
+    assert gone.abs().max() < 1e-12
+    assert distance(stays, v[:, 0] * (k[:, 0] * kappa[:, 0]).sum(-1, keepdim=True)) < 1e-12
+
+
+def test_oja_shrinks_what_it_wrote_and_not_the_key() -> None:
+    """One v again and again: what it says converges, at the rate of (1 - beta) of what is off."""
+    v = F.normalize(draw(1, 1, 4), dim=-1).expand(1, 8, 4)
+    k = draw(1, 1, 4, seed=1).expand(1, 8, 4)
+    alpha, beta = (
+        torch.ones(1, 8, 4, dtype=torch.float64),
+        torch.full((1, 8), 0.5, dtype=torch.float64),
+    )
+    y = asked("oja", k, k, v, alpha, beta)
+    limit = (k * k).sum(-1, keepdim=True) * v
+    share = 1 - 0.5 ** torch.arange(1, 9, dtype=torch.float64)
+    assert distance(y, share[:, None] * limit) < 1e-12
+
+
+# ---- deep memories -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["ttt_linear", "ttt_mlp"])
+def test_ttt_takes_its_gradients_at_the_chunks_start(name: str) -> None:
+    """So the order of a chunk's pairs is nothing to the chunks that follow; that of chunks is."""
+    k, v, q = (draw(1, 12, 4, seed=i) for i in range(3))
+    eta = torch.full((1, 12), 0.1, dtype=torch.float64)
+
+    def later(order: list[int]) -> Tensor:
+        return asked(name, q, k[:, order], v[:, order], eta, chunk=4)[:, 8:]
+
+    plain = list(range(12))
+    within, across = [3, 1, 0, 2, *plain[4:]], [4, 1, 2, 3, 0, *plain[5:]]
+    assert distance(later(within), later(plain)) < 1e-12
+    assert distance(later(across), later(plain)) > 1e-6
+
+
+def test_omega_does_not_see_pairs_that_count_nothing() -> None:
+    q, k, v = (draw(1, 6, 4, seed=i) for i in range(3))
+    alpha, eta = (torch.full((1, 6), a, dtype=torch.float64) for a in (0.9, 0.1))
+    own = torch.tensor([0.7, 0.0, 0.0], dtype=torch.float64).expand(1, 6, 3)
+    seen = torch.tensor([0.7, 0.3, 0.1], dtype=torch.float64).expand(1, 6, 3)
+    online = asked("omega", q, k, v, alpha, eta, own[..., :2])
+    assert distance(asked("omega", q, k, v, alpha, eta, own), online) < 1e-12
+    assert distance(asked("omega", q, k, v, alpha, eta, seen), online) > 1e-6
+
+
+KEEPS = ("sigmoid(linear(x, heads) + 8)", "1 + 0 * linear(x, heads)")
+ASLEEP = {
+    "titans_mac": [
+        ("rate = 0.1 *", "rate = 0 *"), ("sigmoid(linear(y, 1) + 4)", "1 + 0 * linear(y, 1)"),
+    ],
+    "titans_mag": [("1e-2 *", "0 *"), KEEPS],
+    "titans_mal": [("1e-2 *", "0 *"), KEEPS],
+}  # fmt: skip
+
+
+def test_mac_hands_on_by_its_memory_alone() -> None:
+    """Attention stays in its segment. Retrieve, attend, update: what a segment writes is first
+    asked in the next.
+    """
+    off = effect(one("titans_mac", segment=4), 12)
+    assert off.min() > 1e-12
+    closed = effect(rewritten("titans_mac", *ASLEEP["titans_mac"], segment=4, persist=2), 12)
+    assert closed[:4].min() > 1e-9 and closed[4:].max() == 0
+
+
+@pytest.mark.parametrize("name, reach", [("titans_mag", 6), ("titans_mal", 6)])
+def test_without_its_memory_a_titan_is_a_window(name: str, reach: int) -> None:
+    """Of `window` tokens, and of the three more that convolutions see."""
+    assert effect(one(name), 12).min() > 1e-12
+    closed = effect(rewritten(name, *ASLEEP[name], window=3, persist=2), 12)
+    assert closed[reach:].max() == 0 and closed[: reach - 1].min() > 1e-9
+
+
+def test_mal_attends_to_what_its_memory_says() -> None:
+    """The window reads the memory's answers, and not the tokens: a silent memory, and no token is
+    seen. Of `mag` the memory is a gate: there it would be half open.
+    """
+    silent = [("y = norm(join(titans", "y = 0 * norm(join(titans")]
+    assert effect(rewritten("titans_mal", *silent), 12)[1:].max() == 0
+    half = [("sigmoid(norm(long))", "sigmoid(0 * norm(long))")]
+    assert effect(rewritten("titans_mag", *half), 12)[1:4].min() > 1e-9
+
+
+@pytest.mark.parametrize("name", ["titans_mag", "titans_mal", "titans_mac"])
+def test_persistent_pairs_are_seen_by_every_token(name: str) -> None:
+    model, x = one(name), tokens(1, 9)
+    y, _ = model(x)
+    for t in (0, 8):
+        weights = dict(model.named_weights())
+        pair = next(w for n, w in weights.items() if n.endswith(".V.learned"))
+        (grad,) = torch.autograd.grad(y[0, t].square().sum(), pair, retain_graph=True)
+        assert grad.flatten(0, -2).abs().amax(-1).min() > 0
+
+
+# ---- MIRAS ---------------------------------------------------------------------------------------
+
+
+def test_memora_reads_weights_on_a_simplex() -> None:
+    """Every unit's weights are positive, and their sum is 1: the largest it can say of x is
+    max(x)."""
+    from nlc.backends.torch_source.bodies import state_path
+
+    system = small("memora").system
+    box = next(b for b in system.boxes if b.name == "memora")
+    link = box.states[0].rule.through
+    assert link is not None and all(f.body.op == "softmax" for f in link.values())
+    found = states(one("memora"), tokens(2, 9))[-1].arrays
+    path = state_path(box, "M", "W1").format(0)
+    read = torch.softmax(found[path], -1)
+    assert distance(read.sum(-1), torch.ones_like(read.sum(-1))) < 1e-12 and read.min() > 0
+
+
+# ---- beyond the papers ---------------------------------------------------------------------------
+
+
+def test_a_surprise_gate_stays_shut_where_nothing_surprises() -> None:
+    path = "layers.0.mixer.surprise_gate.M"
+    shut = states(one("surprise_gate", threshold=1e9), tokens(2, 9))
+    assert not any(bool(m.any()) for m in kept(shut, path))
+    found = kept(states(one("surprise_gate", threshold=0.9), tokens(2, 24)), path)
+    still = [(a == b).flatten(-2).all(-1) for a, b in pairwise(found)]
+    written = torch.stack(still)
+    assert written.any() and not written.all()
+
+
+@pytest.mark.parametrize("chosen", [1, 3])
+def test_a_mixture_writes_to_the_memories_it_chose(chosen: int) -> None:
+    found = kept(states(one("memory_mixture", chosen=chosen), tokens(2, 9)), MIXED)
+    for old, new in pairwise(found):
+        assert (old != new).flatten(-2).any(-1).sum(-1).tolist() == [chosen, chosen]
+
+
+MIXED = "layers.0.mixer.delta.M"
+
+
+def test_consolidation_takes_a_part_of_the_fast_memory_once_a_period() -> None:
+    found = states(one("consolidation", period=4, keep=0.9), tokens(2, 12))
+    S, M = (kept(found, f"layers.0.{p}") for p in ("slow.S", "fast.M"))
+    for t in range(1, 12):
+        old = S[t - 1]
+        wanted = 0.9 * old + 0.1 * M[t] if t % 4 == 3 else old
+        assert distance(S[t], wanted) < 1e-12
+
+
+def test_a_hypernetworks_code_is_all_that_crosses_a_reset() -> None:
+    """With the slow matrix silent, and none of the generated weights, a period is all that is
+    seen of the past.
+    """
+    silent = ("x += diary(norm(x), fast.W)", "x += 0 * diary(norm(x), fast.W)")
+    sizes = {"period": 4, "code": 3}
+    assert effect(rewritten("hypernetwork", silent, **sizes), 12)[4:8].min() > 1e-12
+    none = ("reshape(linear(c, width*width)", "reshape(0 * linear(c, width*width)")
+    assert effect(rewritten("hypernetwork", silent, none, **sizes), 12)[4:].max() == 0
+
+
+def test_lora_is_its_base_until_it_has_learned() -> None:
+    model, x = one("lora"), tokens(2, 9)
+    weights = dict(model.named_weights())
+    assert sorted(n.rsplit(".", 1)[-1] for n, w in weights.items() if w.requires_grad) == list(
+        "AABB"
+    )
+    before, _ = model(x)
+    with torch.no_grad():
+        for name, w in weights.items():
+            if name.endswith("adapter.A"):
+                w.mul_(-2)
+    assert torch.equal(model(x)[0], before)
+    with torch.no_grad():
+        for name, w in weights.items():
+            if name.endswith(".B"):
+                w.copy_(draw(*w.shape))
+    losses, _, _ = model.losses(x)
+    losses.mean().backward()
+    assert all(bool(w.grad.any()) for w in weights.values() if w.grad is not None)
+
+
+# ---- the simplest fast levels, and a learned start -----------------------------------------------
+
+
+def weights_of(model: Model, last: str) -> list[Tensor]:
+    return [w for n, w in model.named_weights() if n.startswith("layers.0.cells.") and last in n]
+
+
+@torch.no_grad()
+def test_an_rnn_is_a_vector_that_is_set() -> None:
+    model, x = one("rnn"), tokens(2, 6)
+    w = dict(model.named_weights())
+    into, back = weights_of(model, "linear")
+    (bias,) = weights_of(model, "learned")
+    h = torch.zeros(2, 8, dtype=torch.float64)
+    for t, state in enumerate(states(model, x)):
+        seen = F.rms_norm(w["x.embed"][x[:, t]], (8,), w["layers.0.x.norm"], 1e-6)
+        h = torch.tanh(seen @ into.T + h @ back.T + bias)
+        assert distance(state.arrays["layers.0.cells.h"], h) < 1e-12
+
+
+@torch.no_grad()
+def test_an_lstm_is_torchs() -> None:
+    """Whose gates stand in another order; the gate that keeps starts one higher."""
+    model, x = one("lstm"), tokens(2, 6)
+    w = dict(model.named_weights())
+    into, back = weights_of(model, "linear")
+    (bias,) = weights_of(model, "learned")
+    order = torch.tensor([1, 0, 2, 3])  # keep, write, value, answer -> torch's
+    into, back = (a.view(4, 8, 8)[order].flatten(0, 1) for a in (into, back))
+    bias = (bias.view(4, 8) + torch.tensor([1.0, 0, 0, 0]).unsqueeze(1))[order].flatten()
+    h = c = torch.zeros(2, 8, dtype=torch.float64)
+    for t, state in enumerate(states(model, x)):
+        seen = F.rms_norm(w["x.embed"][x[:, t]], (8,), w["layers.0.x.norm"], 1e-6)
+        h, c = torch.lstm_cell(seen, (h, c), into, back, bias, torch.zeros_like(bias))
+        assert distance(state.arrays["layers.0.cells.h"], h) < 1e-12
+        assert distance(state.arrays["layers.0.cells.c"], c) < 1e-12
+
+
+@pytest.mark.parametrize("order", ["", " first order"])
+def test_maml_is_what_one_writes_by_hand(order: str) -> None:
+    """The gradient of the questions' loss, through the step on the shots, by torch.func."""
+    text = (SPECS / "maml.nl").read_text(encoding="utf-8")
+    text = text.replace("transfer init outer -> inner ", f"transfer init outer -> inner{order} ")
+    model = model_of(nlc.load(text, hidden=5, shots=4))
+    x, y = draw(3, 8, 1), draw(3, 8, 1, seed=1)
+    # One more step on the questions has no answer left to change.
+    losses, labelled, _ = model.losses(x, y)
+    losses[labelled].mean().backward()
+    start = {n: w.detach().clone() for n, w in model.named_weights()}
+
+    def says(at: dict[str, Tensor], x: Tensor) -> Tensor:
+        one, two, three = at.values()
+        return F.gelu(F.gelu(x @ one.T) @ two.T) @ three.T
+
+    def shots(at: dict[str, Tensor], x: Tensor, y: Tensor) -> Tensor:
+        return (says(at, x[:4]) - y[:4]).square().sum() / 4
+
+    def outer(at: dict[str, Tensor]) -> Tensor:
+        total = torch.zeros((), dtype=torch.float64)
+        for a, b in zip(x, y, strict=True):
+            slope = torch.func.grad(shots)(at, a, b)
+            if order:
+                slope = {n: g.detach() for n, g in slope.items()}
+            moved = {n: w - 0.01 * slope[n] for n, w in at.items()}
+            total = total + (says(moved, a[4:]) - b[4:]).square().sum()
+        return total / losses[labelled].numel()
+
+    wanted = torch.func.grad(outer)(start)
+    for name, w in model.named_weights():
+        assert w.grad is not None and distance(w.grad, wanted[name]) < 1e-12
