@@ -188,9 +188,12 @@ def solved_anew(box: Box) -> Lowering:
 def check_clock(box: Box, level: Level) -> None:
     clock = level.clock
     late = clock.phase is not None and any(s.rule.uses_loss for s in box.states)
-    if clock.unit in ("sequence",) or late or level.partial != "carry":
+    if clock.unit in ("sequence",) or late:
         raise NotLowered(f"the clock of `{level.name}` ({clock})", level.span)
     own = level.reset
+    within = own is not None and own.unit == "token"
+    if level.partial == "drop" or level.partial == "flush" and not within:
+        raise NotLowered(f"`partial {level.partial}` of `{level.name}`", level.span)
     if own is None or clock.unit not in ("token", "always") or own == Clock("sequence"):
         return
     learns = any(s.rule.uses_loss for b in level.boxes for s in b.states)
@@ -344,8 +347,6 @@ def at_firings(box: Box, why: str) -> Lowering:
         check_start(box, state)
         if rule.after_retain and level.clock.period > 1:
             raise NotLowered(f"`after retain` of `{state.name}` {level.clock}", state.span)
-        if rule.once and level.clock.period > 1:
-            raise NotLowered("`once`", state.span)
         for array in state.form.arrays if rule.objective is not None else ():
             fires_with(state, array.name)
         if rule.objective is not None:

@@ -1,4 +1,4 @@
-"""States that other bodies name, starts that are computed: compiled, they are the reference.
+"""States that other bodies name, starts, firings: compiled, they are the reference.
 
 A call is cut where a state that is named stands still (nlc/foreign.py).
 """
@@ -128,3 +128,73 @@ def test_without_named_states_a_call_is_one_span() -> None:
     plan, _ = lower(nlc.load("hope").system)
     assert plan is not None and plan.spans.every == 0
     assert spans(plan.system, dict(plan.lowerings), plan.learners).late == frozenset()
+
+
+# ---- firings: at the last tick alone, and before a reset -----------------------------------------
+
+FIRES = """  level fast(x) every 3 tokens{phase} {{
+    {reset}state M : {form} = normal(0.3)
+    k = unit(linear(x, 4))
+    retain 0.9
+    objective {objective}
+    learn adam(rate = 0.1 * count)
+    read M(x) + k
+  }}
+  transfer backprop fast -> training
+"""
+SQUARES = "sum((M(k) - linear(x, 4))^2) / 2"
+WINDOW = "sum(length(M(past(k, 3)) - past(x, 3))^2) / 3"
+FLUSH = "reset every 5 tokens; partial flush\n    "
+FIRINGS = {
+    "once": {"objective": f"{SQUARES} once"},
+    "once, a network over a window": {"objective": f"{WINDOW} once", "form": "mlp(4, 5)"},
+    "once, by autograd": {"objective": "sum(M(k) * x) / (1 + frobenius(M)) once"},
+    "once, a vector": {"objective": "sum((M(x) - k)^2) + sum(k * M) once", "form": "vector(4)"},
+    "once, not by products": {"objective": "sum((M @ M - outer(x, k))^2) once"},
+    "flush": {"reset": FLUSH},
+    "flush, from the second token": {"reset": FLUSH, "phase": " from 2"},
+    "flush and once, a network": {
+        "reset": FLUSH, "objective": f"{SQUARES} once", "form": "mlp(4, 5)",
+    },
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", FIRINGS)
+def test_what_fires_at_a_periods_end(kind: str) -> None:
+    parts = {"phase": "", "reset": "", "form": "matrix(4, 4)", "objective": SQUARES}
+    level = FIRES.format(**(parts | FIRINGS[kind]))
+    if FIRINGS[kind].get("form") == "vector(4)":
+        level = level.replace("M(x)", "M * x").replace("(M * x - k)", "(M - k)")
+    assert agrees(Case(SYSTEM.format(levels=level, flow="x += fast(norm(x))"), 12, [1, 4]))
+
+
+# ---- starts that are learned, and no stream is open ----------------------------------------------
+
+STARTS = """  level fast(x) every {clock} {{
+    state M : {form} = normal(0.3)
+    k = unit({line})
+    retain sigmoid(x[0])
+    objective sum((M(k) - linear(x, 4))^2) / 2
+    learn {rule}
+    {more}
+    read M(linear(x, 4))
+  }}
+  transfer condition training -> fast
+  transfer init training -> fast{order}
+"""
+BY = {
+    "one solve": ("token", "matrix(4, 4)", "linear(x, 4)", "gradient(rate = 0.3)", ""),
+    "frozen": ("token", "mlp(4, 5)", "M(x)", "gradient(rate = 0.3)", "linearise every 3 tokens"),
+    "rounds": ("token", "mlp(4, 5)", "M(x)", "gradient(rate = 0.3)", ""),
+    "firings": ("2 tokens", "mlp(4, 5)", "M(x)", "adam(rate = 0.03)", ""),
+    "firings at every token": ("token", "mlp(4, 5)", "M(x)", "adam(rate = 0.03)", ""),
+}
+
+
+@pytest.mark.parametrize("order", ["", " first order"])
+@pytest.mark.parametrize("kind", BY)
+def test_a_start_is_learned_where_no_stream_is_open(kind: str, order: str) -> None:
+    clock, form, line, rule, more = BY[kind]
+    level = STARTS.format(clock=clock, form=form, line=line, rule=rule, more=more, order=order)
+    text = SYSTEM.format(levels=level, flow="x += fast(norm(x))")
+    assert agrees(Case(text, 9, [1, 4])) is not (kind == "one solve" and order != "")

@@ -134,10 +134,11 @@ class Stream(dict[str, Tensor]):
             yield a, b, tick % period == 0, bool(cut) and tick > 0 and tick % cut == 0
             a = b
 
-    def periods(self, period: int, first: int) -> Iterator[tuple[int, int, int]]:
+    def periods(self, period: int, first: int, flush: int = 0) -> Iterator[tuple[int, int, int]]:
         """Parts of this span that end where a clock fires, at `first` and every `period` ticks from
         it: start, end, and which firing it is (0: none, the span ends before). Until the next is
-        asked for, this stream is that part alone.
+        asked for, this stream is that part alone. `flush`: what waits fires before a reset, which
+        comes every so many ticks.
         """
         position, time, a = self.position, self.time, 0
         while a < time:
@@ -147,7 +148,10 @@ class Stream(dict[str, Tensor]):
             done = position - self.born + b - first
             fires = done >= 0 and done % period == 0
             self.position, self.time = position + a, b - a
-            yield a, b, done // period + 1 if fires else 0
+            count = done // period + 1 if done >= 0 else 0
+            if flush and not fires and (done + first) % flush == 0:
+                fires, count = True, count + 1
+            yield a, b, count if fires else 0
             a = b
         self.position, self.time = position, time
 

@@ -13,7 +13,7 @@ from nlc.system import Array, Assign, Box, Handle, Lambda, Learn, State, Term
 from nlc.windows import rows_of
 
 from ..parameters import trainer
-from .bodies import Body, Module, state_path
+from .bodies import Body, Module, reset_of, state_path
 from .code import identifier
 from .common import begin_states, head, keep_states, opening, rows, transparent
 from .expressions import ATOM, Expressions, Value
@@ -124,7 +124,10 @@ class Fired(Frozen):
             for array in state.form.arrays:
                 self.origin(body, state, array)
         code.add(f"{reads} = []")
-        with code.block(f"for {a}, {b}, {count} in s.periods({period}, {first}):"):
+        level = box.level
+        flush = reset_of(box) if level is not None and level.partial == "flush" else 0
+        told = f"{period}, {first}" + (f", flush={flush}" if flush else "")
+        with code.block(f"for {a}, {b}, {count} in s.periods({told}):"):
             if cut is not None:
                 if cut % period or first != period:
                     raise NotLowered(f"`through {cut} tokens` inside a period", box.span)
@@ -335,17 +338,19 @@ class Fired(Frozen):
         for array in state.form.arrays:
             if rule.write is not None:
                 self.turn_to(body, state, array)
-                code = self.whole(body, rule.write)
+                code = self.whole(body, rule.write, False)
             elif gradient is None:
                 code = slopes[array.name]
             else:
                 mine = [e for e in gradient.examples if e.array == array.name]
                 parts = [self.outer(body, state, e) for e in mine]
-                parts += [self.whole(body, t) for n, t in gradient.direct if n == array.name]
+                parts += [
+                    self.whole(body, t, rule.once) for n, t in gradient.direct if n == array.name
+                ]
                 code = " + ".join(parts) or f"torch.zeros_like({body.held[state.name, array.name]})"
             name = self.code.name("grad" if rule.write is None else "written")
             path = state_path(self.box, state.name, array.name)
-            if self.clock[0] > 1:
+            if self.clock[0] > 1 and not rule.once:
                 shape = next(h.shape for h in self.module.held if h.path == path)
                 self.module.hold(f"{path}.sum", self.box.loops, shape, "zeros")
                 keys[body.key(path + ".sum")] = name
@@ -375,7 +380,9 @@ class Fired(Frozen):
             body.see(body.held | dict(zip(keys, names, strict=True)))
             body.e.count([state.rule.objective])
             value = body.e(state.rule.objective).atom
-            if self.clock[0] > 1 and self.stands(state.rule.objective):
+            if state.rule.once:
+                value = f"{value}.select({body.lead - 1}, -1)"
+            elif self.clock[0] > 1 and self.stands(state.rule.objective):
                 value = f"{value} * s.time"
             found = ", ".join(slopes) + "," * (len(slopes) == 1)
             self.code.add(f"{found} = self.slopes({value}, {', '.join(names)})")
@@ -385,20 +392,26 @@ class Fired(Frozen):
         """surprise' input, summed over the ticks."""
         own = len(state.per)
         if state.form.kind == "vector":
-            return f"{rows(body, example.surprise, state.per, 1)}.sum(-2)"
+            e = rows(body, example.surprise, state.per, 1)
+            return f"{atom(e)}.select(-2, -1)" if state.rule.once else f"{e}.sum(-2)"
         several = len(example.input.shape) - own == 2
         x = rows(body, example.input, state.per, 1 + several)
         e = rows(body, example.surprise, state.per, 1 + several)
         if several and (window := rows_of(example.input)):
             shown = body.e.names[f"seen {window}"].code
             e = f"parts.only({e}, {shown}.unsqueeze(-1))"
+        if state.rule.once:
+            axis = -2 - several
+            x, e = (f"{atom(row)}.narrow({axis}, -1, 1)" for row in (x, e))
         if several:
             x, e = f"{atom(x)}.flatten(-3, -2)", f"{atom(e)}.flatten(-3, -2)"
         return f"{atom(e)}.mT @ {atom(x)}"
 
-    def whole(self, body: FiredBody, term: Term) -> str:
-        """An array a tick, summed over the ticks."""
+    def whole(self, body: FiredBody, term: Term, once: bool) -> str:
+        """An array a tick, summed over the ticks; or the last tick's."""
         value = body.e(term)
+        if once:
+            return f"{value.atom}.select({body.lead - 1}, -1)" if value.lead else value.atom
         times = " * s.time" if self.clock[0] > 1 and self.stands(term) else ""
         if not value.lead:
             return f"{value.atom}{times}"
@@ -483,9 +496,10 @@ class Fired(Frozen):
         passed, given = self.passed(body, state, learn)
         lead = body.lead - 1 + len(state.per)
         method = self.method(learn, rule, lead, passed)
-        for suffix in method.states:
-            shape = next(h.shape for h in self.module.held if h.path == path)
-            self.module.hold(f"{path}.{suffix}", self.box.loops, shape, "zeros")
+        whole = next(h.shape for h in self.module.held if h.path == path)
+        for one in method.kept:
+            shape = one.within(whole, array.shape)
+            self.module.hold(f"{path}.{one.name}", self.box.loops, shape, "zeros")
         m, kept, amount = self.code.names(["m", "kept", "amount"])
         listed = ", ".join(f'"{k}": s[{body.key(f"{path}.{k}")}]' for k in method.states)
         self.code.add(f"{m} = {{{listed}}}" if listed else f"{m}: dict[str, Tensor] = {{}}")

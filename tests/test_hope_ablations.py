@@ -1,0 +1,119 @@
+"""HOPE without each of its parts (arXiv:2512.24695, table 6): every row is the reference's, and is
+without what it says.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from shipped import SPECS, distance
+from torch import Tensor
+
+import nlc
+from nlc.backends.runtime import Model
+from nlc.driver import Spec
+from nlc.verify.streams import farthest, gradients, truth_of
+
+ROWS: dict[str, dict[str, Any]] = {
+    "whole": {},
+    "no DGD": {"delta": 0},
+    "no momentum": {"carry": 0},
+    "no weight decay": {"forget": 0},
+    "no CMS": {"periods": []},
+    "slow key": {"key": 0},
+    "slow value": {"value": 0},
+    "fast query": {"query": 1},
+}
+SIZES: dict[str, Any] = {
+    "width": 4, "heads": 2, "depth": 1, "vocab": 7, "periods": [2, 4], "chunk": 3,
+}  # fmt: skip
+AT = "layers.0.titans."
+
+
+def spec_of(row: str, text: str | None = None) -> Spec:
+    return nlc.load("hope_ablations" if text is None else text, **{**SIZES, **ROWS[row]})
+
+
+def ids() -> Tensor:
+    return torch.randint(0, 7, (2, 9), generator=torch.Generator().manual_seed(1))
+
+
+def model_of(row: str) -> Model:
+    return nlc.compile(spec_of(row), dtype=torch.float64)
+
+
+@pytest.mark.parametrize("row", ROWS)
+def test_a_row_is_the_reference(row: str) -> None:
+    spec = spec_of(row)
+    model = nlc.compile(spec, dtype=torch.float64)
+    truth = truth_of(nlc.reference(spec, model.state_dict(), traced=()), (ids(),))
+    assert distance(model(ids())[0], truth.outputs) <= 1e-9
+    off, where = farthest(gradients(model, (ids(),)), truth.gradients)
+    assert off <= 1e-9, where
+
+
+def test_every_row_is_another_model() -> None:
+    """With the same weights; the row without a continuum memory has fewer."""
+    weights = model_of("whole").state_dict()
+    answers = {}
+    for row in ROWS:
+        model = model_of(row)
+        model.load_state_dict({n: x for n, x in weights.items() if n in model.state_dict()})
+        with torch.no_grad():
+            answers[row] = model(ids())[0]
+    for row, y in answers.items():
+        others = (z for other, z in answers.items() if other != row)
+        assert all(float((y - z).abs().max()) > 1e-9 for z in others), row
+
+
+@pytest.mark.parametrize(("part", "off"), [("K", "slow key"), ("V", "slow value"), ("Q", "whole")])
+def test_a_slow_projection_stands_still(part: str, off: str) -> None:
+    """And a fast one does not: the query is slow unless a row says otherwise."""
+    fast = "fast query" if part == "Q" else "whole"
+    for row, moves in ((off, False), (fast, True)):
+        model = model_of(row)
+        before, (_, after) = model.reset(2), model(ids())
+        for array in ("W1", "W2"):
+            path = f"{AT}{part}.{array}"
+            assert torch.equal(before.arrays[path], after.arrays[path].detach()) is not moves
+
+
+def test_without_the_continuum_memory_nothing_learns_the_loss() -> None:
+    assert model_of("whole").LEARNERS and not model_of("no CMS").LEARNERS
+
+
+def rules(text: str) -> str:
+    """The spec with another rule for all of its memories."""
+    whole = (SPECS / "hope_ablations.nl").read_text("utf-8")
+    assert "erase = delta, keep = carry" in whole
+    return whole.replace("dgd_momentum(", f"{text}(").replace("erase = delta, keep = carry", "{}")
+
+
+@pytest.mark.parametrize(
+    ("more", "rule", "settings"),
+    [
+        ({"delta": 0}, "momentum", "keep = carry"),
+        ({"carry": 0}, "dgd", ""),
+        ({"carry": 0, "delta": 0}, "gradient", ""),
+    ],
+    ids=["momentum", "dgd", "gradient"],
+)
+def test_what_is_left_is_the_plain_rule(more: Any, rule: str, settings: str) -> None:
+    text = rules(rule).replace(", {})", f", {settings})" if settings else ")")
+    kept = {**SIZES, **more}
+    ours = nlc.compile(nlc.load("hope_ablations", **kept), dtype=torch.float64)
+    plain = nlc.compile(nlc.load(text, **kept), dtype=torch.float64)
+    with torch.no_grad():
+        assert distance(ours(ids())[0], plain(ids())[0]) <= 1e-12
+
+
+def test_without_weight_decay_nothing_is_forgotten() -> None:
+    """At a rate of nothing the memories keep their start, which with weight decay they lose."""
+    whole = (SPECS / "hope_ablations.nl").read_text("utf-8").replace("η = 1e-3", "η = 0")
+    for row, kept in (("no weight decay", True), ("whole", False)):
+        model = nlc.compile(spec_of(row, whole), dtype=torch.float64)
+        before, (_, after) = model.reset(2), model(ids())
+        path = f"{AT}M.W1"
+        assert (distance(after.arrays[path], before.arrays[path]) <= 1e-15) is kept
