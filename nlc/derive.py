@@ -349,13 +349,11 @@ def memory_rule(rule: Box, memory: State) -> LinearRule | None:
     slope = linear_slope(objective, memory.name)
     if slope is None:
         return None
-    grad = affine(
-        slope, next((t for t in slope.walk() if t.op == "input" and t.info == "grad"), slope)
-    )
-    if grad is None or grad.factor is None or grad.rest is not None:
+    parts = grad_and_erasure(slope)
+    if parts is None:
         return None
-    rate = substitute(step.rate, learn.settings)
-    return LinearRule(mul(rate, grad.factor))
+    factor, erase = parts
+    return LinearRule(mul(substitute(step.rate, learn.settings), factor), erase=erase)
 
 
 def linear_slope(objective: Term, name: str) -> Term | None:
@@ -393,22 +391,25 @@ def substitute(term: Term, settings: Mapping[str, Term]) -> Term:
 
 def from_write(rule: Box, write: Term) -> LinearRule | None:
     """`-rate * grad`, or with `weight @ (input' @ input)` beside it, as DGD has it ((57), (88))."""
-    grad = next((t for t in write.walk() if t.op == "input" and t.info == "grad"), None)
-    gram = next((t for t in write.walk() if is_erasure(t)), None)
-    if grad is None:
-        return None
-    whole = affine(write, grad)
+    parts = grad_and_erasure(write)
+    return LinearRule(neg(parts[0]), erase=parts[1], keep=rule.retain) if parts else None
+
+
+def grad_and_erasure(term: Term) -> tuple[Term, Term | None] | None:
+    """(f, e) of `f * (grad + e * (weight @ (input' @ input)))`; e is None without that part."""
+    grad = next((t for t in term.walk() if t.op == "input" and t.info == "grad"), None)
+    gram = next((t for t in term.walk() if is_erasure(t)), None)
+    whole = affine(term, grad) if grad is not None else None
     if whole is None or whole.factor is None:
         return None
-    rate = neg(whole.factor)
     if gram is None:
-        return LinearRule(rate, keep=rule.retain) if whole.rest is None else None
+        return (whole.factor, None) if whole.rest is None else None
     rest = affine(whole.rest, gram) if whole.rest is not None else None
     if rest is None or rest.factor is None or rest.rest is not None:
         return None
-    same = same_term(rest.factor, whole.factor)
-    erase = constant(1.0, write) if same else div(rest.factor, whole.factor)
-    return LinearRule(rate, erase=erase, keep=rule.retain)
+    if same_term(rest.factor, whole.factor):
+        return whole.factor, constant(1.0, term)
+    return whole.factor, div(rest.factor, whole.factor)
 
 
 def is_erasure(term: Term) -> bool:

@@ -139,6 +139,8 @@ class Learning(Stage):
                 name.id, [*self.resolver.files.optimizer_names(), *BUILT_IN_RULES, *body.env], n=1
             )
             hint = f"; did you mean `{near[0]}`?" if near else ""
+            if near and near[0] == name.id:  # it stands for something else here
+                near, hint = [], ": the name has another meaning here, which hides the rule"
             self.resolver.report(
                 "NL103",
                 f"`{name.text or name.id}` is no memory, optimizer or function of this file, of "
