@@ -35,6 +35,7 @@ __all__ = [
     "load",
     "load_state",
     "memory",
+    "optimizer",
     "reference",
     "start_from",
 ]

@@ -220,6 +220,185 @@ def test_muon_serves_matrices_only() -> None:
     assert set(optimizer.rules.values()) == {"muon", "muon_2", "adamw"}
 
 
+# ---- rules of every form ------------------------------------------------------------------------
+
+FORMS = """
+optimizer network(weight, grad, rate = 0.05) {
+  state m : mlp(dim(grad), 3) {
+    objective sum((m(grad) - grad)^2)
+    retain 0.9
+    learn adam(rate = 0.02)
+  }
+  write -rate * m(grad)
+}
+
+optimizer clipped_network(weight, grad, rate = 0.05) {
+  state m : residual(gated_mlp(dim(grad), 3)) {
+    objective sum(m(grad) * grad)
+    retain 0.9
+    learn adamw(rate = 0.02, grad = clipped(grad, 0.01))
+  }
+  state S : mlp(dim(grad), 2)  { set 0.9 * S + 0.1 * S }
+  write -rate * m(grad) + S(grad) * 0.01
+}
+
+optimizer twice(weight, grad, rate = 0.05) {
+  state M : matrix(dim(grad), dim(grad)) = 0.5 {
+    objective sum((M(grad) - grad)^2) / 2 after retain
+    retain 0.95
+    learn gradient(rate = 0.01, steps = 2)
+  }
+  write -rate * M(grad)
+}
+
+optimizer thrice(weight, grad, rate = 0.05) {
+  state m : like(weight) {
+    objective sum((m - grad)^2)
+    retain 0.9
+    learn adam(rate = 0.1, steps = 3)
+  }
+  write -rate * m
+}
+
+optimizer levels(weight, grad, rate = 0.05) {
+  state m : like(weight) { set grad + 0.5 * m }
+  old = m
+  level slow every 2 steps from 3 {
+    now = count * 0.1
+    state a : like(weight)
+    objective sum(a * grad) + now * sum(a^2)
+    retain 0.9
+    learn momentum(rate = 0.1)
+  }
+  level sums every 2 steps {
+    state b : like(weight) { write m * 0.1; retain 0.5 }
+    state c : like(weight) = 0.5 { set old }
+    state d : like(weight) { objective sum(d * m) once; learn gradient(rate = 1) }
+  }
+  write -rate * (m + slow.a + sums.b + 0.1 * sums.c + sums.d + 0.01 * weight)
+  retain 0.99
+}
+
+optimizer linked(weight, grad, rate = 0.05) {
+  state m : like(weight) = grad {
+    objective sum((m - grad)^2)
+    retain 0.9 through tanh
+    learn gradient(rate = 0.1)
+  }
+  state u : like(weight) = normal(0.3) {
+    objective -sum(u * grad)
+    retain 1 onto unit
+    learn gradient(rate = 0.3)
+  }
+  write -rate * (m + u)
+}
+
+optimizer by_autograd(weight, grad, rate = 0.05) {
+  state m : like(weight) {
+    objective sum(frobenius(m - grad))
+    retain 0.9
+    learn gradient(rate = 0.1)
+  }
+  write -rate * m
+}
+
+optimizer shapes(weight, grad, rate = 0.05) {
+  n = dim(grad)
+  state L : matrix(n, n) {
+    objective -sum(L * (transpose(grad) @ grad))
+    retain 0.9
+    learn gradient(rate = 1)
+  }
+  state v : vector(n) = 1 {
+    objective sum((v - mean(transpose(grad)^2, 1))^2)
+    retain 0.5
+    learn momentum(rate = 0.1)
+  }
+  write -rate * (solve(grad, L + eye(L) * 0.1))
+}
+
+optimizer decayed(weight, grad, rate = 0.05) { write -rate * (grad + 0.1 * weight) }
+"""
+DECLARED = {b.split("(")[0].split()[1]: b for b in FORMS.strip().split("\n\n")}
+SHIPPED = sorted(p.stem for p in (SPECS / "optim").glob("*.nl"))
+
+
+def of_rule(rule: str, clock: str, rest: str) -> Spec:
+    """Arrays of several kinds, some by the rule."""
+    return nlc.load(
+        f'nl 1\nuse "schedules"\n{DECLARED.get(rule, "")}\n'
+        f"system one() {{\n  level training {clock} {{ objective loss; learn {rule}() {rest} }}\n"
+        "  flow(x[4], y[3]) {\n    z = tanh(norm(linear(x, 5)) + learned(5))\n"
+        "    p = linear(z, 3)\n    loss = sum((p - y)^2)\n    return p\n  }\n}\n"
+    )
+
+
+@pytest.mark.parametrize("rule", [*SHIPPED, *DECLARED])
+def test_a_rule_on_steps_is_that_of_the_reference(rule: str) -> None:
+    """Every step, and summed over two; with starts, schedules and levels of its own."""
+    if rule == "dgd":
+        with pytest.raises(nlc.SpecError, match=r"NL701.*`input` or `surprise`"):
+            nlc.compile(of_rule(rule, "every step", "for matrices; learn adam()"))
+        return
+    for clock in ("every step", "every 2 steps"):
+        spec = of_rule(rule, clock, "for matrices; learn adam(rate = 0.01)")
+        model = nlc.compile(spec, dtype=torch.float64)
+        truth = nlc.reference(spec, model.state_dict())
+        compare_steps(model, truth, [data(s) for s in range(7)])
+
+
+VECTORS = ["gradient", "lion", "nadam", "levels", "linked", "by_autograd", "decayed", "thrice"]
+
+
+@pytest.mark.parametrize("rule", VECTORS)
+def test_a_rule_serves_arrays_of_every_kind(rule: str) -> None:
+    spec = of_rule(rule, "every step", "")
+    model = nlc.compile(spec, dtype=torch.float64)
+    truth = nlc.reference(spec, model.state_dict())
+    compare_steps(model, truth, [data(s) for s in range(5)])
+
+
+KEEPER = """
+memory keeper(q[n], k[n], v[m]) {{
+  state     M : matrix(n, m)
+  retain    0.9
+  objective sum((M(k) - v)^2) / 2
+  learn     {rule}()
+  read      M(q)
+}}
+system one(width = 4) {{
+  level training every step {{ objective loss; learn gradient(rate = 0.05) }}
+  level mem(x) every 3 tokens {{
+    read keeper(linear(x, width), linear(x, width), linear(x, width))
+  }}
+  transfer backprop mem -> training
+  flow(x[4], y[4]) {{
+    p = x + mem(x)
+    loss = sum((p - y)^2)
+    return p
+  }}
+}}
+"""
+AT_TOKENS = ["adam", "muon", "m3", "lion", "adam_mini", "shampoo", "delta_momentum", "nadam"]
+
+
+@pytest.mark.parametrize("rule", [*AT_TOKENS, "levels", "shapes", "by_autograd"])
+def test_a_rule_inside_a_memory_is_that_of_the_reference(rule: str) -> None:
+    """What it answers, and the gradient that goes through what it wrote."""
+    spec = nlc.load(f"nl 1\n{DECLARED.get(rule, '')}\n{KEEPER.format(rule=rule)}")
+    model = nlc.compile(spec, dtype=torch.float64)
+    truth = nlc.reference(spec, model.state_dict())
+    generator = torch.Generator().manual_seed(0)
+    x, y = (torch.randn(2, 8, 4, generator=generator, dtype=torch.float64) for _ in range(2))
+    answers, _ = model(x, y)
+    assert distance(answers, truth([x, y])[0]) <= 1e-9
+    backward(model, x, y)
+    wanted = truth.gradients([x, y])
+    for name, p in model.named_weights():
+        assert p.grad is not None
+        assert distance(p.grad, wanted[name]) <= 1e-8, name
+
+
 # ---- as a torch.optim.Optimizer -----------------------------------------------------------------
 
 

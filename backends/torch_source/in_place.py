@@ -25,10 +25,9 @@ from .rule_body import (
     RuleBody,
     Slope,
     Written,
-    is_plain,
     uses_examples,
 )
-from .rule_terms import Chained
+from .rule_terms import Chained, is_plain
 from .rules import ELEMENTWISE, RuleWriter, fitted
 
 ROOM, SHORT = 76, 20  # columns of a line, and of what needs no name
@@ -462,13 +461,9 @@ class InPlace(RuleBody):
             arguments += self.rows_of(slope.examples.get(array.name, []), array, state)
         base = self.keys[name]
         for kept in method.kept:
-            if kept.std:
-                raise NotLowered(f"a network in the rule of `{state.name}`", line.span)
-            own = array.shape if kept.shape is None else kept.shape
-            key = f"{base}.{kept.name}"
-            known = next((n for n, k in self.keys.items() if k == key), None)
-            like = None if own == self.shape else own
-            arguments.append(known or self.holds(Kept(key, like)))
+            inside = self.kept_inside(base, kept, array)
+            known = next((n for n, k in self.keys.items() if k == inside.name), None)
+            arguments.append(known or self.holds(inside))
         arguments += [counts, *([across] if across else []), keep, *given]
         self.code.add(f"self.{method.name}({', '.join(arguments)})")
 

@@ -389,9 +389,10 @@ class Writer:
                     dict(learn.streams),
                 )
                 path = state_path(box, state.name, array.name)
-                for suffix in method.states:
-                    shape = (*all_mapped(box), *state.per, *array.shape)
-                    self.module.hold(f"{path}.{suffix}", box.loops, shape, "zeros")
+                whole = (*all_mapped(box), *state.per, *array.shape)
+                for kept in method.kept:
+                    shape = kept.within(whole, array.shape)
+                    self.module.hold(f"{path}.{kept.name}", box.loops, shape, "zeros")
                 keep = (
                     f"{state.rule.retain.info!r} * "
                     if state.rule.retain is not None and state.rule.retain.op == "const"

@@ -20,7 +20,7 @@ from nlc.system import Array, Assign, Box, Clock, Handle, Lambda, Learn, Shape, 
 from .code import Code, identifier
 from .expressions import ATOM, Expressions, Value
 from .rule_clocks import begun, fired, fires
-from .rule_terms import RuleExpressions
+from .rule_terms import RuleExpressions, is_plain
 
 STREAMS = ("weight", "grad", "input", "surprise")
 
@@ -35,6 +35,12 @@ class Kept:
     shape: Shape | None = None
     std: float = 0.0
     draw: str = ""
+
+    def within(self, whole: Shape, array: Shape) -> Shape:
+        """Its shape, with the axes that an array has before its own."""
+        if self.shape is None:
+            return whole
+        return (*whole[: len(whole) - len(array)], *self.shape)
 
 
 @dataclass(frozen=True)
@@ -280,6 +286,15 @@ class RuleBody:
         if start is None:
             return array.std
         return float(start.info) if start.op == "normal" else 0.0
+
+    def kept_inside(self, base: str, kept: Kept, array: Array) -> Kept:
+        """What the rule of a memory keeps of one of its arrays, as this rule keeps it."""
+        if kept.std:
+            raise NotLowered(
+                f"a network in the rule of a memory of `{self.rule.name}`", self.rule.span
+            )
+        own = array.shape if kept.shape is None else kept.shape
+        return Kept(f"{base}.{kept.name}", None if own == self.shape else own)
 
     def own_shape(self, state: State, array: Array) -> Shape | None:
         like = state.form.kind == "like" and array.shape == self.shape
@@ -676,11 +691,6 @@ def found_terms(found: Gradient) -> list[Term]:
 
 def sum_of(parts: list[str]) -> str:
     return " + ".join(parts) if parts else "torch.zeros_like(weight)"
-
-
-def is_plain(value: Value) -> bool:
-    """A number, as Python has it."""
-    return not value.lead and value.own == 0
 
 
 def uses_examples(box: Box) -> bool:

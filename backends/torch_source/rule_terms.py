@@ -26,7 +26,8 @@ class Fresh(Value):
     """A tensor that only this expression holds."""
 
 
-def is_number(value: Value) -> bool:
+def is_plain(value: Value) -> bool:
+    """A number, as Python has it."""
     return not value.lead and value.own == 0
 
 
@@ -36,10 +37,10 @@ class RuleExpressions(Expressions):
     def write(self, term: Term) -> Value:
         if term.op in self.hooks:
             return self.hooks[term.op](term)
-        if term.op == "where" and is_number(self(term.args[0])):
+        if term.op == "where" and is_plain(self(term.args[0])):
             return self.chosen(term)
         values = [self(a) for a in term.args]
-        if values and all(map(is_number, values)) and not term.shape:
+        if values and all(map(is_plain, values)) and not term.shape:
             code = self.of_numbers(term, [v.code for v in values], values)
             if code is not None:
                 return code
@@ -94,20 +95,20 @@ class RuleExpressions(Expressions):
 
     def condition(self, term: Term, number: bool) -> Value:
         value = super().condition(term, False)
-        if not number or is_number(value):
+        if not number or is_plain(value):
             return value
         return Value(f"({value.code}).to(weight.dtype)", ATOM, value.lead, value.own)
 
     def op_expand(self, term: Term) -> Value:
         v = self(term.args[0])
-        if not is_number(v):
+        if not is_plain(v):
             return super().op_expand(term)
         shape = tuple(map(abs, term.shape))
         return Value(f"weight.new_full({shape}, {v.code})", ATOM, False, len(shape))
 
     def op_where(self, term: Term) -> Value:
         c, a, b = term.args
-        if not (is_number(self(a)) and is_number(self(b))):
+        if not (is_plain(self(a)) and is_plain(self(b))):
             return super().op_where(term)
         test = self.condition(c, False) if c.op in COMPARISONS else self(c)
         asked = test.code if c.op in COMPARISONS else f"{test.atom} != 0"
@@ -117,7 +118,7 @@ class RuleExpressions(Expressions):
     def op_index(self, term: Term) -> Value:
         """One of a list of numbers, by a number."""
         listed, at = term.args
-        if listed.op != "stack" or not is_number(self(at)):
+        if listed.op != "stack" or not is_plain(self(at)):
             return super().op_index(term)
         entries = [self(a).code for a in listed.args]
         return Value(f"({', '.join(entries)},)[int({self(at).code})]", ATOM, False, 0)
@@ -162,7 +163,7 @@ class Chained(RuleExpressions):
 
     def alike(self, value: Value, term: Term, whole: Term) -> bool:
         """Whether it can be added as it stands: no axes are to be put in."""
-        return is_number(value) or value.own == len(whole.shape) or not self.lead
+        return is_plain(value) or value.own == len(whole.shape) or not self.lead
 
     def called(self, term: Term, template: str) -> Value:
         value = super().called(term, template)
@@ -186,7 +187,7 @@ class Chained(RuleExpressions):
         value = super().op_pow(term)
         if not value.lead:
             return value
-        if isinstance(inner, Fresh) and is_number(power):
+        if isinstance(inner, Fresh) and is_plain(power):
             squared = exponent.op == "const" and exponent.info == 2
             text = "square_()" if squared else f"pow_({power.code})"
             return Fresh(f"{inner.atom}.{text}", ATOM, True, value.own)
@@ -201,7 +202,7 @@ class Chained(RuleExpressions):
         a, b = term.args
         for x, bound in ((a, b), (b, a)):
             value, number = self(x), self(bound)
-            if value.lead and is_number(number):
+            if value.lead and is_plain(number):
                 side = "min" if function == "maximum" else "max"
                 fresh = isinstance(value, Fresh)
                 text = f"{value.atom}.clamp{'_' if fresh else ''}({side}={number.code})"
@@ -210,7 +211,7 @@ class Chained(RuleExpressions):
 
     def op_clip(self, term: Term) -> Value:
         x, low, high = (self(a) for a in term.args)
-        if x.lead and is_number(low) and is_number(high):
+        if x.lead and is_plain(low) and is_plain(high):
             call = "clamp_" if isinstance(x, Fresh) else "clamp"
             text = f"{x.atom}.{call}(min={low.code}, max={high.code})"
             return Fresh(text, ATOM, True, x.own)

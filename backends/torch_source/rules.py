@@ -6,6 +6,7 @@ heads], [heads] or none). `Pure` writes rules at tokens, which a slower level ma
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 
 from nlc.lacking import NotLowered
@@ -14,7 +15,8 @@ from nlc.system import Array, Box, Learn, Shape, State, Term
 
 from .code import Code, identifier
 from .expressions import ATOM
-from .rule_body import STREAMS, Kept, RuleBody, Slope, Written, is_plain, uses_examples
+from .rule_body import STREAMS, Kept, RuleBody, Slope, Written, uses_examples
+from .rule_terms import is_plain
 
 
 class RuleWriter:
@@ -38,7 +40,7 @@ class RuleWriter:
         their own.
         """
         inner = Code(depth=self.code.depth)
-        body = Pure(inner, rule, lead, settings, streams, passed or {})
+        body = Pure(self, inner, rule, lead, settings, streams, passed or {})
         body.write("NAME")
         return self.once(wish, inner.text(), tuple(body.kept), rule.retain is None)
 
@@ -71,9 +73,23 @@ class RuleWriter:
 class Pure(RuleBody):
     """A method that changes nothing it is given: `m` gets new arrays."""
 
+    def __init__(
+        self,
+        writer: RuleWriter,
+        code: Code,
+        rule: Box,
+        lead: int,
+        settings: Mapping[str, Term],
+        streams: Mapping[str, Term],
+        passed: Mapping[str, int | None],
+    ) -> None:
+        super().__init__(code, rule, lead, settings, streams, passed)
+        self.writer = writer
+
     def write(self, name: str) -> None:
         rule, code = self.rule, self.code
-        extra = "".join(f", {identifier(n)}: Tensor" for n in self.passed)
+        types = {k: "float" if own is None else "Tensor" for k, own in self.passed.items()}
+        extra = "".join(f", {identifier(n)}: {t}" for n, t in types.items())
         given = f"weight: Tensor, grad: Tensor, m: dict[str, Tensor], count: int{extra}"
         head = f"def {name}(self, {given}) -> tuple[Any, Tensor]:"
         names = [*STREAMS, "m", "count", "across", *map(identifier, self.passed)]
@@ -112,7 +128,7 @@ class Pure(RuleBody):
         whole = f"({value.code}).expand_as({name})"
         if is_plain(value):
             whole = f"torch.full_like({name}, {value.code})"
-        self.code.add(f"{name} = {whole}")
+        self.code.add(f"{name} = {whole}", f'm["{self.keys[name]}"] = {name}')
 
     def put(self, place: tuple[int, str, str], code: str) -> None:
         name = self.held[place]
@@ -136,7 +152,27 @@ class Pure(RuleBody):
         self.put(place, text)
 
     def nested(self, box: Box, state: State, array: Array, line: Learn, slope: Slope) -> None:
-        raise NotLowered(f"`{line.rule}` of the memory `{state.name}`", line.span)
+        """A memory of gradients that learns by a rule of its own."""
+        rule = line.optimizers[array.shape]
+        if line.steps > 1 or state.rule.after_retain or line.streams:
+            raise NotLowered(f"`{line.rule}` of the memory `{state.name}`", line.span)
+        place = id(box), state.name, array.name
+        name, base = self.held[place], self.keys[self.held[place]]
+        given = {n: self.e_of(line.settings[n]) for n, _ in rule.inputs if n not in STREAMS}
+        passed = {n: None if is_plain(v) else v.own for n, v in given.items()}
+        wish = f"rule_{identifier(self.rule.name)}_{identifier(state.name)}"
+        method = self.writer.method(wish, rule, self.lead, {}, {}, passed)
+        kept, amount, inner = self.code.names(["kept", "amount", "inner"])
+        held = [(k.name, self.holds(self.kept_inside(base, k, array))) for k in method.kept]
+        self.code.add(f"{inner} = {{{', '.join(f'{json.dumps(k)}: {n}' for k, n in held)}}}")
+        arguments = [name, self.e_of(slope.terms[array.name]).code, inner, self.counts]
+        arguments += [v.code for v in given.values()]
+        self.code.add(f"{kept}, {amount} = self.{method.name}({', '.join(arguments)})")
+        keeps = [] if state.rule.retain is None else [self.kept_of(state, array)]
+        keeps += [] if method.keeps_all else [kept]
+        self.put(place, f"{' * '.join([*keeps, name])} + {amount}")
+        for key, _ in held:
+            self.code.add(f'm["{base}.{key}"] = {inner}["{key}"]')
 
     def gather(self, name: str, term: Term, key: str) -> None:
         value = self.e_of(term)
