@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from . import checkpoint, corpus, run_folder
+from .backends.runtime.optimizer import GradientError
 from .files import CallError, Stopped, why, write_atomically
 from .interrupts import Interrupts
 from .learner import Learner, pick_device, prepare
@@ -323,7 +324,10 @@ class Trainer:
         batch, length = int(o.batch or 0), int(o.length or 0)
         began = time.monotonic()
         ids = corpus.window_batch(self.text.train, int(o.seed or 0), self.step, batch, length)
-        nats = self.learner.step(ids)
+        try:
+            nats = self.learner.step(ids)
+        except GradientError as error:
+            raise Stopped(self._not_finite(f"At step {self.step + 1:,} {error}")) from None
         if not math.isfinite(nats):
             raise Stopped(self._not_finite(f"The loss is {nats} at step {self.step + 1:,}"))
         took = time.monotonic() - began

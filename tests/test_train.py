@@ -20,6 +20,7 @@ import torch
 from standin import SPEC, stand_in
 
 from nlc import checkpoint, cli
+from nlc.backends.runtime.optimizer import GradientError
 from nlc.files import write_atomically
 from nlc.learner import Learner
 from nlc.run_folder import RunFolder
@@ -292,6 +293,18 @@ def test_a_loss_that_is_no_number_is_explained(
     assert "smaller rate" in wrong
     tree = last()
     assert tree["step"] == 4 and all(bool(t.isfinite().all()) for t in tree["model"].values())
+
+
+def test_a_gradient_that_is_no_number_is_explained(
+    place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def refuse(learner: Learner, ids: Any) -> float:
+        raise GradientError("the gradient of `head` holds numbers that are not finite")
+
+    monkeypatch.setattr(Learner, "step", refuse)
+    assert nlc(*BASE, "--steps", 3, "--save-every", 1) == 3
+    wrong = capsys.readouterr().err
+    assert "At step 1 the gradient of `head`" in wrong and "smaller rate" in wrong
 
 
 def test_weights_that_are_no_numbers_are_not_saved(
