@@ -351,7 +351,8 @@ def test_a_chain_of_chunks_has_its_derivatives_by_hand(gates: str, affine: bool)
         given = (S, U, Y if affine else None, *rest)
         return by_hand.Chained.apply(recurrence._chained, *given)  # type: ignore[no-untyped-call]
 
-    plain = recurrence._chained(*leaves[:2], leaves[2] if affine else None, *leaves[3:])
+    S, U, Y, T, *gates_of = leaves
+    plain = recurrence._chained(S, U, Y if affine else None, T, *gates_of)
     assert_close(run(*leaves), plain, FORWARD)
     assert torch.autograd.gradcheck(run, leaves)
     assert torch.autograd.gradgradcheck(run, leaves)
