@@ -395,6 +395,11 @@ def _bench_words(parser: Parser) -> None:
         help="a system, beside a transformer (default: all that nlc is judged by, in minutes)",
     )  # fmt: skip
     parser.add("--memory", metavar="NAME", help="a shipped memory as a layer, beside its peers")
+    parser.add("--optimizer", metavar="NAME", help="steps of a shipped optimizer, beside torch's")
+    parser.add(
+        "--parameters", metavar="N", type=positive, default=50_000_000,
+        help="that an optimizer steps (default: 50000000)",
+    )  # fmt: skip
     parser.add(
         "--shape", metavar="BxTxW", type=shape, action="append", default=[], dest="shapes",
         help="samples, tokens and width; may be given again (default: 1x512x128 to 2x2048x256)",
@@ -415,8 +420,8 @@ def _bench_words(parser: Parser) -> None:
 
 
 def _bench(arguments: Arguments) -> int:
-    if arguments.spec is not None and arguments.memory is not None:
-        raise CallError("Either a system or --memory NAME is measured, not both.")
+    if sum(x is not None for x in (arguments.spec, arguments.memory, arguments.optimizer)) > 1:
+        raise CallError("A system, --memory NAME or --optimizer NAME is measured, one of them.")
     if arguments.memory is not None and not all(width for _, _, width in arguments.shapes):
         raise CallError("A layer needs a width: --shape SAMPLESxTOKENSxWIDTH.")
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # a profiler tells when it starts

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 import nlc
 from nlc import bench, cli
-from nlc.bench import ours, peers
+from nlc.bench import ours, peers, steps
 from nlc.bench.measuring import Case, measured, peak
 from nlc.driver import SpecError
 from nlc.files import CallError
@@ -191,3 +191,18 @@ def test_a_group_of_a_system_without_a_width_stands_alone() -> None:
     assert [c.name for c in group.cases] == ["nlc s"]
     with pytest.raises(SpecError):
         nlc.load(text.replace("linear", "linera"))
+
+
+@pytest.mark.parametrize("name", [*steps.PEERS, "m3"])
+def test_an_optimizer_is_measured_beside_torch(
+    name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run("--optimizer", name, "--parameters", "3000", "--rounds", "1") == 0
+    told = capsys.readouterr().out
+    assert f"nlc {name}" in told
+    assert all(f"torch {peer}" in told for peer in steps.PEERS.get(name, ()))
+
+
+def test_an_unknown_optimizer_is_told(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("--optimizer", "adamv", "--rounds", "1") == 2
+    assert "did you mean `adam`" in capsys.readouterr().err

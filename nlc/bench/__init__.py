@@ -15,7 +15,7 @@ import torch
 
 from ..backends.runtime import Model
 from ..driver import Spec
-from . import ours
+from . import ours, steps
 from .measuring import Case, Figures, machine, measured, peak, quiet
 from .peers import PEERS, AbsentError, Cache, Shape, Transformer
 
@@ -27,6 +27,7 @@ SHAPES = (
 )
 LENGTHS = (512, 2048, 8192, 32768, 65536)
 CONTEXT = 32768
+PARAMETERS = 50_000_000  # of the model whose arrays an optimizer steps
 PIECE = 512  # tokens a call, where a stream is read in several
 ROOM = 2**31  # bytes that a backward pass may keep
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -34,7 +35,7 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 @dataclass(frozen=True)
 class Options:
-    """Without `spec` and `memory`: all that nlc is judged by.
+    """Without `spec`, `memory` and `optimizer`: all that nlc is judged by.
 
     `shapes`: () takes SHAPES; of a system, 1 x 512 at its own width. `lengths`, `context`: () and
     None leave them out, or take LENGTHS and CONTEXT where all is measured.
@@ -42,6 +43,8 @@ class Options:
 
     spec: str | None = None
     memory: str | None = None
+    optimizer: str | None = None
+    parameters: int = PARAMETERS
     settings: dict[str, Any] = field(default_factory=dict)
     shapes: tuple[Shape, ...] = ()
     lengths: tuple[int, ...] = ()
@@ -224,11 +227,24 @@ def sized(name: str, width: int, options: Options) -> Spec:
     return ours.system_spec(name, options.settings, wanted)
 
 
+# ---- optimizers ----------------------------------------------------------------------------------
+
+
+def optimizer_group(name: str, options: Options) -> Group:
+    """A step of all arrays of a transformer; what is counted is its parameters."""
+    found = tuple(steps.cases(name, options.parameters, options.place))
+    title = f"{name}, one step of {found[0].tokens:,} parameters (a token is one)"
+    return Group(title, found)
+
+
 # ---- what a call asks for ------------------------------------------------------------------------
 
 
 def groups(options: Options) -> Iterator[Group]:
     """One after the other: a group is made when the one before has been measured."""
+    if options.optimizer is not None:
+        yield optimizer_group(options.optimizer, options)
+        return
     if options.spec is None and options.memory is None:
         yield from everything(options)
         return
@@ -264,6 +280,7 @@ def everything(options: Options) -> Iterator[Group]:
     layer = ours.layer_spec("gated_delta", width, options.heads)
     yield from length_groups("gated_delta", layer, options)
     yield from length_groups("hope", sized("hope", width, options), options)
+    yield optimizer_group("adamw", options)
     for width in sorted({s.width for s in shapes}):
         context = options.context or CONTEXT
         yield decode_group(["hope", "titans", "deltanet"], width, context, options)
