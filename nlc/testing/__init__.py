@@ -308,31 +308,35 @@ class Writer:
 
     def level_attention(self, name: str) -> Made:
         clock = self.pick("always", "every token")
-        solved = self.solved(name)
+        solved, more = self.solved(name)
         lines: list[str] = []
         x = self.source(lines)
         text = [
             f"level {name}(x) {clock} {{", *lines,
             *(f"{y} = {self.split_up(x)}" for y in "qkv"),
-            f"y = join({solved}(q, k, v))", f"read {self.answer()}", "}",
+            f"y = join({solved}(q, k, v{more}))", f"read {self.answer()}", "}",
         ]  # fmt: skip
         return Made(name, "attention", text)
 
-    def solved(self, name: str) -> str:
-        """A memory that attends, by its name."""
+    def solved(self, name: str) -> tuple[str, str]:
+        """A memory that attends, by its name, and what it is given besides q, k and v."""
         scale = self.pick(" / sqrt(n)", "", " * 0.5")
         window = self.pick("", ", 3", ", 2", ", 4")
         score = self.pick(f"dot(past(k{window}), q){scale}", f"dot(q, past(k{window})){scale}")
         distance = self.pick(f"past(v{window}) - z", f"z - past(v{window})")
+        counts = "where(past(even, 3) == even, 1, 0) * " if window == ", 3" else ""
+        beside = f" + sum(exp(dot(K, q){scale}) * length(V - z)^2)" if self.chance(30) else ""
+        pairs = f", learned({self.heads}, 2, {self.width // self.heads}, start = normal(0.5))"
         self.outside += [
-            f"memory {name}_solved(q[n], k[n], v[m]) {{",
+            f"memory {name}_solved(q[n], k[n], v[m]{', K[p, n], V[p, m]' if beside else ''}) {{",
             "state z : vector(m)",
-            f"objective sum(exp({score}) * length({distance})^2)",
+            *(["even = mod(position, 2)"] if counts else []),
+            f"objective sum({counts}exp({score}) * length({distance})^2){beside}",
             "learn exact",
             "read z",
             "}",
         ]
-        return f"{name}_solved"
+        return f"{name}_solved", pairs * 2 if beside else ""
 
     def source(self, lines: list[str]) -> str:
         """What keys and values are made of: the input, or a line made of it."""
@@ -431,7 +435,8 @@ class Writer:
         said = read.replace("(q)", "(o)") if inside else read
         streams = self.streams(x, [*rules, read], first_order, wide)
         if "v" in streams and not wide and not first_order and self.chance(15):
-            streams["v"] = f"{self.solved(name)}({', '.join(self.split_up(x) for _ in 'qkv')})"
+            solved, more = self.solved(name)
+            streams["v"] = f"{solved}({', '.join(self.split_up(x) for _ in 'qkv')}{more})"
         inputs = ", ".join(y + SIZES.get(y, "") for y in streams)
         self.outside += [
             f"memory {name}_kept({inputs}) {{", f"state M : {form}{start}", *inside, *rules,
