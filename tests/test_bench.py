@@ -112,7 +112,7 @@ def test_figures_for_programs(
         (("--memory", "titan"), "no shipped memory titan"),
         (("--memory", "omega", *TINY), "its input gamma"),
         (("--memory", "titans", "--shape", "1x8"), "needs a width"),
-        (("hope", "--memory", "titans"), "not both"),
+        (("hope", "--memory", "titans"), "one of them"),
         (("hope", "--shape", "8"), "is not SAMPLESxTOKENSxWIDTH"),
         (("hope", "--shape", "1x0x8"), "is not SAMPLESxTOKENSxWIDTH"),
     ],

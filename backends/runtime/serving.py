@@ -173,7 +173,8 @@ def whole(one: Firing) -> None:
 def in_blocks(one: Firing) -> None:
     array, numbers, rule = one.array, one.numbers, one.array.fire
     whole = (array.weight, one.grad, *array.kept)
-    flat = [torch.split(x.view(-1), BLOCK) for x in whole]
+    size = BLOCK * torch.get_num_threads()  # threads share a block, and meet after each pass
+    flat = [torch.split(x.view(-1), size) for x in whole]
     if array.weight.dtype == array.dtype and one.grad.dtype == array.dtype:
         for parts in zip(*flat, strict=True):
             rule(*parts, *numbers)
