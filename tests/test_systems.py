@@ -5,6 +5,7 @@ What always holds is asked of all that ship, by `nlc verify`; then one property 
 
 from __future__ import annotations
 
+import re
 from functools import cache
 from itertools import pairwise
 from typing import Any
@@ -18,6 +19,7 @@ from torch import Tensor
 import nlc
 from nlc.backends.runtime import Model, State
 from nlc.driver import Spec
+from nlc.lower import lower
 from nlc.verify import Certificate, Options, verify
 from nlc.verify import properties as P
 
@@ -54,6 +56,17 @@ def test_memories_keep_their_size(name: str) -> None:
     run = P.long_run(nlc.compile(spec), spec.system, 4096)
     assert P.answers_keep_their_size(run).holds, P.answers_keep_their_size(run)
     assert P.memories_keep_their_size(run).holds, P.memories_keep_their_size(run)
+
+
+def test_the_page_of_systems_names_each() -> None:
+    """And each that the reference runs alone, as long as it does."""
+    page = (SPECS.parent / "docs" / "systems.md").read_text(encoding="utf-8")
+    compiled, lacking = page.split("## Run by the reference interpreter alone")
+    named = re.findall(r"`(\w+)`", "".join(r for r in compiled.splitlines() if r.startswith("| `")))
+    assert sorted(set(named) & set(EVERY)) == EVERY
+    for path in (SPECS.parent / "tests" / "cases" / "good").glob("*.nl"):
+        told = lower(nlc.load(str(path)).system)[1]
+        assert (f"`{path.stem}`" in lacking) is bool(told), path.stem
 
 
 # ---- tools ---------------------------------------------------------------------------------------
