@@ -202,10 +202,13 @@ def test_states_of_levels_on_steps_are_those_of_the_reference() -> None:
     compare_steps(model, truth, [data(s) for s in range(4)])
 
 
-def test_a_matrix_for_each_head_is_served_alone() -> None:
-    """Muon on the starts of memories `per heads`: each head is made orthogonal by itself."""
+@pytest.mark.parametrize("rule", ["muon(rate = 0.02)", "dmgd(rate = 0.02, hidden = 3)"])
+def test_a_matrix_for_each_head_is_served_alone(rule: str) -> None:
+    """The starts of memories `per heads`: each head is made orthogonal, or has a network, of its
+    own, whose sizes are those of that start.
+    """
     text = (SPECS / "self_modifying_titans.nl").read_text(encoding="utf-8")
-    text = text.replace("learn     adamw", "learn muon(rate = 0.02) for matrices; learn adamw")
+    text = text.replace("learn     adamw", f"learn {rule} for matrices; learn adamw")
     spec = nlc.load(text, width=8, depth=1, heads=2, vocab=11, chunk=3)
     model = nlc.compile(spec, dtype=torch.float64)
     truth = nlc.reference(spec, model.state_dict())

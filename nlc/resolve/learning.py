@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import ChainMap
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any
 
@@ -87,7 +87,9 @@ class Learning(Stage):
         per: Shape,
         targets: tuple[str, ...],
         serving: Callable[[Shape], str],
+        more: Iterable[Shape] = (),
     ) -> Learn | None:
+        """`more`: shapes that the line may serve too, where the rule fits them."""
         node: S.Learn = placed.node
         expr = node.rule
         fexpr = expr.function if isinstance(expr, S.Call) else expr
@@ -119,7 +121,7 @@ class Learning(Stage):
         if decl is None:
             return None
         return self.optimizer_line(
-            body, placed, extra, decl, named, shapes, per, targets, steps, serving
+            body, placed, extra, decl, named, shapes, per, targets, steps, serving, more
         )
 
     def steps(self, body: Body, placed: Placed, arg: S.Argument | None) -> int:
@@ -182,6 +184,7 @@ class Learning(Stage):
         targets: tuple[str, ...],
         steps: int,
         serving: Callable[[Shape], str],
+        more: Iterable[Shape],
     ) -> Learn | None:
         params = {p.name.id: p for p in decl.node.params}
         for key, arg in named.items():
@@ -213,8 +216,24 @@ class Learning(Stage):
             s: self.optimizer_box(body, decl, s, values, per, placed.node, serving(s))
             for s in dict.fromkeys(shapes)
         }
+        boxes |= self.others(body, decl, [s for s in more if s not in boxes], values, placed.node)
         terms = {k: body.whole(v, placed.node.span) for k, v in values.items()}
         return Learn(decl.node.name.id, terms, streams, boxes, targets, steps, placed.node.span)
+
+    def others(
+        self, body: Body, decl: Declared, shapes: list[Shape], values: Mapping[str, Value],
+        node: S.Learn,
+    ) -> dict[Shape, Box]:  # fmt: skip
+        """The rule over arrays that are no weights: starts that the line's level learns."""
+        r, made = self.resolver, {}
+        for shape in shapes:
+            weights = len(r.weights)
+            with r.capture() as told_here:
+                box = self.try_optimizer(body, decl, shape, values, (), node)
+            if not told_here and len(r.weights) == weights:
+                made[shape] = box
+            r.drop_weights(weights)
+        return made
 
     def check_missing(
         self,

@@ -470,9 +470,11 @@ class SystemStage:
         ]
         names = {w.shape: f"`{w.maker}` at line {w.span.line}" for w in reversed(mine)}
         shapes = list(dict.fromkeys(w.shape for w in mine))
+        starts = {a.shape: None for b in self.r.boxes for s in b.states for a in s.form.arrays}
         line = stage.learn_line(
-            body, placed, {}, shapes or [(1, 1)], (), targets, lambda s: names.get(s, "a weight")
-        )
+            body, placed, {}, shapes or [(1, 1)], (), targets,
+            lambda s: names.get(s, "a weight"), starts,
+        )  # fmt: skip
         if line is not None:
             learned.append(line)
         served = set(map(id, mine))
