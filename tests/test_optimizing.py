@@ -6,7 +6,11 @@ import copy
 import importlib
 import inspect
 import math
+import os
 import pickle
+import shutil
+import subprocess
+import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -22,6 +26,7 @@ from nlc.backends.runtime import serving
 from nlc.backends.runtime.optimizer import GradientError
 from nlc.optimizing import Composed, names
 
+RUFF = shutil.which("ruff", path=f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
 F64, F32 = torch.float64, torch.float32
 Make = Callable[[Any], torch.optim.Optimizer]
 
@@ -341,6 +346,23 @@ def test_dgd_sees_what_goes_through_a_layer() -> None:
     assert distance(model.weight, wanted) <= 1e-14
 
 
+@pytest.mark.skipif(RUFF is None, reason="there is no ruff")
+def test_what_is_generated_is_formatted(tmp_path: Path) -> None:
+    for name in names():
+        model = nn.Linear(6, 4, bias=False)
+        optimizer = nlc.optimizer(name)(model)
+        (tmp_path / f"{name}.py").write_text(
+            optimizer.arrays[model.weight].owner.SOURCE, encoding="utf-8"
+        )
+    for command in (["format", "--check"], ["check"]):
+        config = str(SPECS.parent / "pyproject.toml")
+        done = subprocess.run(
+            [str(RUFF), *command, "--config", config, str(tmp_path)],
+            capture_output=True, text=True, check=False,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stdout + done.stderr
+
+
 # ---- a torch.optim.Optimizer ---------------------------------------------------------------------
 
 RESUMED = {
@@ -537,3 +559,5 @@ def test_mistakes_of_a_text_are_told() -> None:
     )
     two = (SPECS / "optim/dgd.nl").read_text(encoding="utf-8")
     refusal(lambda: nlc.optimizer(two), says="declares several optimizers")
+    refusal(lambda: nlc.optimizer("learn adam(steps = 2)"), says="several steps on the same data")
+    refusal(lambda: nlc.optimizer("learn exact()"), says="there is no optimizer `exact`")

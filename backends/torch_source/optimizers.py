@@ -186,7 +186,7 @@ def table(code: Code, name: str, about: str, rows: list[Row]) -> None:
         return
     code.add(f"{name} = (")
     for row in rows:
-        code.add(*entry(row, 4))
+        code.lines += entry(row, 4 * (code.depth + 1))
     code.add(")")
 
 

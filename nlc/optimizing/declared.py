@@ -66,7 +66,11 @@ class Line:
 
     @property
     def arguments(self) -> tuple[S.Argument, ...]:
-        return self.node.rule.arguments if isinstance(self.node.rule, S.Call) else ()
+        return call_of(self.node)
+
+
+def call_of(node: S.Learn) -> tuple[S.Argument, ...]:
+    return node.rule.arguments if isinstance(node.rule, S.Call) else ()
 
 
 def number(expr: S.Expr | None) -> float | None:
@@ -138,7 +142,7 @@ def of_text(text: str, file: str, folder: Path | None, name: str = "") -> tuple[
         raise SpecError(checked.diagnostics)
     found = {o.name.id: o for o in checked.syntax.items if isinstance(o, S.Optimizer)}
     if checked.system is not None and name not in found:
-        return of_system(checked, text, folder)
+        return of_system(checked, text, file, folder)
     wanted = name if name in found else next(iter(found), "") if len(found) == 1 else ""
     if not wanted:
         has = ", ".join(found) or "none"
@@ -146,10 +150,11 @@ def of_text(text: str, file: str, folder: Path | None, name: str = "") -> tuple[
             f"{file} declares {'several optimizers' if found else 'no optimizer'} ({has}); say "
             f"which: `learn {next(iter(found), 'adam')}()` in a level on steps"
         )
-    return tuple(written(without_system(checked.syntax, text), folder, f"learn {wanted}()"))
+    own = without_system(checked.syntax, text)
+    return tuple(written(own, folder, f"learn {wanted}()", name=file))
 
 
-def of_system(checked: Checked, text: str, folder: Path | None) -> tuple[Line, ...]:
+def of_system(checked: Checked, text: str, file: str, folder: Path | None) -> tuple[Line, ...]:
     """The `learn` lines of the level that owns the unnamed weights."""
     assert checked.system is not None and checked.syntax is not None
     owner = checked.system.owner
@@ -165,15 +170,19 @@ def of_system(checked: Checked, text: str, folder: Path | None) -> tuple[Line, .
     )
     own = without_system(checked.syntax, text)
     said = "\n    ".join(line.span.text for line in owner.learn)
-    return tuple(written(own, folder, said, settings))
+    return tuple(written(own, folder, said, settings, file))
 
 
 def written(
-    text: str, folder: Path | None, said: str, known: tuple[tuple[str, Any], ...] = ()
+    text: str,
+    folder: Path | None,
+    said: str,
+    known: tuple[tuple[str, Any], ...] = (),
+    name: str = "<text>",
 ) -> Iterator[Line]:
     """`learn` lines as they would stand in a level."""
     whole = LINE.format(text=text.rstrip(), line=said)
-    file, told = parse(Source("<text>", whole))
+    file, told = parse(Source(name, whole))
     if file is None or told:
         raise SpecError(tuple(told))
     system = next(i for i in file.items if isinstance(i, S.System))
@@ -181,6 +190,11 @@ def written(
     for node in level.body.statements:
         if isinstance(node, S.Learn):
             rule = rule_name(node)
+            if any(a.name is not None and a.name.id == "steps" for a in call_of(node)):
+                raise ValueError(
+                    f"`{node.span.text}` makes several steps on the same data, which only the "
+                    "state of a system can: an optimizer in Python is given one gradient a step"
+                )
             params = declared(file, folder, rule).params
             yield Line(
                 rule, node.span.text, text, folder, known, file=file, node=node, params=params
