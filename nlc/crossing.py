@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from .lacking import NotLowered
 from .plan import Lowering, Openness
-from .system import Box, Level, System
+from .system import Box, Level, System, line_terms
 
 # Lowerings of memories that write at every token.
 PASTS = ("attention", "squares")  # of what keeps its pasts alone
@@ -82,7 +82,7 @@ def check_edges(
                 f"(no `backprop {level.name if level else ''} ->`)",
                 lowering.box.span,
             )
-        kept = lowering.kind in PASTS or keeps_windows(lowering.box)
+        kept = (lowering.kind in PASTS or keeps_windows(lowering.box)) and not cuts(lowering)
         if kept and level is not None and level.name in training.truncate:
             raise NotLowered(
                 f"`through {training.truncate[level.name]} tokens` into a past",
@@ -106,6 +106,17 @@ def check_edges(
                 f"(`{name}`)",
                 system.span,
             )
+
+
+def cuts(lowering: Lowering) -> bool:
+    """Whether a past may become a constant while it is in use: plain attention, and nothing else
+    that remembers ticks.
+    """
+    if lowering.attention is None or not lowering.attention.plain:
+        return False
+    roots = [*line_terms(lowering.box.lines), lowering.attention.query, lowering.attention.key]
+    roots += [lowering.attention.value]
+    return not any(t.op == "past" for root in roots for t in root.walk())
 
 
 def keeps_windows(box: Box) -> bool:

@@ -441,7 +441,10 @@ system resets(vocab = 5) {
   transfer init training -> fire
   flow(tokens) {
     x = embed(tokens, vocab, 4)
-    repeat 2 { x += att(norm(x)); x += mem(norm(x)); x += tit(norm(x));  x += fire(norm(x)); x += win(norm(x)) }
+    repeat 2 {
+      x += att(norm(x)); x += mem(norm(x)); x += tit(norm(x)); x += fire(norm(x))
+      x += win(norm(x))
+    }
     logits = unembed(norm(x), vocab)
     loss = cross_entropy(logits, next(tokens))
     return logits
@@ -466,19 +469,36 @@ ATTENTION = """level mixer(x) always {
   k = split(linear(x, 4), 2)
   read join(attend(k, k, k))
 }"""
+WINDOWED = """level mixer(x) every token {
+  state M : matrix(4, 4)
+  objective sum((M(past(x, 3)) - past(tanh(x), 3))^2)
+  learn gradient(rate = 0.1)
+  read M(linear(x, 4))
+}"""
 ADAPTER = """level mixer(x) every step {
   state A : matrix(4, 4)
   objective loss
   learn gradient(rate = 0.1)
   read A(linear(x, 4))
 }"""
+CUT = with_mixer(ATTENTION, f"{OPEN} through 3 tokens", more=ATTEND)
+
+
+@pytest.mark.parametrize("window", ["", ", window = 4"])
+@pytest.mark.parametrize("reset", ["", "\n  reset every 5 tokens"])
+def test_a_past_that_becomes_a_constant(window: str, reset: str) -> None:
+    """At each multiple of three tokens since the reset."""
+    text = CUT.replace("always {", f"always {{{reset}").replace("k, k, k", f"k, k, k{window}")
+    assert agrees(Case(text, 13, [1, 4]))
+
+
 ON_STEPS = with_mixer(ADAPTER, OPEN)
 REFUSED = {
     "one of them `first order`": with_mixer(matrix(), OPEN, "init training -> mixer first order"),
     "`through` different lengths": with_mixer(
         matrix(), f"{OPEN} through 3 tokens", "init training -> mixer"
     ),
-    "into a past": with_mixer(ATTENTION, f"{OPEN} through 3 tokens", more=ATTEND),
+    "into a past": with_mixer(WINDOWED, f"{OPEN} through 3 tokens"),
     "through a write that reads its state": with_mixer(
         matrix(rule="gradient(rate = 0.1)").replace("v = split(linear(x, 4), 2)", "v = k"),
         f"{OPEN} first order",

@@ -160,7 +160,8 @@ def orthogonal(x: Tensor) -> Tensor:
     """The orthogonal factor of QR, R's diagonal positive; x [..., n, m]."""
     q, r = torch.linalg.qr(x)
     signs = torch.where(torch.diagonal(r, dim1=-2, dim2=-1) < 0, -1.0, 1.0).to(x.dtype)
-    return q * signs.unsqueeze(-2)
+    turned: Tensor = q * signs.unsqueeze(-2)
+    return turned
 
 
 def entries(x: Tensor, at: Tensor) -> Tensor:

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..ops.attention import attend
 from ..ops.parts import causal_conv
 from ..ops.recurrence import scan
 from .stream import Stream
@@ -166,6 +167,23 @@ class Words:
             before = torch.cat([past, x[:, :a]], 1)[:, a:] if past.shape[1] else past
             parts.append(causal_conv(x[:, a:b], weight, before.detach() if cut else before, **hold))
         return torch.cat(parts, 1) if parts else x
+
+    def attend_cut(
+        self, s: Stream, every: int, q: Tensor, k: Tensor, v: Tensor, keys: Tensor, values: Tensor,
+        scale: float, window: int | None,
+    ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+        """`attend`, the pairs before each multiple of `every` ticks being constants from there on;
+        and the pairs so far.
+        """
+        reads = []
+        for a, b, _, cut in s.stretches(every, every):
+            if cut:
+                keys, values = keys.detach(), values.detach()
+            past = keys.shape[-2]
+            keys = torch.cat([keys, k[..., a:b, :]], -2)
+            values = torch.cat([values, v[..., a:b, :]], -2)
+            reads.append(attend(q[..., a:b, :], keys, values, scale, window, past))
+        return self.joined(reads, -2), keys, values
 
     def scan_cut(
         self,

@@ -75,14 +75,26 @@ def attention(module: Module, box: Box) -> None:
         body.lines(box.lines)
         query, key, value = (body.e(t) for t in (plan.query, plan.key, plan.value))
         keys, values, y = code.names(["keys", "values", "y"])
+        level = box.level.name if box.level is not None else ""
+        cut = module.plan.training.truncate.get(level)
         paths = [(plan.key_path, key, keys, plan.key), (plan.value_path, value, values, plan.value)]
         for path, given, name, term in paths:
             shape = (*all_mapped(box), 0, *term.shape)
             module.hold(path, box.loops, shape, "zeros")
-            code.add(f"{name} = torch.cat([s[{body.key(path)}], {given.code}], {-1 - given.own})")
+            if cut is None:
+                line = f"[s[{body.key(path)}], {given.code}], {-1 - given.own}"
+                code.add(f"{name} = torch.cat({line})")
         axis = -1 - key.own
         past = f"past={keys}.shape[{axis}] - s.time"
-        code.add(f"{y} = {softmax_over(body, plan, query.code, keys, values, past)}")
+        if cut is None:
+            code.add(f"{y} = {softmax_over(body, plan, query.code, keys, values, past)}")
+        else:
+            kept = ", ".join(f"s[{body.key(path)}]" for path, *_ in paths)
+            streams = f"{query.code}, {key.code}, {value.code}, {kept}"
+            code.add(
+                f"{y}, {keys}, {values} = self.attend_cut(s, {cut}, {streams}, {plan.scale!r}, "
+                f"{plan.window})"
+            )
         keep = "None" if plan.window is None else str(plan.window - 1)
         axes = "" if axis == -2 else f", {axis}"
         code.add(
