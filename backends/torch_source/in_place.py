@@ -90,6 +90,7 @@ class InPlace(RuleBody):
         self.keep_also, self.forgets = keep, forgets
         self.parameters: list[str] = []
         self.across_terms = across_of(streams)
+        self.made_settings: dict[str, Value] = {}
         self.pointwise = keep is not None and is_pointwise(rule, streams)
         self.e.hooks["expand"] = self.expand
 
@@ -110,6 +111,7 @@ class InPlace(RuleBody):
         start = len(code.lines)
         code.depth += 1
         code.docstring(self.about())
+        self.settings_first()
         self.streams_given()
         self.body(rule)
         self.write_weight(rule.write, rule.retain)
@@ -127,6 +129,20 @@ class InPlace(RuleBody):
         lines, code.lines = code.lines[start:], code.lines[:start]
         code.add(f"{head}) -> None:")
         code.lines += lines
+
+    def settings_first(self) -> None:
+        """What a line makes of the count is a number, made once."""
+        for name, _ in self.rule.inputs:
+            if name in self.settings and name not in self.passed:
+                value = self.setting(name)
+                if len(value.code) > SHORT:
+                    known = self.code.name(name)
+                    self.code.add(f"{known} = {bare(value.code)}")
+                    value = replace(value, code=known)
+                self.made_settings[name] = value
+
+    def input(self, term: Term) -> Value:
+        return self.made_settings.get(str(term.info)) or super().input(term)
 
     def write_weight(self, write: Term, retain: Term | None) -> None:
         """weight = keep weight + amount; the amount is of the weight as it was."""
@@ -149,7 +165,8 @@ class InPlace(RuleBody):
         calls = [f"mul_({keep})"] if keep else []
         calls += map(self.call_of, found)
         if len(f"{name}.{'.'.join(calls)}") > ROOM:
-            calls = ([f"mul_({keep})"] if keep else []) + [self.call_of(p, True) for p in found]
+            calls = [f"mul_({self.short(keep, 'kept')})"] if keep else []
+            calls += [self.call_of(p, True) for p in found]
         if len(f"{name}.{'.'.join(calls)}") > ROOM:
             self.code.add(*(f"{name}.{c}" for c in calls))
         else:
