@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from ..parameters import noise
+from .examples import Examples, Watching
 from .lives import lives
 from .optimizer import Optimizer
 from .state import State, StateError, Waiting, detached
@@ -72,6 +73,7 @@ class Pass:
     losses: list[Tensor]
     want_losses: bool
     first: int  # the position of its first tick
+    watching: Watching | None = None
 
     @property
     def time(self) -> int:
@@ -109,6 +111,7 @@ class Model(Words, nn.Module):
         self.seed = seed
         self.weights = Part()
         self.still: Still | None = None
+        self.examples = Examples()
         nothing = torch.empty(0, device=device, dtype=dtype)
         self.register_buffer("like", nothing, persistent=False)  # where and what a model is
         for path, loops, shape, std, value, trained in self.PARAMETERS:
@@ -247,11 +250,18 @@ class Model(Words, nn.Module):
         mask = torch.ones(state.batch, call.time, dtype=torch.bool, device=self.device)
         if call.time == 0:
             return mask.to(self.dtype), mask, state
-        with self.arithmetic():
+        with self.arithmetic(), self.watching(call):
             state = self.advance(call, state)
         if self.NEEDS_NEXT:
             mask[:, -1] = False
         return torch.cat(call.losses, 1), mask, state
+
+    def watching(self, call: Pass) -> AbstractContextManager[Any]:
+        """Products are written down, where an optimizer asks for them."""
+        if not self.examples.pairs or not torch.is_grad_enabled():
+            return nullcontext()
+        call.watching = Watching(self.examples, dict(self.named_weights()))
+        return call.watching
 
     def begin(
         self,
@@ -325,6 +335,7 @@ class Model(Words, nn.Module):
             a, every = 0, self.SPAN or call.time
             while a < call.time:
                 b = min(call.time, a + every - state.position % every) if self.SPAN else call.time
+                b = self.before_the_last(call, a, b)
                 self.run(call, state, a, b)
                 self.start_anew(state)
                 a = b
@@ -333,8 +344,15 @@ class Model(Words, nn.Module):
         learned: State = self.advance_learning(call, state)
         return learned
 
+    def before_the_last(self, call: Pass, a: int, b: int) -> int:
+        """Where products are written down, the last tick, which has no label, is run by itself."""
+        apart = call.watching is not None and self.NEEDS_NEXT and a < call.time - 1
+        return min(b, call.time - 1) if apart else b
+
     def run(self, call: Pass, state: State, a: int, b: int) -> Stream:
         """One span: its outputs and losses join the call's, and its arrays the state."""
+        if call.watching is not None:
+            call.watching.on = not self.NEEDS_NEXT or b < call.time
         s = self.stream_of(state, b - a)
         result, kept = self.flow(s, *(x[:, a:b] for x in call.inputs))
         call.outputs.append(result)
@@ -382,6 +400,7 @@ class Model(Words, nn.Module):
         a = 0
         while a < call.time:
             b = min(call.time, a + self.until_firing(state.position))
+            b = self.before_the_last(call, a, b)
             self.span(call, state, a, b, training)
             a = b
         return state

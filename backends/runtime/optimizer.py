@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from copy import deepcopy
+from functools import partial
 from itertools import product
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -15,8 +16,9 @@ import torch
 from torch import Tensor
 
 from . import serving
+from .examples import Examples
+from .rule_words import RuleWords
 from .serving import Array, Firing, Rule
-from .words import Words
 
 if TYPE_CHECKING:
     from .model import Model
@@ -30,7 +32,7 @@ class GradientError(ValueError):
     """A gradient that holds a number that is none; nothing has been changed."""
 
 
-class Serves(Words, torch.optim.Optimizer):
+class Serves(RuleWords, torch.optim.Optimizer):
     """Arrays, each with the rule that serves it, in `arrays`."""
 
     arrays: dict[Tensor, Array]
@@ -161,9 +163,14 @@ class Optimizer(Serves):
         ]
         super().__init__([g for g in groups if g["params"]], {"steps": 0, "count": 0})
         self.arrays = {}
+        self.watched: list[tuple[Examples, str]] = []
         for name, rule, lead, _ in rows:
             p = weights[name]
             array = Array(name, p, self, rule, self.state[p], lead)
+            if rule.examples:
+                model.examples.watch(name)
+                array.examples = partial(model.examples.of, name, p.shape, p)
+                self.watched.append((model.examples, name))
             self.arrays[p] = array
             array.materialise(model.seed)
             if self.PERIOD > 1:
@@ -195,7 +202,17 @@ class Optimizer(Serves):
             if group["steps"] % self.PERIOD == 0:
                 group["count"] += 1
                 self.fire_group(group, grads)
+        self.forget()
         return loss
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        super().zero_grad(set_to_none)
+        self.forget()
+
+    def forget(self) -> None:
+        """Examples are of one step, as gradients are."""
+        for examples, name in self.watched:
+            examples.forget(name)
 
     def add_up(self, group: Group, grads: dict[Tensor, Tensor | None]) -> None:
         """The gradients of the steps since the last firing."""

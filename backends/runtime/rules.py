@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
+from .rule_words import RuleWords
 from .serving import Rule
-from .words import Words
 
 Row = tuple[Any, ...]
 
 
-class Rules(Words):
+class Rules(RuleWords):
     """`RULES`: methods and what they keep. `SHAPES`: the row for each shape. `SETTINGS`: what every
     method is given, in this order.
     """

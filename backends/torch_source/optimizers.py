@@ -223,9 +223,30 @@ def optimizer_rows(rules: Rules, system: System, level: Level) -> tuple[list[Row
         lead = len(array.shape) - len(array.own)
         rule = rules.add(line, array.own, lead, array.keep, {})
         if rules.rows[rule][-1]:
-            raise NotLowered(f"`input` or `surprise` of `{line.rule}` in a whole step", line.span)
+            check_examples(system, level, array, lead)
         rows.append((array.path, array.loops, rule, lead, lines.index(line)))
     return rows, len(lines)
+
+
+def check_examples(system: System, level: Level, array: Served, lead: int) -> None:
+    """Products are seen where a weight made by `linear` multiplies, once for each tick; a start
+    that a level learns has none (2.9.6).
+    """
+    rule, span = array.line.rule, array.line.span
+    if level.clock.unit != "step" or level.clock.period > 1:
+        raise NotLowered(f"`{rule}`, which asks for its examples, {level.clock}", span)
+    weight = next((w for w in system.weights if w.path == array.path), None)
+    if weight is None:
+        boxes = [b for b in system.boxes if b.level is level and array.path.startswith(b.path)]
+        if lead or boxes:
+            raise NotLowered(f"`{rule}`, which asks for its examples, for a state", span)
+    elif weight.maker != "linear" or weight.box is not None and by_rounds(weight.box):
+        raise NotLowered(f"`{rule}`, which asks for its examples, for `{weight.path}`", weight.span)
+
+
+def by_rounds(box: Box) -> bool:
+    """Whether a body may be run more than once for a tick, to solve for what it writes."""
+    return bool(box.states) and box.linearise is None
 
 
 # ---- a rule without a level ----------------------------------------------------------------------

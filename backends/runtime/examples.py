@@ -1,0 +1,69 @@
+"""The products that a gradient passes through, for optimizers that ask for their `input` and
+`surprise` (language.md 2.9.6): each `W x` of a weight made by `linear` is one example.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+
+Pair = tuple[Tensor, Tensor]
+
+
+class Examples:
+    """Of the weights that are watched, by name: input [examples, n] and surprise [examples, m] of
+    every product since they were last forgotten.
+    """
+
+    def __init__(self) -> None:
+        self.pairs: dict[str, list[Pair]] = {}
+
+    def watch(self, name: str) -> None:
+        self.pairs.setdefault(name, [])
+
+    def of(self, name: str, shape: torch.Size, like: Tensor) -> Pair:
+        """Divided so that `surprise' input` and `input' input` are means."""
+        made = self.pairs[name]
+        if not made:
+            return like.new_zeros(0, shape[-1]), like.new_zeros(0, shape[-2])
+        x, s = (torch.cat(rows) for rows in zip(*made, strict=True))
+        root = x.shape[0] ** 0.5
+        return x / root, s * root
+
+    def forget(self, name: str) -> None:
+        """In place: a backward pass that is still to come writes here too."""
+        self.pairs[name].clear()
+
+
+class Watching(TorchFunctionMode):
+    """Writes down the products of a run. A tick that has no label yet is not looked at: `on`."""
+
+    def __init__(self, examples: Examples, weights: Mapping[str, Tensor]) -> None:
+        super().__init__()
+        self.on = True
+        self.lists = {id(weights[n]): pairs for n, pairs in examples.pairs.items()}
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        made = func(*args, **(kwargs or {}))
+        if func is F.linear and self.on and made.requires_grad:
+            pairs = self.lists.get(id(args[1]))
+            if pairs is not None:
+                self.note(pairs, args[0].detach(), made)
+        return made
+
+    def note(self, pairs: list[Pair], x: Tensor, made: Tensor) -> None:
+        """The surprise comes with the backward pass; a product on no way to the loss has none."""
+
+        def surprised(grad: Tensor) -> None:
+            pairs.append((rows(x), rows(grad.detach())))
+
+        made.register_hook(surprised)  # type: ignore[no-untyped-call]
+
+
+def rows(x: Tensor) -> Tensor:
+    return x.reshape(-1, x.shape[-1])
