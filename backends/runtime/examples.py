@@ -26,14 +26,8 @@ class Examples:
     def watch(self, name: str) -> None:
         self.pairs.setdefault(name, [])
 
-    def of(self, name: str, shape: torch.Size, like: Tensor) -> Pair:
-        """Divided so that `surprise' input` and `input' input` are means."""
-        made = self.pairs[name]
-        if not made:
-            return like.new_zeros(0, shape[-1]), like.new_zeros(0, shape[-2])
-        x, s = (torch.cat(rows) for rows in zip(*made, strict=True))
-        root = x.shape[0] ** 0.5
-        return x / root, s * root
+    def of(self, name: str, weight: Tensor) -> Pair:
+        return means(self.pairs[name], weight)
 
     def forget(self, name: str) -> None:
         """In place: a backward pass that is still to come writes here too."""
@@ -53,16 +47,30 @@ class Watching(TorchFunctionMode):
         if func is F.linear and self.on and made.requires_grad:
             pairs = self.lists.get(id(args[1]))
             if pairs is not None:
-                self.note(pairs, args[0].detach(), made)
+                note(pairs, args[0], made)
         return made
 
-    def note(self, pairs: list[Pair], x: Tensor, made: Tensor) -> None:
-        """The surprise comes with the backward pass; a product on no way to the loss has none."""
 
-        def surprised(grad: Tensor) -> None:
-            pairs.append((rows(x), rows(grad.detach())))
+def note(pairs: list[Pair], x: Tensor, made: Tensor) -> None:
+    """A product: its surprise comes with the backward pass; on no way to the loss it has none."""
+    seen = rows(x.detach())
 
-        made.register_hook(surprised)  # type: ignore[no-untyped-call]
+    def surprised(grad: Tensor) -> None:
+        pairs.append((seen, rows(grad.detach())))
+
+    made.register_hook(surprised)  # type: ignore[no-untyped-call]
+
+
+def means(pairs: list[Pair], weight: Tensor) -> Pair:
+    """input and surprise, divided so that `surprise' input` and `input' input` are means: with a
+    loss that is a mean over n examples, input / sqrt(n) and surprise sqrt(n).
+    """
+    if not pairs:
+        m, n = weight.shape[-2:]
+        return weight.new_zeros(0, n), weight.new_zeros(0, m)
+    x, s = (torch.cat(parts) for parts in zip(*pairs, strict=True))
+    root = x.shape[0] ** 0.5
+    return x / root, s * root
 
 
 def rows(x: Tensor) -> Tensor:

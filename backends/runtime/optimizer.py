@@ -169,7 +169,7 @@ class Optimizer(Serves):
             array = Array(name, p, self, rule, self.state[p], lead)
             if rule.examples:
                 model.examples.watch(name)
-                array.examples = partial(model.examples.of, name, p.shape, p)
+                array.examples = partial(model.examples.of, name, p)
                 self.watched.append((model.examples, name))
             self.arrays[p] = array
             array.materialise(model.seed)
