@@ -121,7 +121,8 @@ class RuleExpressions(Expressions):
         if listed.op != "stack" or not is_plain(self(at)):
             return super().op_index(term)
         entries = [self(a).code for a in listed.args]
-        return Value(f"({', '.join(entries)},)[int({self(at).code})]", ATOM, False, 0)
+        listed_ = ", ".join(entries) + "," * (len(entries) == 1)
+        return Value(f"({listed_})[int({self(at).code})]", ATOM, False, 0)
 
 
 class Chained(RuleExpressions):
