@@ -1,0 +1,232 @@
+"""What crosses each kind of transfer: an edge is taken out, or its kind changed, and exactly the
+gradients change that the language promises (2.11), in the reference and compiled alike.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from shipped import distance
+from torch import Tensor
+
+import nlc
+from nlc.driver import Spec, SpecError
+from nlc.testing.laws import changed, varied
+from nlc.verify.streams import Grads, Streams, gradients, truth_of
+
+MEMORY = """nl 1
+system two() {{
+  level training every step {{ objective loss; learn gradient(rate = 0.1) }}
+  level fast(x) every token {{
+    state M : matrix(3, 3)
+    v = linear(x, 3)
+    b = sigmoid(linear(x, 1))
+    objective sum((M(x) - v)^2) / 2
+    learn gradient(rate = b)
+    read M(x) before write
+  }}
+  {transfers}
+  flow(x[3], y[3]) {{
+    z = linear(x, 3)
+    p = fast(z)
+    loss = sum((p - y)^2)
+    return p
+  }}
+}}
+"""
+BACKPROP = "transfer backprop fast -> training"
+INTO, VALUE, RATE, START = "z.linear", "fast.v.linear", "fast.b.linear", "fast.M"
+TIME = 5
+
+
+def spec_of(*transfers: str) -> Spec:
+    return nlc.load(MEMORY.format(transfers="\n  ".join(transfers)))
+
+
+def streams(time: int = TIME) -> Streams:
+    draw = torch.Generator().manual_seed(time)
+    return tuple(torch.randn(2, time, 3, generator=draw, dtype=torch.float64) for _ in range(2))
+
+
+def to_first_order(spec: Spec) -> Spec:
+    """Every transfer that may be; `nlc check` tells beforehand what gets no gradient then."""
+    kinds = ("backprop", "init")
+    edges = (replace(t, first_order=t.kind in kinds) for t in spec.system.transfers)
+    return varied(spec, tuple(edges))
+
+
+def grads_of(spec: Spec, time: int = TIME, lowered: bool = True) -> Grads:
+    """Compiled, and the reference's to rounding; the reference's alone where there is no lowering,
+    which then says so.
+    """
+    if not lowered:
+        with pytest.raises(SpecError, match="NL701"):
+            nlc.compile(spec)
+        truth = nlc.reference(spec, traced=())
+        return truth_of(truth, streams(time)).gradients
+    model = nlc.compile(spec, dtype=torch.float64)
+    found = gradients(model, streams(time))
+    truth = nlc.reference(spec, model.state_dict(), traced=())
+    wanted = truth_of(truth, streams(time)).gradients
+    for name, g in found.items():
+        if bool(wanted[name].any()):
+            assert distance(g, wanted[name]) <= 1e-10, name
+        else:
+            assert not bool(g.any()), name
+    return found
+
+
+def closed(grads: Grads) -> set[str]:
+    return {n for n, g in grads.items() if not bool(g.any())}
+
+
+def test_backprop_taken_out() -> None:
+    """What a body makes of slow weights is a constant then, and so is what it wrote: the gradient
+    goes through the read alone.
+    """
+    wide = spec_of(BACKPROP)
+    with_edge, without = grads_of(wide), grads_of(varied(wide, ()))
+    assert closed(with_edge) == set()
+    assert closed(without) == {VALUE, RATE}
+    assert changed(without, with_edge) == {INTO, VALUE, RATE}
+
+
+@pytest.mark.parametrize("ticks", [1, 2, 4])
+def test_backprop_through_some_tokens(ticks: int) -> None:
+    """All that goes through the state changes; none of it where no gradient would go further."""
+    whole, cut = spec_of(BACKPROP), spec_of(f"{BACKPROP} through {ticks} tokens")
+    assert changed(grads_of(cut), grads_of(whole)) == {INTO, VALUE, RATE}
+    assert changed(grads_of(cut, ticks), grads_of(whole, ticks)) == set()
+
+
+def test_backprop_through_more_tokens_than_there_are() -> None:
+    whole, cut = spec_of(BACKPROP), spec_of(f"{BACKPROP} through 512 tokens")
+    assert changed(grads_of(cut), grads_of(whole)) == set()
+
+
+def test_backprop_to_first_order() -> None:
+    """The gradient of the inner rule is a constant, so what its target is made of gets none; rates
+    stay open (2.11.3).
+    """
+    whole = spec_of(BACKPROP)
+    second, first = grads_of(whole), grads_of(to_first_order(whole), lowered=False)
+    with pytest.raises(SpecError, match="NL401"):
+        spec_of(f"{BACKPROP} first order")
+    assert closed(first) == {VALUE}
+    assert changed(first, second) == {INTO, VALUE, RATE}
+
+
+INIT = "transfer init training -> fast"
+
+
+def test_init_reaches_the_start_alone() -> None:
+    """The start is one more array that learns; taken out, no other gradient changes."""
+    whole = spec_of(BACKPROP, INIT)
+    found = grads_of(whole)
+    assert closed(found) == set() and START in found
+    kept = tuple(t for t in whole.system.transfers if t.kind != "init")
+    model = nlc.compile(whole, dtype=torch.float64)
+    truth = nlc.reference(varied(whole, kept), traced=())
+    assert START in dict(model.named_weights()) and START not in truth.specs
+
+
+def test_init_without_backprop() -> None:
+    """The gradient comes to the start through the writes since, and to nothing that wrote."""
+    whole = spec_of(BACKPROP, INIT)
+    only = varied(whole, tuple(t for t in whole.system.transfers if t.kind == "init"))
+    found = grads_of(only)
+    assert bool(found[START].any()) and closed(found) == {VALUE, RATE}
+
+
+def test_init_to_first_order() -> None:
+    """The writes since are constants: the start gets what the reads alone say of it."""
+    whole = spec_of(BACKPROP, INIT)
+    second, first = grads_of(whole), grads_of(to_first_order(whole), lowered=False)
+    assert START in changed(first, second) and closed(first) == {VALUE}
+
+
+GENERATED = """nl 1
+system made() {{
+  level training every step {{ objective loss; learn gradient(rate = 0.1) }}
+  level slow(x) every token {{
+    state S : vector(3)
+    retain 0.5
+    write tanh(linear(x, 3))
+    read S
+  }}
+  level fast(x, s[3]) every 2 tokens {{
+    state c : vector(3)
+    set 0.5 * c + tanh(x + s)
+    read c
+  }}
+  {transfers}
+  flow(x[3], y[3]) {{
+    z = linear(x, 3)
+    p = fast(z, slow(z))
+    loss = sum((p + z - y)^2)
+    return p
+  }}
+}}
+"""
+
+
+def generated(*transfers: str) -> Spec:
+    return nlc.load(GENERATED.format(transfers="\n  ".join(transfers)))
+
+
+def test_generate_carries_values_and_gradients_only_through_backprop() -> None:
+    """The fast level's `set` uses what the slow one says: with `backprop` to both a gradient comes
+    to what made it, without none does.
+    """
+    edges = ("transfer generate slow -> fast.c", "transfer backprop slow, fast -> training")
+    whole = generated(*edges)
+    shut = varied(whole, tuple(t for t in whole.system.transfers if t.kind == "generate"))
+    (slow,) = (n for n in grads_of(whole) if n.startswith("slow."))
+    with_edge, without = grads_of(whole), grads_of(shut)
+    assert bool(with_edge[slow].any()) and closed(without) == {slow}
+    assert changed(without, with_edge) == {slow, INTO}
+    one = tuple(
+        t for t in whole.system.transfers if t.kind != "backprop" or t.source.name == "fast"
+    )
+    half = grads_of(varied(whole, one))
+    assert closed(half) == {slow} and changed(half, with_edge) == {slow, INTO}
+
+
+def test_condition_carries_no_gradient() -> None:
+    """A body that uses another level's state: the state is a constant there."""
+    text = """nl 1
+system seen() {
+  level training every step { objective loss; learn gradient(rate = 0.1) }
+  level slow(x) every 2 tokens {
+    state S : vector(3)
+    retain 0.5
+    write tanh(linear(x, 3))
+    read S
+  }
+  level fast(x) every token { read linear(x * (1 + slow.S), 3) }
+  transfer condition slow -> fast
+  transfer backprop slow, fast -> training
+  flow(x[3], y[3]) {
+    z = linear(x, 3)
+    p = fast(z + slow(z))
+    loss = sum((p - y)^2)
+    return p
+  }
+}
+"""
+    whole = nlc.load(text)
+    found = grads_of(whole)
+    assert closed(found) == set()
+    other = varied(whole, tuple(t for t in whole.system.transfers if t.kind != "backprop"))
+    (slow,) = (n for n in found if n.startswith("slow."))
+    assert slow in closed(grads_of(other))
+
+
+def test_a_tensor_of_each() -> None:
+    """What the tests above compare is not nought: each gradient is of a size of its own."""
+    found = grads_of(spec_of(BACKPROP, INIT))
+    sizes = {n: float(g.norm()) for n, g in found.items()}
+    assert min(sizes.values()) > 1e-4, sizes
+    assert all(isinstance(g, Tensor) for g in found.values())
