@@ -196,7 +196,7 @@ def check_clock(box: Box, level: Level) -> None:
         raise NotLowered(f"`partial {level.partial}` of `{level.name}`", level.span)
     if own is None or clock.unit not in ("token", "always") or own == Clock("sequence"):
         return
-    learns = any(s.rule.uses_loss for b in level.boxes for s in b.states)
+    learns = any(s.rule.uses_loss for b in (box, *level.boxes) for s in b.states)
     if own.unit != "token" or learns or any(b.mapped for b in level.boxes):
         raise NotLowered(f"`reset {own}` of `{level.name}`", level.span)
 

@@ -515,6 +515,11 @@ REFUSED = {
     "`init` between two levels on steps": with_mixer(
         ADAPTER.replace("linear(x, 4)", "x"), "init training -> mixer"
     ).replace("step", "2 steps", 1),
+    "`reset every 4 tokens` of `mixer`": with_mixer(
+        "level mixer(x) every 2 tokens { reset every 4 tokens; read kept(x) }", f"{OPEN} first order",
+        more="memory kept(x[n]) { state F : mlp(n, n); objective loss; "
+        "learn gradient(rate = 0.1); read F(x) }",
+    ),
     "`linearise` of what learns the model's own loss": with_mixer(
         ADAPTER.replace("step {", "3 tokens { linearise every 6 tokens"), f"{OPEN} first order",
     ),
