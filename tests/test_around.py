@@ -51,7 +51,7 @@ def test_a_setting_that_nothing_has_is_told(capsys: pytest.CaptureFixture[str]) 
 
 def test_one_of_several_may_have_the_setting() -> None:
     system = around(check_file("optim/dgd"), {"rate": 1e-07}).system
-    assert [level.name for level in system.levels] == ["W_dgd", "W_dgd_momentum", "W_dgd_proximal"]
+    assert [level.name for level in system.levels] == ["W_dgd", "W_dgd_proximal", "W_dgd_momentum"]
 
 
 def test_the_names_of_a_file_stay_its_own(tmp_path: Path) -> None:

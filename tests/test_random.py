@@ -516,7 +516,8 @@ REFUSED = {
         ADAPTER.replace("linear(x, 4)", "x"), "init training -> mixer"
     ).replace("step", "2 steps", 1),
     "`reset every 4 tokens` of `mixer`": with_mixer(
-        "level mixer(x) every 2 tokens { reset every 4 tokens; read kept(x) }", f"{OPEN} first order",
+        "level mixer(x) every 2 tokens { reset every 4 tokens; read kept(x) }",
+        f"{OPEN} first order",
         more="memory kept(x[n]) { state F : mlp(n, n); objective loss; "
         "learn gradient(rate = 0.1); read F(x) }",
     ),
