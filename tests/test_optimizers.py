@@ -416,7 +416,7 @@ def test_all_state_exists_before_the_first_step() -> None:
     assert isinstance(optimizer, torch.optim.Optimizer)
     held = optimizer.state_dict()["state"]
     assert len(held) == len(list(model.parameters()))
-    assert all(set(arrays) == {"m", "h", "pending"} for arrays in held.values())
+    assert all(set(arrays) == {"m", "h", "pending gradients"} for arrays in held.values())
 
 
 @pytest.mark.parametrize("at", [0, 1, 4, 5, 6])

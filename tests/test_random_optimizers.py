@@ -79,3 +79,15 @@ def test_the_text_is_a_file(text: str) -> None:
     formatted = format_file(Source("random.nl", text))
     assert format_file(Source("random.nl", formatted)) == formatted
     assert nlc.optimizer(formatted) is not None
+
+
+@pytest.mark.parametrize("name", ["count", "pending", "grads", "steps_", "weight_"])
+def test_a_memory_may_have_any_name(name: str) -> None:
+    """What the optimizer itself keeps has names that no spec can give."""
+    text = (
+        "nl 1\noptimizer random(weight, grad, rate = 0.1) {\n"
+        f"  state {name} : like(weight) {{ retain 0.9; objective -sum({name} * grad); "
+        f"learn gradient(rate = 1) }}\n  write -rate * {name}\n}}\n"
+    )
+    agrees(text, "2 steps")
+    agrees(text, "step")

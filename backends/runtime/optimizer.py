@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 Row = tuple[Any, ...]
 Group = dict[str, Any]
 UNSAVED = ("params", "names")
+PENDING = "pending gradients"  # no name that a spec can give
 
 
 class GradientError(ValueError):
@@ -138,7 +139,7 @@ class Optimizer(Serves):
     """One level on steps. A step is the mean over the batch; `every 8 steps` sums eight of them,
     and fires once.
 
-    State of an array: `pending` (gradients since the last firing), and what its rule keeps.
+    State of an array: gradients since the last firing (PENDING), and what its rule keeps.
     """
 
     PERIOD: ClassVar[int] = 1
@@ -174,7 +175,7 @@ class Optimizer(Serves):
             self.arrays[p] = array
             array.materialise(model.seed)
             if self.PERIOD > 1:
-                array.state["pending"] = torch.zeros_like(p, dtype=array.dtype)
+                array.state[PENDING] = torch.zeros_like(p, dtype=array.dtype)
 
     @property
     def rules(self) -> dict[str, str]:
@@ -217,7 +218,7 @@ class Optimizer(Serves):
     def add_up(self, group: Group, grads: dict[Tensor, Tensor | None]) -> None:
         """The gradients of the steps since the last firing."""
         for p in group["params"]:
-            pending, grad = self.state[p]["pending"], grads[p]
+            pending, grad = self.state[p][PENDING], grads[p]
             grads[p] = pending if grad is None else pending.add_(grad)
 
     def fire_group(self, group: Group, grads: dict[Tensor, Tensor | None]) -> None:
@@ -235,4 +236,4 @@ class Optimizer(Serves):
         self.fire(due)
         if self.PERIOD > 1:
             for p in group["params"]:
-                self.state[p]["pending"].zero_()
+                self.state[p][PENDING].zero_()

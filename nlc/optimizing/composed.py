@@ -24,6 +24,8 @@ from .examples import Examples
 from .given import Given
 from .making import asks_for_examples, fitted, open_settings, rules_of
 
+FIRINGS = "firings so far"  # no name that a spec can give
+
 RATE, LR = "rate", "lr"
 PLAIN = ("params", "name", "initial_lr")  # options that are no rule's
 
@@ -90,7 +92,7 @@ class Composed(Serves):
 
     def serve(self, one: Given, rules: Rules, line: Line) -> None:
         state = self.state[one.weight]
-        state["count"] = 0
+        state[FIRINGS] = 0
         array = Array(one.name, one.weight, rules, rules.rule(one.shape), state)
         if asks_for_examples(line) and one.layer is not None:
             examples = Examples(one.layer)
@@ -172,7 +174,7 @@ class Composed(Serves):
                 grad = self.gradient(p)
                 if grad is not None:
                     array = self.arrays[p]
-                    line.append(Firing(array, grad, array.state["count"] + 1, (), numbers))
+                    line.append(Firing(array, grad, array.state[FIRINGS] + 1, (), numbers))
         self.check_gradients((f.array.name, f.grad) for fs in due.values() for f in fs)
         for firings in due.values():
             self.fire_line(firings)
@@ -184,7 +186,7 @@ class Composed(Serves):
         sums = serving.across([f for f in firings if f.array.rule.measures])
         for one in firings:
             one.across = sums
-            one.array.state["count"] = one.count
+            one.array.state[FIRINGS] = one.count
         if firings:
             self.fire(firings)
 
