@@ -91,3 +91,19 @@ def test_a_memory_may_have_any_name(name: str) -> None:
     )
     agrees(text, "2 steps")
     agrees(text, "step")
+
+
+@pytest.mark.parametrize(
+    ("amount", "word"),
+    [
+        ("grad / sqrt(across(sum(grad^2)))", "across"),
+        ("position * grad", "position"),
+        ("dropout(grad, 0.5)", "dropout"),
+        ("next(grad)", "next"),
+        ("linear(grad, dim(grad))", "a weight that is made"),
+    ],
+)
+def test_a_word_without_code_is_told(amount: str, word: str) -> None:
+    text = f"nl 1\noptimizer o(weight, grad, rate = 1) {{\n  write -rate * {amount}\n}}\n"
+    with pytest.raises(nlc.SpecError, match=r"NL701.*" + word):
+        nlc.optimizer(text)([torch.nn.Parameter(torch.zeros(4, 4))])

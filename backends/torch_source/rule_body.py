@@ -20,7 +20,7 @@ from nlc.system import Array, Assign, Box, Clock, Handle, Lambda, Learn, Shape, 
 from .code import Code, identifier
 from .expressions import ATOM, Expressions, Value
 from .rule_clocks import begun, fired, fires
-from .rule_terms import RuleExpressions, is_plain
+from .rule_terms import RuleExpressions, check_words, is_plain
 
 STREAMS = ("weight", "grad", "input", "surprise")
 
@@ -80,6 +80,7 @@ class RuleBody:
         streams: Mapping[str, Term],
         passed: Mapping[str, int | None],
     ) -> None:
+        check_words(rule)
         self.code, self.rule, self.lead = code, rule, lead
         self.settings, self.streams, self.passed = settings, streams, passed
         self.kept: list[Kept] = []

@@ -7,7 +7,8 @@ rule element by element makes few passes and little garbage.
 
 from __future__ import annotations
 
-from nlc.system import Term
+from nlc.lacking import NotLowered
+from nlc.system import Box, Term
 
 from .expressions import ATOM, CALLS, COMPARISONS, PLUS, POWER, TIMES, UNARY, Expressions, Value
 
@@ -217,3 +218,17 @@ class Chained(RuleExpressions):
             text = f"{x.atom}.{call}(min={low.code}, max={high.code})"
             return Fresh(text, ATOM, True, x.own)
         return super().op_clip(term)
+
+
+FOREIGN = {
+    "across": "", "position": "", "next": "", "dropout": "", "past": "", "conv": "", "fade": "",
+    "rope": "", "weight": "a weight that is made",
+}  # fmt: skip
+
+
+def check_words(rule: Box) -> None:
+    """What belongs to a body on tokens, or to a line's own streams, has no code in a rule."""
+    for term in rule.terms():
+        if term.op in FOREIGN:
+            what = FOREIGN[term.op] or f"`{term.op}`"
+            raise NotLowered(f"{what} in the optimizer `{rule.name}`", term.span)
