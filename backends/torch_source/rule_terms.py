@@ -8,7 +8,7 @@ rule element by element makes few passes and little garbage.
 from __future__ import annotations
 
 from nlc.lacking import NotLowered
-from nlc.system import Box, Term
+from nlc.system import Box, Term, line_terms
 
 from .expressions import ATOM, CALLS, COMPARISONS, PLUS, POWER, TIMES, UNARY, Expressions, Value
 
@@ -227,8 +227,10 @@ FOREIGN = {
 
 
 def check_words(rule: Box) -> None:
-    """What belongs to a body on tokens, or to a line's own streams, has no code in a rule."""
-    for term in rule.terms():
+    """What belongs to a body on tokens, or to a stream that a line gives, has no code in a rule."""
+    roots = [*line_terms(rule.lines), rule.write, rule.retain]
+    own = [t for root in roots if root is not None for t in root.walk()]
+    for term in [*own, *(t for t in rule.terms() if t.op != "across")]:
         if term.op in FOREIGN:
             what = FOREIGN[term.op] or f"`{term.op}`"
             raise NotLowered(f"{what} in the optimizer `{rule.name}`", term.span)
