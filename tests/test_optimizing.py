@@ -533,6 +533,26 @@ def test_settings_are_checked() -> None:
     refusal(optimizer.step, says="cannot change once the optimizer is made")
 
 
+def two_settings(first: str, second: str) -> str:
+    return (
+        f"nl 1\noptimizer mine(weight, grad, {first} = 0.1, {second} = 0.5) {{\n"
+        f"  write -{first} * {second} * grad\n}}\n"
+    )
+
+
+def test_settings_are_told_apart() -> None:
+    p = nn.Parameter(torch.zeros(1))
+    both = nlc.optimizer(two_settings("rate", "lr"))
+    refusal(lambda: both([p]), says="`mine` has both `rate` and `lr`")
+    for name in ("names", "spec", "initial_lr", "max_lr"):
+        with pytest.raises(ValueError, match=f"has a setting `{name}`"):
+            nlc.optimizer(two_settings("rate", name))([p])
+    optimizer = nlc.optimizer(two_settings("lr", "half"))([p], rate=0.25)  # rate is lr
+    p.grad = torch.ones(1)
+    optimizer.step()
+    assert p.item() == -0.125
+
+
 def test_a_state_of_another_rule_is_refused() -> None:
     model = net()
     optimizer = nlc.optimizer("adamw")(model)

@@ -28,6 +28,8 @@ FIRINGS = "firings so far"  # no name that a spec can give
 
 RATE, LR = "rate", "lr"
 PLAIN = ("params", "name", "initial_lr")  # options that are no rule's
+OURS = ("names", "rule", "line", "spec")  # what a group says of itself
+TORCHS = ("param_names", "max_lr", "min_lr", "base_momentum", "max_momentum", "swa_lr")
 
 
 class Composed(Serves):
@@ -38,6 +40,8 @@ class Composed(Serves):
     def __init__(
         self, lines: Sequence[Line], params: Any, settings: Mapping[str, Any], seed: int
     ) -> None:
+        for line in lines:
+            check_settings(line)
         self.lines, self.seed, self.settings = tuple(lines), seed, dict(settings)
         self.arrays: dict[Tensor, Array] = {}
         self.examples: list[Examples] = []
@@ -144,7 +148,7 @@ class Composed(Serves):
         mine = {**options, **own} if isinstance(own, Mapping) else dict(options)
         made = {}
         for name, default in line.settings.items():
-            asked = [n for n in {name, key(name)} if n in mine]
+            asked = [n for n in ({RATE, LR} if key(name) == LR else {name}) if n in mine]
             if len(asked) > 1:
                 raise TypeError(f"`{line.rule}` is given both `{RATE}` and `{LR}`, which are one")
             value = mine[asked[0]] if asked else default
@@ -243,6 +247,22 @@ class Composed(Serves):
 def key(setting: str) -> str:
     """The option of a group that a setting is."""
     return LR if setting == RATE else setting
+
+
+def check_settings(line: Line) -> None:
+    """Each setting is an option of a group, under a name that nothing else there has."""
+    if {RATE, LR} <= set(line.settings):
+        raise ValueError(
+            f"optimizer `{line.rule}` has both `{RATE}` and `{LR}`, and `{RATE}` is the option "
+            f"`{LR}` of a group: rename one, or set one on the line, as in "
+            f'nlc.optimizer("learn {line.rule}({LR} = 0.1)")'
+        )
+    for name in line.settings:
+        if name in (*PLAIN, *OURS, *TORCHS):
+            raise ValueError(
+                f"optimizer `{line.rule}` has a setting `{name}`, and a group of "
+                f"torch.optim keeps something else under that name: rename it"
+            )
 
 
 def sizes_of(line: Line, options: Mapping[str, Any]) -> tuple[tuple[str, float], ...]:
