@@ -80,21 +80,22 @@ def test_a_system_learns_as_the_reference(name: str) -> None:
         assert distance(p, truth.values[path]) <= 1e-9, path
 
 
-def test_examples_are_of_one_step() -> None:
+@pytest.mark.parametrize("whose", ["optimizer", "model"])
+def test_examples_are_of_one_step(whose: str) -> None:
     """A forward pass without a step, and one without gradients, leave none behind."""
     spec = net(RULES[0])
     one, other = (nlc.compile(spec, dtype=torch.float64) for _ in range(2))
     (first,), (second,) = one.optimizers(), other.optimizers()
     losses, labelled, _ = other.losses(*data(5))
     losses[labelled].mean().backward()  # type: ignore[no-untyped-call]
-    second.zero_grad()
+    (second if whose == "optimizer" else other).zero_grad()
     with torch.no_grad():
         other.losses(*data(6))
     stepped(one, first, *data(0))
     stepped(other, second, *data(0))
     others = dict(other.named_weights())
     assert all(torch.equal(p, others[n]) for n, p in one.named_weights())
-    assert not any(other.examples.pairs.values())
+    assert not any(found.pairs for found in other.examples.products.values())
 
 
 def test_sums_of_several_steps_are_not_lowered() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import gc
 import importlib
 import inspect
 import math
@@ -344,6 +345,84 @@ def test_dgd_sees_what_goes_through_a_layer() -> None:
     wanted = before - 0.1 * (before @ gram + model.weight.grad)
     optimizer.step()
     assert distance(model.weight, wanted) <= 1e-14
+
+
+def clear_by_module(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    model.zero_grad()
+
+
+def clear_to_zero(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    model.zero_grad(set_to_none=False)
+
+
+def clear_by_hand(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    for p in model.parameters():
+        p.grad = None
+
+
+def clear_after_a_step(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    clear_by_hand(model, optimizer)
+    optimizer.step()
+
+
+def clear_after_a_refusal(model: nn.Linear, optimizer: torch.optim.Optimizer) -> None:
+    assert model.weight.grad is not None
+    model.weight.grad[0] = math.nan
+    with pytest.raises(GradientError):
+        optimizer.step()
+    model.zero_grad()
+
+
+@pytest.mark.parametrize(
+    "clear",
+    [clear_by_module, clear_to_zero, clear_by_hand, clear_after_a_step, clear_after_a_refusal],
+)
+def test_examples_go_with_their_gradient(clear: Callable[..., None]) -> None:
+    """And two backward passes, of which one saw the layer twice, add up theirs."""
+    torch.manual_seed(0)
+    x, old = torch.randn(3, 4, 3, dtype=F64), torch.randn(9, 3, dtype=F64)
+    made = []
+    for stale in (False, True):
+        torch.manual_seed(1)
+        model = nn.Linear(3, 2, bias=False).double()
+        optimizer = nlc.optimizer("dgd")(model, lr=0.1)
+        if stale:
+            (model(old) ** 2).mean().backward()
+            clear(model, optimizer)
+        (model(x[0]) ** 2 + model(x[1])).mean().backward()
+        model(x[2]).mean().backward()
+        assert len(optimizer.examples[0].pairs) == 3
+        optimizer.step()
+        made.append(model.weight)
+    assert torch.equal(made[0], made[1])
+
+
+@pytest.mark.parametrize("by_hand", [True, False])
+def test_a_gradient_without_examples_changes_nothing(by_hand: bool) -> None:
+    first, last = nn.Linear(3, 2, bias=False), nn.Linear(2, 2, bias=False)
+    model = nn.Sequential(first, last)
+    optimizer = nlc.optimizer("dgd")(model, lr=0.1)
+    h = first(torch.ones(1, 3))
+    made: Tensor = h if by_hand else nn.functional.linear(h, last.weight)
+    made.sum().backward()  # type: ignore[no-untyped-call]
+    if by_hand:
+        last.weight.grad = torch.ones(2, 2)
+    before = copy.deepcopy(model.state_dict())
+    refusal(optimizer.step, says=r"`dgd` .* gradient of `1\.weight` came through no call")
+    torch.testing.assert_close(model.state_dict(), before, rtol=0, atol=0)
+
+
+def test_a_layer_forgets_its_optimizer() -> None:
+    model = nn.Linear(3, 2, bias=False)
+    optimizer = nlc.optimizer("dgd")(model, lr=0.1)
+    for other in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+        other(torch.ones(1, 3)).sum().backward()
+        assert not optimizer.examples[0].pairs
+    model(torch.ones(1, 3)).sum().backward()
+    assert len(optimizer.examples[0].pairs) == 1 == len(model._forward_hooks)
+    del optimizer
+    gc.collect()
+    assert not model._forward_hooks
 
 
 @pytest.mark.skipif(RUFF is None, reason="there is no ruff")

@@ -258,7 +258,7 @@ class Model(Words, nn.Module):
 
     def watching(self, call: Pass) -> AbstractContextManager[Any]:
         """Products are written down, where an optimizer asks for them."""
-        if not self.examples.pairs or not torch.is_grad_enabled():
+        if not self.examples.products or not torch.is_grad_enabled():
             return nullcontext()
         call.watching = Watching(self.examples, dict(self.named_weights()))
         return call.watching

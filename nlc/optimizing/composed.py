@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from difflib import get_close_matches
 from typing import Any
 
@@ -164,7 +164,8 @@ class Composed(Serves):
         """One firing of every array that has a gradient; the others stay as they are.
 
         Raises GradientError for a gradient that is not finite, and ValueError for options that are
-        no numbers: nothing is changed then.
+        no numbers, and for a gradient whose examples a rule asks for and that has none: nothing is
+        changed then.
         """
         loss = None
         if closure is not None:
@@ -180,11 +181,22 @@ class Composed(Serves):
                     array = self.arrays[p]
                     line.append(Firing(array, grad, array.state[FIRINGS] + 1, (), numbers))
         self.check_gradients((f.array.name, f.grad) for fs in due.values() for f in fs)
+        self.check_examples(f.array for fs in due.values() for f in fs)
         for firings in due.values():
             self.fire_line(firings)
         for examples in self.examples:
             examples.forget()
         return loss
+
+    def check_examples(self, due: Iterable[Array]) -> None:
+        """A gradient came through products of the layer, or the rule cannot be served."""
+        for array in due:
+            if isinstance(array.examples, Examples) and not array.examples.pairs:
+                raise ValueError(
+                    f"`{array.rule.name}` reads the `input` of products, and the gradient of "
+                    f"`{array.name}` came through no call of its layer: call the layer itself, "
+                    "then `backward`; nothing was changed"
+                )
 
     def fire_line(self, firings: list[Firing]) -> None:
         sums = serving.across([f for f in firings if f.array.rule.measures])

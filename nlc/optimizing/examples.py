@@ -4,27 +4,39 @@ example, with the gradient that comes back at it (2.9.6).
 
 from __future__ import annotations
 
+import weakref
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
-from ..backends.runtime.examples import Pair, means, note
+from ..backends.runtime.examples import Pair, Products
 
 
-class Examples:
-    """Of one linear layer, since the last step."""
+class Examples(Products):
+    """Of one linear layer, since the last step. The layer forgets it when its optimizer is gone."""
 
     def __init__(self, layer: nn.Linear) -> None:
+        super().__init__()
         self.layer = layer
-        self.pairs: list[Pair] = []
-        layer.register_forward_hook(self.seen)
-
-    def seen(self, layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-        if torch.is_grad_enabled() and output.requires_grad:
-            note(self.pairs, inputs[0], output)
+        handle = layer.register_forward_hook(Seeing(weakref.ref(self)))
+        weakref.finalize(self, handle.remove).atexit = False
 
     def __call__(self) -> Pair:
         """`input` and `surprise`."""
-        return means(self.pairs, self.layer.weight)
+        return self.means(self.layer.weight)
 
-    def forget(self) -> None:
-        self.pairs.clear()
+
+class Seeing:
+    """The hook of a layer. In a copy of the layer, which no optimizer serves, it sees nothing."""
+
+    def __init__(self, of: weakref.ref[Examples] | None = None) -> None:
+        self.of = of
+
+    def __call__(self, layer: nn.Linear, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        examples = self.of() if self.of is not None else None
+        if examples is not None and torch.is_grad_enabled() and output.requires_grad:
+            examples.note(inputs[0], output, layer.weight)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Seeing, ()
