@@ -612,6 +612,23 @@ def test_settings_are_checked() -> None:
     refusal(optimizer.step, says="cannot change once the optimizer is made")
 
 
+def test_a_group_that_is_added_is_checked() -> None:
+    first, single = nn.Parameter(torch.zeros(3, 2)), nn.Parameter(torch.zeros(4))
+    optimizer = nlc.optimizer("adamw")([first])
+    is_dict = "a dict with `params`"
+    wrong: list[Any] = [[single], single, {"lr": 1.0}, None]
+    for group in wrong:
+        with pytest.raises(TypeError, match=is_dict):
+            optimizer.add_param_group(group)
+    for params, says in ((None, "given as NoneType"), ("w", "given as str"), ({single}, "order")):
+        with pytest.raises(TypeError, match=says):
+            optimizer.add_param_group({"params": params})
+        with pytest.raises(TypeError, match=says):
+            nlc.optimizer("adamw")(params)
+    optimizer.add_param_group({"params": single, "lr": 0.5})
+    assert optimizer.arrays[single].rule.name == "adamw" and len(optimizer.param_groups) == 2
+
+
 def two_settings(first: str, second: str) -> str:
     return (
         f"nl 1\noptimizer mine(weight, grad, {first} = 0.1, {second} = 0.5) {{\n"

@@ -51,9 +51,10 @@ class Composed(Serves):
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """One more group, with options of its own; nothing is added if anything in it is wrong."""
-        options = self.settings | {k: v for k, v in param_group.items() if k != "params"}
+        own = given.group(param_group)
+        options = self.settings | {k: v for k, v in own.items() if k != "params"}
         self.check_options(options)
-        found = given.arrays(param_group["params"], len(self.arrays))
+        found = given.arrays(own["params"], len(self.arrays))
         for one in found:
             if one.weight in self.arrays:
                 old = self.arrays[one.weight].name

@@ -4,7 +4,7 @@ named arrays, checked.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -40,22 +40,21 @@ def groups(params: Any) -> list[dict[str, Any]]:
         raise TypeError(
             "an optimizer takes several arrays, and was given one tensor: put it in [ ]"
         )
-    if isinstance(params, set):
-        raise TypeError("parameters need an order: a list, not a set")
     if isinstance(params, nn.Module | Mapping):
         found: list[Any] = [params if isinstance(params, Mapping) else {"params": params}]
     else:
-        found = list(params)
+        found = listed(params)
     if not found:
         raise ValueError("an optimizer has nothing to train: it was given no parameters")
     if not any(isinstance(g, Mapping) for g in found):
         found = [{"params": found}]
-    if not all(isinstance(g, Mapping) and "params" in g for g in found):
+    return [group(g) for g in found]
+
+
+def group(one: Any) -> dict[str, Any]:
+    if not isinstance(one, Mapping) or "params" not in one:
         raise TypeError("a group of parameters is a dict with `params`, and its own options")
-    made = [dict(g) for g in found]
-    if len(found) > 1 or not isinstance(params, nn.Module):
-        made = [g | {"params": listed(g["params"])} for g in made]
-    return made
+    return {**one, "params": listed(one["params"])}
 
 
 def listed(params: Any) -> Any:
@@ -66,6 +65,9 @@ def listed(params: Any) -> Any:
         return [params]
     if isinstance(params, set):
         raise TypeError("parameters need an order: a list, not a set")
+    if isinstance(params, str) or not isinstance(params, Iterable):
+        said = type(params).__name__
+        raise TypeError(f"parameters are a module, or tensors in a list, and were given as {said}")
     return list(params)
 
 
