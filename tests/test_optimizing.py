@@ -667,6 +667,76 @@ def test_a_state_of_another_rule_is_refused() -> None:
     torch.testing.assert_close(optimizer.state_dict()["state"], held["state"], rtol=0, atol=0)
 
 
+def spoil(saved: dict[str, Any], at: tuple[Any, ...], value: Any) -> dict[str, Any]:
+    """A copy with one thing in it changed."""
+    spoilt = inner = copy.deepcopy(saved)
+    for step in at[:-1]:
+        inner = inner[step]
+    inner[at[-1]] = value
+    return spoilt
+
+
+SPOILT: list[tuple[tuple[Any, ...], Any, str]] = [
+    (("state",), None, "it is damaged"),
+    (("param_groups",), [None], "it is damaged"),
+    (("param_groups", 0, "params"), 3, "it is damaged"),
+    (("state", 0), None, "it holds nothing"),
+    (("state", 0, "m"), None, "holds m as None, and here it is an array of"),
+    (("state", 0, "m"), 0.5, "holds m as 0.5"),
+    (("state", 0, "m"), "x", "holds m as 'x'"),
+    (("state", 0, "m"), torch.zeros(7, 6).long(), "holds m as tensor"),
+    (("state", 0, "firings so far"), "x", "holds firings so far as 'x'"),
+    (("state", 0, "firings so far"), -1, "holds firings so far as -1"),
+    (("param_groups", 0, "lr"), "x", "`rate` of `adamw` is a number"),
+    (("param_groups", 0, "b1"), None, "`b1` of `adamw` is a number"),
+]
+
+
+@pytest.mark.parametrize(("at", "value", "says"), SPOILT)
+def test_a_damaged_state_changes_nothing(at: tuple[Any, ...], value: Any, says: str) -> None:
+    model = net()
+    optimizer = nlc.optimizer("adamw")(model)
+    train(model, optimizer, range(2))
+    held = copy.deepcopy(optimizer.state_dict())
+    refusal(lambda: optimizer.load_state_dict(spoil(held, at, value)), says=says)
+    now = optimizer.state_dict()
+    assert now["param_groups"] == held["param_groups"]
+    torch.testing.assert_close(now["state"], held["state"], rtol=0, atol=0)
+
+
+def test_a_state_is_loaded_into_another_order_of_lines() -> None:
+    p, q = nn.Parameter(torch.zeros(3)), nn.Parameter(torch.zeros(3))
+    saved = nlc.optimizer("muon", "adamw")([p], adamw={"lr": 0.5}).state_dict()
+    optimizer = nlc.optimizer("adamw")([q])
+    optimizer.load_state_dict(saved)
+    q.grad = torch.ones(3)
+    optimizer.step()
+    assert optimizer.param_groups[0]["lr"] == 0.5 and float(q[0].detach()) < -0.4
+    m3 = nlc.optimizer("m3")
+    kept = m3([nn.Parameter(torch.zeros(3, 2))], period=3).state_dict()
+    other = m3([nn.Parameter(torch.zeros(3, 2))], period=4)
+    refusal(lambda: other.load_state_dict(kept), says="cannot change once the optimizer is made")
+
+
+def test_a_state_follows_its_parameter() -> None:
+    """To float64 and back, as if it had been there from the start; never below float32."""
+    model, other = net(dtype=F32), net(dtype=F32).double()
+    first, second = nlc.optimizer("adamw")(model), nlc.optimizer("adamw")(other)
+    model.double()
+    train(model, first, range(3))
+    train(other, second, range(3))
+    assert apart(model, other) == 0
+    p = dict(model.named_parameters())["out.weight"]
+    for dtype, state in ((torch.bfloat16, F32), (F64, F64)):
+        model.to(dtype)
+        train(model, first, [3])
+        assert first.state[p]["m"].dtype == state
+    first.load_state_dict(second.state_dict())
+    model.float()
+    first.load_state_dict(second.state_dict())
+    assert first.state[p]["h"].dtype == F32
+
+
 def test_mistakes_of_a_text_are_told() -> None:
     with pytest.raises(nlc.SpecError, match="NL101"):
         nlc.optimizer(MINE.replace("sign(m)", "sign(n)"))

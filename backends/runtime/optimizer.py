@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 Row = tuple[Any, ...]
 Group = dict[str, Any]
-UNSAVED = ("params", "names")
+UNSAVED = ("params", "names", "line", "rule", "spec")  # what a group is, wherever it is loaded
 PENDING = "pending gradients"  # no name that a spec can give
 
 
@@ -59,6 +59,11 @@ class Serves(RuleWords, torch.optim.Optimizer):
         grad = grad.to_dense() if grad.layout != torch.strided else grad
         return grad if grad.ndim else grad.view(1)
 
+    def follow(self) -> None:
+        """States are of the precision of their parameters."""
+        for array in self.arrays.values():
+            array.follow()
+
     # ---- firing ----------------------------------------------------------------------------------
 
     def fire(self, due: list[Firing]) -> None:
@@ -86,6 +91,7 @@ class Serves(RuleWords, torch.optim.Optimizer):
             changed = hook(self, state_dict)
             state_dict = state_dict if changed is None else changed
         pairs = list(self.matched(state_dict))
+        self.follow()
         for group, saved in zip(self.param_groups, state_dict["param_groups"], strict=True):
             group.update({k: deepcopy(v) for k, v in saved.items() if k not in UNSAVED})
         for state, given in pairs:
@@ -104,6 +110,8 @@ class Serves(RuleWords, torch.optim.Optimizer):
         if not isinstance(saved, Mapping) or not {"state", "param_groups"} <= set(saved):
             raise ValueError("this is no state of an optimizer: it has no `param_groups`")
         groups = saved["param_groups"]
+        if not isinstance(saved["state"], Mapping) or not all(map(is_group, groups)):
+            raise ValueError("this is no state of an optimizer: it is damaged")
         sizes = [[len(g["params"]) for g in gs] for gs in (self.param_groups, groups)]
         if sizes[0] != sizes[1]:
             raise ValueError(
@@ -117,22 +125,43 @@ class Serves(RuleWords, torch.optim.Optimizer):
                 yield self.state[p], given
 
     def check_group(self, group: Group, saved: Mapping[str, Any]) -> None:
-        """The rule of a group, where it has one."""
+        """The options of a group, and its rule, where it has one."""
+        for name in ("steps", "count"):
+            if not is_count(saved.get(name)):
+                where = group["names"][0]
+                raise ValueError(f"the state saved with `{where}` has no number of its {name}")
 
     def check_array(self, array: Array, state: Mapping[str, Any], given: Mapping[str, Any]) -> None:
         """A state of the same arrays, in the same shapes."""
-        if set(state) != set(given):
-            has, kept = (", ".join(sorted(map(str, s))) or "nothing" for s in (given, state))
+        if not isinstance(given, Mapping) or set(state) != set(given):
+            there = given if isinstance(given, Mapping) else {}
+            has, kept = (", ".join(sorted(map(str, s))) or "nothing" for s in (there, state))
             raise ValueError(
                 f"the state saved for `{array.name}` is of another rule: it holds {has}, and here "
                 f"`{array.rule.name}` keeps {kept}"
             )
         for key, value in state.items():
-            if isinstance(value, Tensor) and value.shape != given[key].shape:
-                raise ValueError(
-                    f"the state saved for `{array.name}` holds {key} as "
-                    f"{list(given[key].shape)}, and here it is {list(value.shape)}"
-                )
+            found, wanted = given[key], "a number of firings"
+            if isinstance(value, Tensor):
+                wanted = f"an array of {list(value.shape)}"
+                if isinstance(found, Tensor) and found.is_floating_point():
+                    if found.shape == value.shape:
+                        continue
+                    found = list(found.shape)
+            elif is_count(found):
+                continue
+            raise ValueError(
+                f"the state saved for `{array.name}` holds {key} as {found!r}, and here it is "
+                f"{wanted}"
+            )
+
+
+def is_group(saved: Any) -> bool:
+    return isinstance(saved, Mapping) and isinstance(saved.get("params"), list | tuple)
+
+
+def is_count(saved: Any) -> bool:
+    return isinstance(saved, int) and not isinstance(saved, bool) and saved >= 0
 
 
 class Optimizer(Serves):
@@ -193,6 +222,7 @@ class Optimizer(Serves):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
+        self.follow()
         grads = {p: self.gradient(p) for p in self.arrays}
         there = [(self.arrays[p].name, g) for p, g in grads.items() if g is not None]
         self.check_gradients(there)

@@ -71,6 +71,7 @@ class Array:
     state: dict[str, Any]
     lead: int = 0
     examples: Examples | None = None
+    served: torch.dtype | None = None  # the parameter's, when its state was last looked at
 
     @property
     def weight(self) -> Tensor:
@@ -96,6 +97,15 @@ class Array:
         """All that is kept exists, and is saved, before the first step."""
         for kept in self.rule.kept:
             self.state[kept.name] = self.first(kept, seed)
+
+    def follow(self) -> None:
+        """A parameter of another precision, as after `model.double()`: its state goes along."""
+        if self.served is self.parameter.dtype:
+            return
+        self.served = self.parameter.dtype
+        for key, value in self.state.items():
+            if isinstance(value, Tensor):
+                self.state[key] = value.to(self.dtype)
 
     def first(self, kept: Kept, seed: int) -> Tensor:
         w = self.weight

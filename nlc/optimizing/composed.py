@@ -172,6 +172,7 @@ class Composed(Serves):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
+        self.follow()
         due: dict[int, list[Firing]] = {}
         for group in self.param_groups:
             numbers = self.numbers(group)
@@ -210,11 +211,15 @@ class Composed(Serves):
     def numbers(self, group: Group) -> tuple[float, ...]:
         """The settings that a group's rule is given."""
         line = self.lines[group["line"]]
-        first = next(iter(group["params"]))
-        if sizes_of(line, group) != self.arrays[first].owner.sizes:
-            fixed = ", ".join(n for n, _ in self.arrays[first].owner.sizes)
-            raise ValueError(f"{fixed} of `{line.rule}` cannot change once the optimizer is made")
+        self.check_sizes(line, group, group)
         return tuple(checked(line.rule, n, group[key(n)]) for n in open_settings(line))
+
+    def check_sizes(self, line: Line, group: Group, asked: Mapping[str, Any]) -> None:
+        """The settings that are compiled in are as they were."""
+        sizes = self.arrays[next(iter(group["params"]))].owner.sizes
+        if sizes_of(line, asked) != sizes:
+            fixed = ", ".join(n for n, _ in sizes)
+            raise ValueError(f"{fixed} of `{line.rule}` cannot change once the optimizer is made")
 
     def told(self, one: Firing) -> str:
         pairs = zip(one.array.owner.SETTINGS, one.given, strict=True)
@@ -252,6 +257,13 @@ class Composed(Serves):
                 f"the state saved for `{group['names'][0]}` is of {of}, and {where} it is served "
                 f"by `{group['rule']}`"
             )
+        line = self.lines[group["line"]]
+        for name in line.settings:
+            if key(name) not in saved and key(name) in group:
+                raise ValueError(f"the state saved for `{group['names'][0]}` has no `{key(name)}`")
+            if key(name) in saved:
+                checked(line.rule, name, saved[key(name)])
+        self.check_sizes(line, group, saved)
 
 
 # ---- words ---------------------------------------------------------------------------------------
