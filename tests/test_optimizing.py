@@ -612,6 +612,24 @@ def test_settings_are_checked() -> None:
     refusal(optimizer.step, says="cannot change once the optimizer is made")
 
 
+def test_mistaken_settings_are_explained() -> None:
+    weight = nn.Parameter(torch.zeros(3, 2))
+    adamw, fixed = nlc.optimizer("adamw"), nlc.optimizer("learn adam(rate = 1e-2)")
+    both = nlc.optimizer("muon", "adamw")
+    refusal(lambda: fixed([weight], lr=0.5), TypeError, "`learn adam.*` sets `rate` itself")
+    refusal(lambda: O.lr_scheduler.StepLR(fixed([weight]), 1), KeyError, "has no option `lr` here")
+    refusal(lambda: adamw([weight], lr=None), says="`rate` of `adamw` is a number.* given None")
+    refusal(lambda: adamw([weight], lr=-1), says="`rate` of `adamw` is how far.* given -1")
+    refusal(lambda: adamw([weight], lr=math.inf), says="`rate` of `adamw` is how far.* given inf")
+    refusal(lambda: adamw([weight], weight_decay=0.1), TypeError, "`weight_decay` is `shrink` here")
+    refusal(lambda: adamw([weight], betas=(0.9, 0.99)), TypeError, "`betas` is `b1` and `b2` here")
+    refusal(lambda: both([weight], moun={"lr": 1}), TypeError, "`moun`; did you mean `muon`")
+    down = nlc.optimizer(two_settings("rate", "half"))([weight], half=-1)
+    assert down.param_groups[0]["half"] == -1
+    assert copy.deepcopy(down).param_groups[0]["lr"] == 0.1
+    assert nlc.optimizer("muon")([weight], nesterov=True).param_groups[0]["nesterov"] == 1
+
+
 def test_a_group_that_is_added_is_checked() -> None:
     first, single = nn.Parameter(torch.zeros(3, 2)), nn.Parameter(torch.zeros(4))
     optimizer = nlc.optimizer("adamw")([first])

@@ -27,6 +27,14 @@ from .making import asks_for_examples, fitted, open_settings, rules_of
 FIRINGS = "firings so far"  # no name that a spec can give
 
 RATE, LR = "rate", "lr"
+ELSEWHERE = {  # options of torch's own optimizers, under the names that shipped rules have
+    "weight_decay": ("shrink",),
+    "betas": ("b1", "b2"),
+    "momentum": ("keep",),
+    "alpha": ("keep",),
+    "lr_decay": ("slowing",),
+    "momentum_decay": ("warm",),
+}
 PLAIN = ("params", "name", "initial_lr")  # options that are no rule's
 OURS = ("names", "rule", "line", "spec")  # what a group says of itself
 TORCHS = ("param_names", "max_lr", "min_lr", "base_momentum", "max_momentum", "swa_lr")
@@ -74,15 +82,17 @@ class Composed(Serves):
         """The arrays of a group that one line serves."""
         line = self.lines[index]
         own = self.options_of(line, options)
-        group: Group = {
-            "params": [one.weight for one in part],
-            "names": [one.name for one in part],
-            "rule": line.rule,
-            "line": index,
-            "spec": mark(line),
-            **{k: v for k, v in options.items() if k in PLAIN and k != "params"},
-            **own,
-        }
+        group: Group = Options(
+            {
+                "params": [one.weight for one in part],
+                "names": [one.name for one in part],
+                "rule": line.rule,
+                "line": index,
+                "spec": mark(line),
+                **{k: v for k, v in options.items() if k in PLAIN and k != "params"},
+                **own,
+            }
+        )
         rules = rules_of(line, frozenset(one.shape for one in part), sizes_of(line, group))
         for rule in {rules.rule(one.shape) for one in part}:
             try_out(line, rules, rule, group)
@@ -139,9 +149,21 @@ class Composed(Serves):
     def check_names(self, rule: str, options: Mapping[str, Any], known: list[str]) -> None:
         for name in options:
             if key(name) not in known:
-                near = get_close_matches(name, [*known, RATE], n=1)
-                has = f"; did you mean `{near[0]}`?" if near else f"; it has {', '.join(known)}"
-                raise TypeError(f"`{rule}` has no setting `{name}`{has}")
+                raise TypeError(f"`{rule}` has no setting `{name}`; {self.hint(name, known)}")
+
+    def hint(self, name: str, known: list[str]) -> str:
+        """What may have been meant."""
+        for line in self.lines:
+            for fixed in line.fixed:
+                if key(name) == key(fixed):
+                    return f"the line `{line.said}` sets `{fixed}` itself"
+        other = ELSEWHERE.get(name, ())
+        if other and set(other) <= set(known):
+            return f"what torch calls `{name}` is {' and '.join(f'`{n}`' for n in other)} here"
+        near = get_close_matches(name, [*known, RATE, *(line.rule for line in self.lines)], n=1)
+        if near:
+            return f"did you mean `{near[0]}`?"
+        return f"it has {', '.join(dict.fromkeys(known)) or 'none'}"
 
     def options_of(self, line: Line, options: Mapping[str, Any]) -> dict[str, Any]:
         """What a line's settings are, under the names of a group's options."""
@@ -152,9 +174,12 @@ class Composed(Serves):
             asked = [n for n in ({RATE, LR} if key(name) == LR else {name}) if n in mine]
             if len(asked) > 1:
                 raise TypeError(f"`{line.rule}` is given both `{RATE}` and `{LR}`, which are one")
-            value = mine[asked[0]] if asked else default
-            if value is not None:
-                made[key(name)] = checked(line.rule, name, value)
+            if asked:
+                made[key(name)] = checked(line.rule, name, mine[asked[0]])
+                if key(name) == LR and (default is None or default >= 0):
+                    check_rate(line.rule, name, made[LR])
+            elif default is not None:
+                made[key(name)] = default
         return made
 
     # ---- steps -----------------------------------------------------------------------------------
@@ -266,6 +291,16 @@ class Composed(Serves):
         self.check_sizes(line, group, saved)
 
 
+class Options(dict[str, Any]):
+    """A group. What its line sets is no option of it."""
+
+    def __missing__(self, name: str) -> Any:
+        raise KeyError(
+            f"`{self['rule']}` has no option `{name}` here: a scheduler sets what its `learn` line "
+            "leaves open"
+        )
+
+
 # ---- words ---------------------------------------------------------------------------------------
 
 
@@ -299,12 +334,20 @@ def sizes_of(line: Line, options: Mapping[str, Any]) -> tuple[tuple[str, float],
 
 
 def checked(rule: str, name: str, value: Any) -> float:
-    """A setting is a real number."""
+    """A setting is a real number; True is 1."""
     if isinstance(value, Tensor) and value.numel() == 1:
         value = value.item()
-    if isinstance(value, bool) or not isinstance(value, int | float) or math.isnan(value):
+    if not isinstance(value, int | float) or math.isnan(value):
         raise ValueError(f"`{name}` of `{rule}` is a number, and was given {value!r}")
-    return value
+    return int(value) if isinstance(value, bool) else value
+
+
+def check_rate(rule: str, name: str, value: float) -> None:
+    if not 0 <= value < math.inf:
+        raise ValueError(
+            f"`{name}` of `{rule}` is how far a step goes, finite and not below 0, and was given "
+            f"{value:g}"
+        )
 
 
 def mark(line: Line) -> str:

@@ -57,12 +57,17 @@ class Line:
         """Those that the line leaves open, with their defaults; None is a default that is no
         number. `steps` on a line is the language's own (2.9.4).
         """
-        fixed = {a.name.id for a in self.arguments if a.name is not None} | {"steps"}
+        closed = {*self.fixed, "steps"}
         return {
             p.name.id: number(p.default)
             for p in self.params
-            if p.default is not None and p.name.id not in fixed
+            if p.default is not None and p.name.id not in closed
         }
+
+    @property
+    def fixed(self) -> tuple[str, ...]:
+        """Those that it sets."""
+        return tuple(a.name.id for a in self.arguments if a.name is not None)
 
     @property
     def arguments(self) -> tuple[S.Argument, ...]:
