@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
+from . import interrupts
 from .calls import (
     Arguments,
     Parser,
@@ -486,7 +487,8 @@ def _train(arguments: Arguments) -> int:
         raise CallError("A run needs a spec and text: nlc train SPEC --data PATH...")
     if arguments.spec is not None:
         arguments.spec = str(_find(arguments.spec))
-    from .train import Options, train
+    with interrupts.whole():
+        from .train import Options, train
 
     given: dict[str, Any] = {**vars(arguments), "settings": dict(arguments.settings)}
     given.update((k, tuple(given[k])) for k in ("data", "only", "skip"))
@@ -511,7 +513,8 @@ def _generate_words(parser: Parser) -> None:
 def _generate(arguments: Arguments) -> int:
     if not Path(arguments.run).is_dir():
         raise CallError(f"There is no run folder {arguments.run}.")
-    from .generate import Options, generate
+    with interrupts.whole():
+        from .generate import Options, generate
 
     sys.stdout.write(arguments.prompt)
     generate(Options(**vars(arguments)), _say)
