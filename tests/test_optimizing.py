@@ -667,6 +667,34 @@ def test_settings_are_told_apart() -> None:
     assert p.item() == -0.125
 
 
+@pytest.mark.parametrize(
+    ("lines", "says"),
+    [
+        (("learn adam()",), r"`adam` .* at firing 1 \(.*b1 = 1,"),
+        (
+            ("learn lion() for first", "learn gradient(rate = 1 / (count - 2))"),
+            r"`gradient` .* at firing 2 \(",
+        ),
+        (("learn lion() for first", "learn muon(rate = 1 / (count - 2))"), "`muon` .* at firing 2"),
+    ],
+)
+def test_numbers_are_none_before_anything_changes(lines: tuple[str, ...], says: str) -> None:
+    """Of a later group, a later line or a later count."""
+    model = nn.ModuleDict({n: nn.Linear(3, 2, bias=False) for n in ("first", "last")})
+    params = [{"params": [pair]} for pair in model.named_parameters()]
+    optimizer = nlc.optimizer(*lines)(params)
+    for p in model.parameters():
+        p.grad = torch.ones_like(p)
+    if "adam()" in lines[-1]:
+        optimizer.param_groups[-1]["b1"] = 1
+    else:
+        optimizer.step()
+    held = copy.deepcopy([model.state_dict(), optimizer.state_dict()["state"]])
+    refusal(optimizer.step, says=f"{says}.*nothing was changed")
+    now = [model.state_dict(), optimizer.state_dict()["state"]]
+    torch.testing.assert_close(now, held, rtol=0, atol=0)
+
+
 def test_a_state_of_another_rule_is_refused() -> None:
     model = net()
     optimizer = nlc.optimizer("adamw")(model)

@@ -19,6 +19,7 @@ from . import serving
 from .examples import Examples
 from .rule_words import RuleWords
 from .serving import Array, Firing, Rule
+from .trial import failing
 
 if TYPE_CHECKING:
     from .model import Model
@@ -70,11 +71,18 @@ class Serves(RuleWords, torch.optim.Optimizer):
         try:
             serving.fire(due)
         except (ArithmeticError, ValueError) as error:
-            rule = due[0].array.rule.name
-            raise ValueError(
-                f"`{rule}` comes to no number at firing {due[0].count} ({error}), with "
-                f"{self.told(due[0])}"
-            ) from None
+            raise self.no_number(due[0], error, "some arrays were changed") from None
+
+    def check_numbers(self, due: Iterable[Firing]) -> None:
+        found = failing(due)
+        if found is not None:
+            raise self.no_number(*found, "nothing was changed")
+
+    def no_number(self, one: Firing, error: Exception, done: str) -> ValueError:
+        return ValueError(
+            f"`{one.array.rule.name}` comes to no number at firing {one.count} ({error}), with "
+            f"{self.told(one)}; {done}"
+        )
 
     def told(self, one: Firing) -> str:
         """The settings of a firing, in words."""

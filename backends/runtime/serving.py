@@ -171,13 +171,19 @@ def whole(one: Firing) -> None:
     array = one.array
     weight = array.weight
     w = weight.to(array.dtype)
-    streams = [one.grad.to(array.dtype)]
-    if array.rule.examples:
-        assert array.examples is not None
-        streams += [x.to(array.dtype) for x in array.examples()]
-    array.fire(w, *streams, *array.kept, *one.numbers)
+    array.fire(w, *streams(one), *array.kept, *one.numbers)
     if w is not weight:
         weight.copy_(w)
+
+
+def streams(one: Firing) -> list[Tensor]:
+    """The gradient, and where a rule asks for them its examples."""
+    array = one.array
+    found = [one.grad.to(array.dtype)]
+    if array.rule.examples:
+        assert array.examples is not None
+        found += [x.to(array.dtype) for x in array.examples()]
+    return found
 
 
 def in_blocks(one: Firing) -> None:

@@ -190,8 +190,8 @@ class Composed(Serves):
         """One firing of every array that has a gradient; the others stay as they are.
 
         Raises GradientError for a gradient that is not finite, and ValueError for options that are
-        no numbers, and for a gradient whose examples a rule asks for and that has none: nothing is
-        changed then.
+        no numbers or with which a rule comes to none, and for a gradient whose examples a rule asks
+        for and that has none: nothing is changed then.
         """
         loss = None
         if closure is not None:
@@ -210,7 +210,15 @@ class Composed(Serves):
         self.check_gradients((f.array.name, f.grad) for fs in due.values() for f in fs)
         self.check_examples(f.array for fs in due.values() for f in fs)
         for firings in due.values():
-            self.fire_line(firings)
+            sums = serving.across([f for f in firings if f.array.rule.measures])
+            for one in firings:
+                one.across = sums
+        self.check_numbers(f for fs in due.values() for f in fs)
+        for firings in due.values():
+            for one in firings:
+                one.array.state[FIRINGS] = one.count
+            if firings:
+                self.fire(firings)
         for examples in self.examples:
             examples.forget()
         return loss
@@ -224,14 +232,6 @@ class Composed(Serves):
                     f"`{array.name}` came through no call of its layer: call the layer itself, "
                     "then `backward`; nothing was changed"
                 )
-
-    def fire_line(self, firings: list[Firing]) -> None:
-        sums = serving.across([f for f in firings if f.array.rule.measures])
-        for one in firings:
-            one.across = sums
-            one.array.state[FIRINGS] = one.count
-        if firings:
-            self.fire(firings)
 
     def numbers(self, group: Group) -> tuple[float, ...]:
         """The settings that a group's rule is given."""
