@@ -71,7 +71,9 @@ class Serves(RuleWords, torch.optim.Optimizer):
         try:
             serving.fire(due)
         except (ArithmeticError, ValueError) as error:
-            raise self.no_number(due[0], error, "some arrays were changed") from None
+            raise self.no_number(
+                due[0], error, "arrays of its line may have been changed"
+            ) from None
 
     def check_numbers(self, due: Iterable[Firing]) -> None:
         found = failing(due)
@@ -224,7 +226,8 @@ class Optimizer(Serves):
     def step(self, closure: Callable[[], float] | None = None) -> float | None:
         """One step; arrays without a gradient have one of zero.
 
-        Raises GradientError for a gradient that is not finite: nothing is changed then.
+        Raises GradientError for a gradient that is not finite: nothing is changed then. ValueError
+        for a rule that comes to no number: arrays may have been changed by then.
         """
         loss = None
         if closure is not None:
