@@ -276,9 +276,7 @@ def _nested(outer: Clock, inner: Clock) -> Clock:
     period = outer.period * inner.period
     if outer.phase is None and inner.phase is None:
         return Clock(outer.unit, period)
-    first = outer.period if outer.phase is None else outer.phase
-    nth = inner.period if inner.phase is None else inner.phase
-    return Clock(outer.unit, period, first + (nth - 1) * outer.period)
+    return Clock(outer.unit, period, outer.first + (inner.first - 1) * outer.period)
 
 
 # ---- inside an optimizer -------------------------------------------------------------------------

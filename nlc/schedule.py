@@ -169,7 +169,7 @@ def _ticks(clock: Clock, unit: int | None, start: int, end: int) -> range:
     if unit is None:
         return range(0)
     base = start // unit * unit  # a sequence in which the count begins is counted
-    return range(base + unit * _beginning(clock), end + 1, unit * clock.period)
+    return range(base + unit * clock.first, end + 1, unit * clock.period)
 
 
 def lane_of(c: Component, ticks: int, unit: int | None, reset_unit: int | None) -> Lane:
@@ -193,11 +193,7 @@ def lane_of(c: Component, ticks: int, unit: int | None, reset_unit: int | None) 
 def _first(c: Component) -> str:
     if c.clock.unit in ("always", "never"):
         return {"always": "every read", "never": "never"}[c.clock.unit]
-    return f"{c.clock.unit} {_beginning(c.clock):,}"
-
-
-def _beginning(clock: Clock) -> int:
-    return clock.period if clock.phase is None else clock.phase
+    return f"{c.clock.unit} {c.clock.first:,}"
 
 
 def _fires(c: Component, sequence: int | None) -> str:

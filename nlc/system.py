@@ -325,10 +325,14 @@ class Clock:
     period: int = 1
     phase: int | None = None
 
+    @property
+    def first(self) -> int:
+        """The tick of the first firing, counted from 1 (2.6.2)."""
+        return self.period if self.phase is None else self.phase
+
     def fires(self, tick: int) -> bool:
         """At the end of tick `tick` of its unit, counted from 1 (2.6.2)."""
-        first = self.period if self.phase is None else self.phase
-        return tick >= first and (tick - first) % self.period == 0
+        return tick >= self.first and (tick - self.first) % self.period == 0
 
     def __str__(self) -> str:
         if self.unit in ("never", "always"):

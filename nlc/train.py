@@ -165,8 +165,7 @@ def length_notes(system: Any, length: int) -> list[str]:
         )
     for level in system.levels:
         clock = level.clock
-        first = clock.period if clock.phase is None else clock.phase
-        if clock.unit == "token" and level.resets.unit == "sequence" and first > length:
+        if clock.unit == "token" and level.resets.unit == "sequence" and clock.first > length:
             notes.append(f"{level.name} ({clock}) never fires in sequences of {length} tokens.")
     return notes
 

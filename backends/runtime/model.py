@@ -20,12 +20,12 @@ from ..parameters import noise
 from .examples import Examples, Watching
 from .lives import lives
 from .optimizer import Optimizer
+from .serving import HALF
 from .state import State, StateError, Waiting, detached
 from .stream import Stream
 from .words import Words
 
 Row = tuple[Any, ...]
-HALF = (torch.bfloat16, torch.float16)
 
 
 class Part(nn.Module):

@@ -501,7 +501,7 @@ def arrays_of_others(box: Box) -> list[tuple[Handle, str]]:
 def reset_of(box: Box) -> int:
     """After how many tokens the box's level starts anew; 0: with the sequence."""
     clock = box.level.resets if box.level is not None else None
-    return 0 if clock is None or clock.unit != "token" else clock.phase or clock.period
+    return 0 if clock is None or clock.unit != "token" else clock.first
 
 
 def attribute(name: str, rest: str) -> str:

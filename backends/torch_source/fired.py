@@ -101,7 +101,7 @@ class Fired(Frozen):
         """The period, and the tick of the first firing (2.6.2)."""
         assert self.box.level is not None
         clock = self.box.level.clock
-        return clock.period, clock.phase or clock.period
+        return clock.period, clock.first
 
     @property
     def reads_old(self) -> bool:

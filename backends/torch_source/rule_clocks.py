@@ -7,7 +7,7 @@ from nlc.system import Clock
 
 def fires(clock: Clock) -> str:
     """Whether this firing is one of the level's; "" where every one is."""
-    first = clock.phase or clock.period
+    first = clock.first
     if clock.period == 1:
         return f"count >= {first}" if first > 1 else ""
     if first == clock.period:
@@ -17,7 +17,7 @@ def fires(clock: Clock) -> str:
 
 def fired(clock: Clock) -> str:
     """How many times the level has fired, this one included, when it does."""
-    first = clock.phase or clock.period
+    first = clock.first
     if clock.period == 1 and first == 1:
         return "count"
     if first == clock.period:
@@ -27,7 +27,7 @@ def fired(clock: Clock) -> str:
 
 def begun(clock: Clock) -> str:
     """Of which firing of the level this one is a tick."""
-    first = clock.phase or clock.period
+    first = clock.first
     if clock.period == 1 and first == 1:
         return "count"
     if first == clock.period:

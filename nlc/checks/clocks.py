@@ -19,7 +19,7 @@ def nl203(facts: Facts) -> Iterator[Diagnostic]:
         lives = lifetimes(level, facts.system.assume)
         if not lives:
             continue
-        if first(level.clock) > max(lives) and level.partial != "flush":
+        if level.clock.first > max(lives) and level.partial != "flush":
             yield never_fires(level, facts.system.assume)
             continue
         yield from inner_levels(facts, level, max(lives))
@@ -38,12 +38,12 @@ def never_fires(level: Level, assume: int | None) -> Diagnostic:
 
 def inner_levels(facts: Facts, level: Level, ends: int) -> Iterator[Diagnostic]:
     """A step of a level inside an optimizer is one firing of the level served, until its reset."""
-    start, period = first(level.clock), level.clock.period
+    start, period = level.clock.first, level.clock.period
     firings = (ends - start) // period + 1
     for box in facts.boxes_of[level.name]:
         for rule, inner, span in rules_with_levels(box):
             clock = inner.clock
-            if clock is not None and clock.unit == "step" and first(clock) > firings:
+            if clock is not None and clock.unit == "step" and clock.first > firings:
                 message = (
                     f"`{inner.name}` of `{rule}` can never fire: `{level.name}` starts anew after "
                     f"{firings} firing{'s' if firings != 1 else ''}"
@@ -60,11 +60,6 @@ def rules_with_levels(box: Box) -> Iterator[tuple[str, Box, Span]]:
                     yield learn.rule, inner, learn.span
 
 
-def first(clock: Clock) -> int:
-    """The tick of the first firing, counted from 1."""
-    return clock.period if clock.phase is None else clock.phase
-
-
 def lifetimes(level: Level, assume: int | None) -> tuple[int, ...]:
     """Ticks of the level's own unit from one reset to the next, where that is known: until the
     first reset, and between the others.
@@ -73,9 +68,9 @@ def lifetimes(level: Level, assume: int | None) -> tuple[int, ...]:
     if unit in ("never", "always"):
         return ()
     if reset.unit == unit:
-        return first(reset), reset.period
+        return reset.first, reset.period
     if reset.unit == "sequence" and unit == "token" and assume is not None:
-        return first(reset) * assume, reset.period * assume
+        return reset.first * assume, reset.period * assume
     return ()
 
 
@@ -107,7 +102,7 @@ def nl206(facts: Facts) -> Iterator[Diagnostic]:
     """A reset inside a period cuts it short, and what was summed is lost (2.6.5)."""
     for level in facts.system.levels:
         lives = lifetimes(level, facts.system.assume)
-        if not lives or level.partial != "carry" or first(level.clock) > max(lives):
+        if not lives or level.partial != "carry" or level.clock.first > max(lives):
             continue
         if any(cut_short(level.clock, ticks) for ticks in lives):
             yield resets_inside(level, facts.system.assume)
@@ -115,7 +110,7 @@ def nl206(facts: Facts) -> Iterator[Diagnostic]:
 
 def cut_short(clock: Clock, ticks: int) -> bool:
     """Whether the last of so many ticks is not one at which the clock fires."""
-    return ticks < first(clock) or (ticks - first(clock)) % clock.period != 0
+    return ticks < clock.first or (ticks - clock.first) % clock.period != 0
 
 
 def resets_inside(level: Level, assume: int | None) -> Diagnostic:

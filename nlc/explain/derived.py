@@ -8,17 +8,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 
-from ..backward import Underivable, add, constant, make, sum_to
+from ..backward import Underivable, constant, make
 from ..derive import (
-    accumulate,
-    depends,
     given_write,
     gradient,
     linear_rule,
     substitute,
-    topological,
     vjp,
-    written_out,
 )
 from ..rules import Example, Gradient, LinearRule
 from ..show import folded
@@ -60,17 +56,10 @@ class Derived:
             if rule.write is not None:
                 return tidied(given_write(self.box, self.state), self.tidy)
             if rule.objective is not None and not rule.uses_loss:
-                return tidied(self.own(), self.tidy)
+                return tidied(gradient(self.box, self.state), self.tidy)
         except Underivable as error:
             self.why = str(error)
         return None
-
-    def own(self) -> Gradient:
-        """By the compiler's rules; where a state is an array in matrix products, by those too."""
-        try:
-            return gradient(self.box, self.state)
-        except Underivable:
-            return whole_gradient(self.box, self.state)
 
     @property
     def examples(self) -> tuple[Example, ...]:
@@ -166,30 +155,6 @@ class Derived:
     def others(self, term: Term, own: Term) -> bool:
         """Whether a term reads a state of this box in another way than by `own`."""
         return any(t is not own for t in self.reads(term))
-
-
-def whole_gradient(box: Box, state: State) -> Gradient:
-    """Of an objective in the array itself, which may stand in `@` and `transpose`."""
-    objective = state.rule.objective
-    assert objective is not None
-    value = written_out(objective, box, state)
-    order = topological(value)
-    live = depends(order)
-    cotangents: dict[int, Term] = {id(value): constant(1.0, value)}
-    total: Term | None = None
-    for term in reversed(order):
-        bar = cotangents.get(id(term))
-        if bar is None or id(term) not in live or term.op == "stop":
-            continue
-        if term.op == "product":
-            raise Underivable("a product of matrices beside a memory that is called")
-        if term.op == "array":
-            total = bar if total is None else add(total, bar)
-            continue
-        for arg, part in zip(term.args, pulled_back(term, bar), strict=True):
-            if part is not None and id(arg) in live:
-                accumulate(cotangents, arg, sum_to(part, arg.shape))
-    return Gradient(state.name, (), value, () if total is None else (("", total),))
 
 
 def pulled_back(term: Term, bar: Term) -> tuple[Term | None, ...]:
