@@ -8,14 +8,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 
-from ..backward import Underivable, constant, make
-from ..derive import (
-    given_write,
-    gradient,
-    linear_rule,
-    substitute,
-    vjp,
-)
+from ..backward import Underivable, constant
+from ..derive import given_write, gradient, linear_rule, substitute
 from ..rules import Example, Gradient, LinearRule
 from ..show import folded
 from ..system import Box, Clock, Lambda, Learn, State, System, Term
@@ -155,25 +149,6 @@ class Derived:
     def others(self, term: Term, own: Term) -> bool:
         """Whether a term reads a state of this box in another way than by `own`."""
         return any(t is not own for t in self.reads(term))
-
-
-def pulled_back(term: Term, bar: Term) -> tuple[Term | None, ...]:
-    flat = any(len(a.shape) != 2 for a in term.args)
-    if term.op not in ("matmul", "transpose") or flat:
-        return vjp(term, bar)
-    if bar.shape != term.shape:
-        bar = make("expand", bar, shape=term.shape)
-    if term.op == "transpose":
-        return (turned(bar),)
-    a, b = term.args
-    first = make("matmul", bar, turned(b), shape=a.shape)
-    return first, make("matmul", turned(a), bar, shape=b.shape)
-
-
-def turned(a: Term) -> Term:
-    if a.op == "transpose":
-        return a.args[0]
-    return make("transpose", a, shape=(a.shape[1], a.shape[0]))
 
 
 def link_body(link: Lambda, tidy: Tidy) -> tuple[Term, Term | None]:
