@@ -178,14 +178,13 @@ def draw(parameter: Parameter, seed: int) -> Tensor:
     return parameter.std * noise(parameter.name, parameter.shape, seed)
 
 
-def noise(name: str, shape: Shape, seed: int, kind: str = "normal") -> Tensor:
+def noise(name: str, shape: Shape, seed: int) -> Tensor:
     """Numbers that are a function of the name and the seed."""
     import torch
 
     digest = hashlib.sha256(f"{seed}:{name}".encode()).digest()
     generator = torch.Generator("cpu").manual_seed(int.from_bytes(digest[:8], "big") >> 1)
-    function = torch.randn if kind == "normal" else torch.rand
-    return function(shape, generator=generator, dtype=torch.float64)
+    return torch.randn(shape, generator=generator, dtype=torch.float64)
 
 
 __all__ = ["Parameter", "draw", "noise", "parameters", "paths", "rule_name", "start_name"]

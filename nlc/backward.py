@@ -232,6 +232,12 @@ def transposed(a: Term) -> Term:
     return make("transpose", a, shape=(*a.shape[:-2], a.shape[-1], a.shape[-2]))
 
 
+def d_dropout(t: Term, bar: Term) -> tuple[Term | None, ...]:
+    """The same entries fall: a draw belongs to its place, which is the slot's."""
+    bar = bar if bar.shape == t.shape else make("expand", bar, shape=t.shape)
+    return (make("dropout", bar, shape=t.shape, info=t.info),)
+
+
 def d_transpose(t: Term, bar: Term) -> tuple[Term | None, ...]:
     return (transposed(bar) if bar.shape else bar,)
 
@@ -273,6 +279,7 @@ VJP: dict[str, Rule] = {
     "join": lambda t, bar: (make("reshape", bar, shape=t.args[0].shape) if bar.shape else bar,),
     "split": lambda t, bar: (make("reshape", bar, shape=t.args[0].shape) if bar.shape else bar,),
     "reshape": lambda t, bar: (make("reshape", bar, shape=t.args[0].shape) if bar.shape else bar,),
+    "dropout": d_dropout,
     # the gradient of these is zero everywhere (NL403)
     **{
         op: (lambda t, bar: tuple(None for _ in t.args))

@@ -34,7 +34,7 @@ from .system import (
 from .windows import mixed
 
 # Operations that no generated code has yet.
-UNLOWERED = {"fade", "dropout", "across", "copy", "fresh"}
+UNLOWERED = {"fade", "across", "copy", "fresh"}
 
 
 def lower(system: System) -> tuple[Plan | None, list[Diagnostic]]:

@@ -42,6 +42,7 @@ SMALL: dict[str, Any] = {
     "window": 3,
     "segment": 4,
     "persist": 2,
+    "block": 5,
     "code": 3,
     "states": 4,
     "shots": 3,

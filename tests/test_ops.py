@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn import functional
 
-from nlc.backends.ops import by_hand, recurrence
+from nlc.backends.ops import by_hand, chance, recurrence
 from nlc.backends.ops.attention import attend
 from nlc.backends.ops.pairs import attend_pairs
 from nlc.backends.ops.parts import (
@@ -29,6 +29,7 @@ from nlc.backends.ops.parts import (
     unit,
 )
 from nlc.backends.ops.recurrence import Number, retained, scan, span
+from nlc.backends.reference.arrays import drawn as reference_draws
 
 torch.set_num_threads(1)
 
@@ -578,3 +579,22 @@ def test_causal_conv_is_torchs() -> None:
     x, weight = numbers(2, 9, 5), numbers(5, 4)
     want = functional.conv1d(functional.pad(x.mT, (3, 0)), weight.unsqueeze(1), groups=5).mT
     assert_close((causal_conv(x, weight, x.new_zeros(2, 3, 5)),), (want,), FORWARD)
+
+
+# ---- draws ---------------------------------------------------------------------------------------
+
+
+def test_a_draw_is_that_of_the_definition() -> None:
+    """The reference's own arithmetic; a change of any bit of a place turns half of the bits."""
+    places = torch.tensor([0, 1, 2, 5, 1000, 2**31, 2**32 - 1])
+    h = chance.turn(torch.tensor(chance.begin(3, "a")), places)
+    for place, drawn in zip(places.tolist(), h.tolist(), strict=True):
+        state = chance.turn(torch.tensor(drawn), torch.arange(4))
+        assert torch.equal(state, reference_draws("3:a", (place,), (4,)))
+    x = chance.mixed(torch.arange(2**16))
+    assert len(set(x.tolist())) == 2**16 and int(x.min()) >= 0 and int(x.max()) < 2**32
+    for bit in range(16):
+        turned = (x ^ chance.mixed(torch.arange(2**16) ^ 1 << bit)).unsqueeze(-1) >> torch.arange(
+            32
+        )
+        assert (turned & 1).double().mean(0).sub(0.5).abs().max() < 0.02

@@ -292,6 +292,12 @@ GATED = """level mixer(x) every token {{
   read join(M.main(z))
 }}"""
 
+MAPPED = """level mixer(x) every token {
+  reset every 4 tokens
+  z = split(linear(x, 4), 2)
+  read join(kept(unit(z), z))
+}"""
+
 
 def network(rule: str, more: str, form: str = "mlp(2, 3, 2)", objective: str = "") -> str:
     """NETWORK by another rule."""
@@ -391,6 +397,20 @@ FOUND = {
     "a level may have a name that modules use": with_mixer(
         matrix().replace("mixer", "forward"), "backprop forward -> training",
         call="x += forward(x)",
+    ),
+    "what falls is drawn for each tick, head and life": with_mixer(
+        MAPPED, OPEN, more="memory kept(k[n], v[m]) { state M : mlp(n, m)\n"
+        "objective sum((dropout(M(k), 0.5) - dropout(v, 0.3))^2) / (1 + position)\n"
+        "learn gradient(rate = 0.1); linearise every 3 tokens; read dropout(M(k), 0.4) }",
+    ),
+    "what stands still falls tick by tick": with_mixer(
+        cell("retain 0.9; write 0.1 * h", "dropout(c, 0.5) + dropout(learned(4, start = 1), 0.2)",
+             "3 tokens"), OPEN,
+    ),
+    "a place in a life is seen by no row of heads": with_mixer(
+        MAPPED, OPEN, more="memory kept(k[n], v[m]) { state M : mlp(n, m)\n"
+        "objective sum((M(k) / (1 + position) - v)^2)\n"
+        "learn gradient(rate = 0.1); linearise every 3 tokens; read M(k) }",
     ),
     "a name may be a word of Python": with_mixer(
         matrix().replace("mixer", "λ"), "backprop λ -> training", call="x += λ(x)"
@@ -503,7 +523,6 @@ REFUSED = {
         matrix(rule="gradient(rate = 0.1)").replace("v = split(linear(x, 4), 2)", "v = k"),
         f"{OPEN} first order",
     ),
-    "`dropout`": with_mixer(ADAPTER, OPEN, call="repeat 2 { x += dropout(mixer(x), 0.5) }"),
     "a momentum of `M.main` that states make": with_mixer(
         GATED.format(keep="a", rule="momentum(rate = 0.2 * b, keep = 0.5 * b)"),
         "init training -> mixer",

@@ -396,6 +396,44 @@ def test_a_hypernetworks_code_is_all_that_crosses_a_reset() -> None:
     assert effect(rewritten("hypernetwork", silent, none, **sizes), 12)[4:].max() == 0
 
 
+def test_a_recipe_drops_while_it_learns_and_not_when_it_answers() -> None:
+    """No entry twice in a batch, in the next step others; on average nothing is lost."""
+    model, x = model_of(small("training_recipe", depth=1, width=64, drop=0.25)), tokens(8, 40)
+    answers = model.eval()(x)[0]
+    assert torch.equal(model(x)[0], answers)
+    assert torch.equal(answers, model_of(small("training_recipe", depth=1, width=64, drop=0))(x)[0])
+    model.train()
+    s = model.stream_of(model.reset(8), 40)
+    drawn = [model.dropout(s, path, 0.25, torch.ones(8, 40, 64)) for path in ("a", "b")]
+    model.steps = 1
+    drawn.append(model.dropout(s, "a", 0.25, torch.ones(8, 40, 64)))
+    rows = torch.cat([d.flatten(0, 1) for d in drawn])
+    assert ((rows == 0) | (rows == 1 / 0.75)).all()
+    assert len({tuple(r.tolist()) for r in rows}) == len(rows)
+    assert (torch.stack(drawn).mean((1, 2, 3)) - 1).abs().max() < 0.02  # four deviations
+    assert (rows.mean(0) - 1).abs().max() < 0.1 and torch.corrcoef(rows.T).fill_diagonal_(
+        0
+    ).max() < 0.2
+
+
+def test_a_recipe_counts_its_steps() -> None:
+    """By its own optimizers, whose state brings the count back."""
+    model, x = one("training_recipe"), tokens(2, 9)
+    (optimizer,) = model.optimizers()
+    losses, labelled, _ = model.losses(x)
+    torch.autograd.backward(losses[labelled].mean())
+    saved = optimizer.state_dict()
+    optimizer.step()
+    assert model.steps == 1 and not torch.equal(model.losses(x)[0], losses)
+    optimizer.load_state_dict(saved)
+    assert model.steps == 0
+
+
+def test_a_recipes_attention_is_empty_at_the_start_of_a_block() -> None:
+    off = effect(model_of(small("training_recipe", block=4)).eval(), 12)
+    assert off[:4].min() > 1e-9 and off[4:].max() == 0
+
+
 def test_lora_is_its_base_until_it_has_learned() -> None:
     model, x = one("lora"), tokens(2, 9)
     weights = dict(model.named_weights())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Callable
 from typing import Any
@@ -68,6 +69,25 @@ def layer_norm(x: Tensor, gain: Tensor | None = None, bias: Tensor | None = None
 def cross_entropy(logits: Tensor, label: Tensor) -> Tensor:
     logs = torch.log_softmax(logits, -1)
     return -logs.gather(-1, label.long().unsqueeze(-1)).squeeze(-1)
+
+
+def scrambled(x: int) -> int:
+    """lowbias32 (Chris Wellons, hash-prospector): the mixer of 32 bits that 2.12 names."""
+    for shift, factor in ((16, 0x7FEB352D), (15, 0x846CA68B)):
+        x = (x ^ x >> shift) * factor % 2**32
+    return x ^ x >> 16
+
+
+def drawn(name: str, place: tuple[int, ...], shape: Shape) -> Tensor:
+    """A number from 0 to 2^32 for each entry, of the name and the place alone (2.12)."""
+    state = int.from_bytes(hashlib.sha256(name.encode()).digest()[:4], "big")
+    for coordinate in place:
+        state = scrambled(state ^ scrambled((coordinate + 0x9E3779B9) % 2**32))
+    numbers = [
+        scrambled(state ^ scrambled((entry + 0x9E3779B9) % 2**32))
+        for entry in range(math.prod(shape))
+    ]
+    return torch.tensor(numbers, dtype=torch.int64).reshape(shape)
 
 
 def rope(x: Tensor, position: int) -> Tensor:

@@ -12,7 +12,6 @@ from torch import Tensor
 from nlc.diagnostics import InternalError
 from nlc.system import ALL, Form, Handle, Slot, Term
 
-from ..parameters import noise
 from . import arrays as A
 from .frames import Arrays, Frame, Later, Missing, Value
 from .gates import OWN, gate
@@ -311,10 +310,9 @@ def _dropout(term: Term, scope: Scope) -> Value:
     x, slot, run, frame = scope.array(term.args[0]), term.info, scope.run, scope.frame
     if not run.training or not slot.chance:
         return x
-    where = f"{slot.path.format(*frame.rounds)}{list(frame.heads)}"
-    place = f"{where}:{run.step}:{run.index}:{frame.position}"
-    keep = noise(place, tuple(x.shape), run.seed, "uniform") >= slot.chance
-    return torch.where(keep, x / (1 - slot.chance), 0.0)
+    place = (run.step, run.index, *frame.heads, frame.position)
+    drawn = A.drawn(f"{run.seed}:{slot.path.format(*frame.rounds)}", place, tuple(x.shape))
+    return torch.where(drawn >= round(slot.chance * 2**32), x / (1 - slot.chance), 0.0)
 
 
 # ---- training and starts -----------------------------------------------------------------------

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from ..parameters import noise
+from .chance import Chance
 from .examples import Examples, Watching
 from .lives import lives
 from .optimizer import Optimizer
@@ -112,6 +113,7 @@ class Model(Words, nn.Module):
         self.weights = Part()
         self.still: Still | None = None
         self.examples = Examples()
+        self.chance = Chance(seed)
         nothing = torch.empty(0, device=device, dtype=dtype)
         self.register_buffer("like", nothing, persistent=False)  # where and what a model is
         for path, loops, shape, std, value, trained in self.PARAMETERS:
@@ -176,6 +178,21 @@ class Model(Words, nn.Module):
     def source(self) -> str:
         """The Python that was generated for this module."""
         return self.SOURCE
+
+    @property
+    def steps(self) -> int:
+        """Steps of training so far, on which `dropout` depends. The spec's own optimizers count
+        them; after a step of another, add one.
+        """
+        return self.chance.steps
+
+    @steps.setter
+    def steps(self, steps: int) -> None:
+        self.chance.steps = steps
+
+    def dropout(self, s: Stream, path: str, chance: float, x: Tensor, *mapped: int) -> Tensor:
+        """As it is, unless the model trains (`train`, `eval`: torch's words)."""
+        return self.chance.dropout(s, path, chance, x, mapped) if self.training else x
 
     def optimizers(self) -> list[Optimizer]:
         """What the spec's levels on steps train with: one object for each of them."""

@@ -203,6 +203,7 @@ class Optimizer(Serves):
         ]
         super().__init__([g for g in groups if g["params"]], {"steps": 0, "count": 0})
         self.arrays = {}
+        self.chance = model.chance
         self.watched: list[tuple[Examples, str]] = []
         for name, rule, lead, _ in rows:
             p = weights[name]
@@ -244,8 +245,17 @@ class Optimizer(Serves):
             if group["steps"] % self.PERIOD == 0:
                 group["count"] += 1
                 self.fire_group(group, grads)
+        self.tell_steps()
         self.forget()
         return loss
+
+    def tell_steps(self) -> None:
+        """What the model draws depends on them."""
+        self.chance.steps = max((g["steps"] for g in self.param_groups), default=0)
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        super().load_state_dict(state_dict)
+        self.tell_steps()
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         super().zero_grad(set_to_none)

@@ -22,7 +22,8 @@ class Stream(dict[str, Tensor]):
     boxes wrote in the run
     for training, which a run for the levels on tokens need not do again. `born`: the tick at which
     the level that is run was last reset; `began`: the same for each row of the batch, where they
-    are lives of one stream (lives.py).
+    are lives of one stream (lives.py), as many of each sample as
+    `lives` says.
     """
 
     def __init__(
@@ -43,6 +44,7 @@ class Stream(dict[str, Tensor]):
         self.remembered: dict[str, Any] = {}
         self.born = 0
         self.began: Tensor | None = None
+        self.lives = 1  # of each sample, side by side in the batch
 
     def __setitem__(self, key: str, value: Tensor) -> None:
         """An array keeps the precision it started in, whatever an operation answers in."""
@@ -99,6 +101,11 @@ class Stream(dict[str, Tensor]):
         """The positions of this span, [time], or [batch, time] where they differ."""
         ticks = torch.arange(self.position, self.position + self.time, device=self.device)
         return ticks if self.began is None else self.began.unsqueeze(-1) + ticks
+
+    @property
+    def samples(self) -> Tensor:
+        """Which sample of the batch each row is of."""
+        return torch.arange(self.batch, device=self.device) // self.lives
 
     def positions(self, lead: int) -> Tensor:
         """The same, with the leading axes of a stream."""

@@ -124,6 +124,7 @@ class Body:
             "call": self.call,
             "conv": self.conv,
             "past": self.past,
+            "dropout": self.dropout,
             "apply": self.apply,
             "state": self.state,
             "array": self.state,
@@ -305,6 +306,19 @@ class Body:
             self.code.add(f"{seen} = s.seen({slot.window}, {lead}, s.time)")
             self.e.names[f"seen {slot.window}"] = Value(seen, ATOM, True, 1)
         return value
+
+    def dropout(self, term: Term) -> Value:
+        """What falls while a level on steps learns."""
+        slot: Slot = term.info
+        x = self.e(term.args[0])
+        on_steps = any(level.clock.unit in ("step", "task") for level in self.plan.system.levels)
+        code = x.code if x.lead else f"self.stream({x.code}, s, {self.lead})"
+        if not slot.chance or not on_steps:
+            return Value(code, x.level if x.lead else ATOM, True, x.own)
+        name = self.code.name("left")
+        told = ", ".join([self.key(slot.path), repr(slot.chance), code, *map(str, self.mapped)])
+        self.code.add(f"{name} = self.dropout(s, {told})")
+        return Value(name, ATOM, True, len(term.shape))
 
     loops: Shape = ()
     member = ""  # the array that is meant where a whole network is named

@@ -270,7 +270,7 @@ class Fired(Frozen):
     def stands(self, root: Term) -> bool:
         """Whether a value is the same at all ticks of a period."""
         outer = Body(self.module, self.box)
-        changing = {"input", "position", "call", "conv", "past", "rope"}
+        changing = {"input", "position", "call", "conv", "past", "rope", "dropout"}
         changing |= {"state", "product"} if counts_ticks(self.box) else set()
         for t in root.walk():
             if t.op in changing:

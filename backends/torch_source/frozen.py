@@ -14,7 +14,7 @@ from nlc.lacking import NotLowered
 from nlc.plan import ArrayRule
 from nlc.system import Assign, Box, State, Term
 
-from .bodies import Body, Module, all_mapped, state_path
+from .bodies import Body, Module, all_mapped, reset_of, state_path
 from .common import (
     begin_states,
     equation,
@@ -103,8 +103,12 @@ class Frozen(Lines, Gates):
         if not self.heads.sizes:
             return None
         if self.heads.mapped:
-            calls = any(moves_on(self.values[n]) for n in self.touching & self.used)
-            return (lambda t: t) if not calls and not any(s.per for s in self.box.states) else None
+            lines = [self.values[n] for n in self.touching & self.used]
+            whole = any(map(moves_on, lines)) or any(s.per for s in self.box.states)
+            placed = {"dropout"} | ({"position", "rope"} if reset_of(self.box) else set())
+            roots = [*lines, *self.write_roots]
+            whole |= any(t.op in placed for root in roots for t in root.walk())  # they see the rows
+            return None if whole else lambda t: t
         folder = Folder(self.heads.sizes)
         try:
             for name in self.touching & self.used:
@@ -239,7 +243,7 @@ class Frozen(Lines, Gates):
         if any(s.rule.through for s in self.box.states):
             return False  # what is read is of the size of all its states
         return not (frozen_lines and self.anchored or self.handed) and all(
-            t.op not in ("position", "rope", "call", "conv", "state", "next")
+            t.op not in ("position", "rope", "dropout", "call", "conv", "state", "next")
             and (t.op != "apply" or t.info.box is self.box and t.info.name in known & changing)
             for root in [*self.read_roots, *inner]
             for t in root.walk()

@@ -113,7 +113,7 @@ class Lines:
         if name.startswith("other "):
             return False
         return any(
-            t.op in ("input", "position", "call", "conv")
+            t.op in ("input", "position", "call", "conv", "dropout")
             or t.op == "local"
             and self.leads(outer, f"local {t.info}")
             for t in self.values[name.split(" ", 1)[1]].walk()

@@ -25,6 +25,7 @@ from .streams import (
     Run,
     Streams,
     Truth,
+    answering,
     changed,
     distance,
     farthest,
@@ -85,9 +86,10 @@ def handed_over(model: Model, reference: Reference, streams: Streams, cut: int) 
     """Answers of two calls, the second with the state of the first, on both sides."""
     first, second = ticks(streams, 0, cut), ticks(streams, cut)
     wanted, before = reference(first)
-    y, state = model(*first)
-    off = distance(y, wanted)
-    off = max(off, distance(model(*second, state=state)[0], reference(second, before)[0]))
+    with answering(model):
+        y, state = model(*first)
+        off = distance(y, wanted)
+        off = max(off, distance(model(*second, state=state)[0], reference(second, before)[0]))
     return Measured("two calls == reference", off, EXACT)
 
 
@@ -96,7 +98,8 @@ def gradients_handed_over(
 ) -> Measured:
     """Gradients of the second of two calls, the state between them detached."""
     _, before = reference(ticks(streams, 0, cut))
-    _, state = model(*ticks(streams, 0, cut))
+    with answering(model):
+        _, state = model(*ticks(streams, 0, cut))
     wanted = truth_of(reference, ticks(streams, cut), before).gradients
     found = gradients(model, ticks(streams, cut), state.detach())
     reached = {n: g for n, g in wanted.items() if float(g.abs().max()) > 0}

@@ -7,6 +7,7 @@ compiled module or the reference: streams and a state in, answers [batch, time, 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -111,6 +112,14 @@ def run_of(made: Model | Reference) -> Run:
     if isinstance(made, Reference):
         return made
     return lambda streams, state: made(*streams, state=state)
+
+
+@contextmanager
+def answering(model: Model) -> Iterator[Model]:
+    """While no level on steps learns: nothing is dropped (2.12)."""
+    trains = model.training
+    yield model.eval()
+    model.train(trains)
 
 
 def in_calls(run: Run, streams: Streams, cuts: Sequence[int]) -> Tensor:
