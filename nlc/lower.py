@@ -232,6 +232,8 @@ def loss_box(box: Box) -> Lowering:
         raise NotLowered("`linearise` of what learns the model's own loss", box.span)
     for s in box.states:
         rule = s.rule
+        if s.start is not None and s.start.op not in ("zeros", "normal"):
+            raise NotLowered(f"the start of `{s.name}`", s.span)
         if rule.objective is None or rule.objective.op != "loss" or rule.through or rule.onto:
             raise NotLowered(
                 f"`{s.name}` with the loss as a part of its objective, or with a link", s.span
@@ -397,8 +399,10 @@ def derived(box: Box, state: State) -> Gradient:
 
 
 def check_start(box: Box, state: State) -> None:
-    """Drawn once with the model, or computed from the first tick after a reset (2.3.4)."""
+    """Drawn once with the model, or made at the first tick after a reset (2.3.4)."""
     start = state.start
+    if start is not None and start.op == "fresh":
+        start = start.args[0]
     if start is None or start.op in ("zeros", "normal", "const") or start.op == "copy":
         return
     lines = values_of(box)

@@ -43,6 +43,8 @@ SMALL: dict[str, Any] = {
     "segment": 4,
     "persist": 2,
     "block": 5,
+    "pixels": 6,
+    "classes": 3,
     "code": 3,
     "states": 4,
     "shots": 3,

@@ -540,6 +540,10 @@ REFUSED = {
         more="memory kept(x[n]) { state F : mlp(n, n); objective loss; "
         "learn gradient(rate = 0.1); read F(x) }",
     ),
+    "the start of `A`": with_mixer(
+        ADAPTER.replace("step {", "3 tokens {").replace("4)\n", "4) = fresh(normal(0.1))\n"),
+        f"{OPEN} first order",
+    ),
     "`linearise` of what learns the model's own loss": with_mixer(
         ADAPTER.replace("step {", "3 tokens { linearise every 6 tokens"), f"{OPEN} first order",
     ),

@@ -984,7 +984,7 @@ def test_dropout_belongs_to_steps() -> None:
     assert torch.equal(first, next(iter(truth.step(x).values())))
     assert not torch.equal(first, next(iter(truth.gradients(x).values())))
     close(first * 3, (first * 3).round())
-    assert 0.7 < first.mean() < 1.3 and (first == 0).any()
+    assert 0.7 < first.mean() < 1.3 and first.std() > 0.3
 
 
 @pytest.mark.parametrize("label", ["next(t)", "y"])

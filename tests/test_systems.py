@@ -434,6 +434,75 @@ def test_a_recipes_attention_is_empty_at_the_start_of_a_block() -> None:
     assert off[:4].min() > 1e-9 and off[4:].max() == 0
 
 
+# ---- a learned optimizer -------------------------------------------------------------------------
+
+
+def training_run(cut: int) -> tuple[Spec, Model, Tensor, Tensor]:
+    """A student's first sixteen examples; its history is a constant at each multiple of `cut`."""
+    text = (SPECS / "learned_optimizer.nl").read_text(encoding="utf-8")
+    text = text.replace("through 80 tokens", f"through {cut} tokens")
+    spec = nlc.load(text.replace("rate = 1e-2", "rate = 0.5"), pixels=6, classes=3, hidden=5)
+    x, y = draw(2, 16, 6), tokens(2, 16, vocab=3)
+    return spec, model_of(spec), x, y
+
+
+def slopes(model: Model, total: Tensor) -> dict[str, Tensor]:
+    named = {n: w for n, w in model.named_weights() if w.requires_grad}
+    found = torch.autograd.grad(total, list(named.values()))
+    return dict(zip(named, found, strict=True))
+
+
+def test_a_learned_optimizers_weights_follow_the_losses_to_come() -> None:
+    """Their gradient is that of the reference, by finite differences."""
+    spec, model, x, y = training_run(80)
+    found = slopes(model, model.losses(x, y)[0].sum())
+    for name, slope in found.items():
+        for at in ((0, 0), (-1, 1)):
+            sides = []
+            for step in (1e-5, -1e-5):
+                weights = {n: w.clone() for n, w in model.state_dict().items()}
+                weights[name][at] += step
+                sides.append(nlc.reference(spec, weights).losses((x, y))[0].sum())
+            assert distance((sides[0] - sides[1]) / 2e-5, slope[at]) < 1e-6
+
+
+def test_a_learned_optimizers_history_ends_at_the_cut() -> None:
+    """And nowhere else: as if the run had been handed over there as numbers."""
+    _, cut, x, y = training_run(8)
+    _, whole, _, _ = training_run(80)
+    found = slopes(cut, cut.losses(x, y)[0].sum())
+    first, _, state = whole.losses(x[:, :8], y[:, :8])
+    second, _, _ = whole.losses(x[:, 8:], y[:, 8:], state=state.detach())
+    wanted = slopes(whole, first.sum() + second.sum())
+    longer = slopes(whole, whole.losses(x, y)[0].sum())
+    for name in found:
+        assert (
+            distance(found[name], wanted[name])
+            < 1e-12
+            < 1e-3
+            < distance(longer[name], wanted[name])
+        )
+
+
+def test_a_student_is_drawn_anew_for_each_run() -> None:
+    """By seed, sample and step; as wide as the spec says."""
+    model = model_of(small("learned_optimizer", pixels=64, hidden=64))
+    x, y = draw(8, 1, 64), tokens(8, 1, vocab=3)
+    starts = [model(x, y)[1].arrays["student.F.W1"] for _ in range(2)]
+    assert torch.equal(*starts)
+    model.steps = 1
+    starts[1] = model(x, y)[1].arrays["student.F.W1"]
+    starts.append(
+        nlc.compile(small("learned_optimizer", pixels=64, hidden=64), seed=1, dtype=torch.float64)(
+            x, y
+        )[1].arrays["student.F.W1"]
+    )
+    drawn = torch.cat(starts).flatten(1) / 0.1
+    assert (drawn.mean(1).abs() < 0.06).all() and ((drawn.std(1) - 1).abs() < 0.05).all()
+    assert torch.corrcoef(drawn).fill_diagonal_(0).abs().max() < 0.07  # four deviations
+    assert 3 < drawn.abs().max() < 6
+
+
 def test_lora_is_its_base_until_it_has_learned() -> None:
     model, x = one("lora"), tokens(2, 9)
     weights = dict(model.named_weights())

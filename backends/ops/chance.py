@@ -10,8 +10,10 @@ has the same numbers.
 from __future__ import annotations
 
 import hashlib
+import math
 from functools import cache
 
+import torch
 from torch import Tensor
 
 MASK = 0xFFFFFFFF
@@ -47,4 +49,10 @@ def kept(h: Tensor, chance: float) -> Tensor:
     return h >= round(chance * 2**32)
 
 
-__all__ = ["begin", "kept", "mixed", "turn"]
+def normal(h: Tensor) -> Tensor:
+    """A normal number of each place, in float64 (Box and Muller): its draws 0 and 1."""
+    a, b = ((turn(h, torch.tensor(i, device=h.device)).double() + 0.5) / 2**32 for i in (0, 1))
+    return torch.sqrt(-2 * torch.log(a)) * torch.cos(2 * math.pi * b)
+
+
+__all__ = ["begin", "kept", "mixed", "normal", "turn"]

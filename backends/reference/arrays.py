@@ -90,6 +90,15 @@ def drawn(name: str, place: tuple[int, ...], shape: Shape) -> Tensor:
     return torch.tensor(numbers, dtype=torch.int64).reshape(shape)
 
 
+def normal(name: str, place: tuple[int, ...], shape: Shape) -> Tensor:
+    """Normal numbers by Box and Muller, from the draws 0 and 1 of each entry (2.12)."""
+    made = []
+    for entry in range(math.prod(shape)):
+        a, b = ((int(x) + 0.5) / 2**32 for x in drawn(name, (*place, entry), (2,)))
+        made.append(math.sqrt(-2 * math.log(a)) * math.cos(2 * math.pi * b))
+    return number(made).reshape(shape)
+
+
 def rope(x: Tensor, position: int) -> Tensor:
     """Halves turned by `position`, base 10000."""
     half = x.shape[-1] // 2

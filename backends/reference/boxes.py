@@ -27,7 +27,8 @@ from nlc.system import (
     Weight,
 )
 
-from ..parameters import lives_on, noise, start_name
+from ..parameters import lives_on, start_name
+from . import arrays as A
 from . import firing, solve
 from .evaluate import Sayings, Scope, evaluate, over
 from .frames import (
@@ -65,10 +66,10 @@ class Sample:
     ticks: dict[str, int] = field(default_factory=dict)  # of a level, since its reset
     sequences: dict[str, int] = field(default_factory=dict)  # since its reset
     tasks: dict[str, int] = field(default_factory=dict)
-    resets: dict[str, int] = field(default_factory=dict)
     pending: Frame | None = None
     tick: int = 0
     position: int = 0
+    ended: int = 0  # sequences of the stream
 
     def fork(self) -> Sample:
         """A copy that continues by itself."""
@@ -89,7 +90,6 @@ class Sample:
             "ticks",
             "sequences",
             "tasks",
-            "resets",
         ):
             setattr(made, name, dict(getattr(self, name)))
         return made
@@ -178,7 +178,8 @@ class Run:
             return frame.foreign[key]
         inst = self.instance(handle.box, (path, ()))
         if handle.name not in inst.cells:
-            bare = Frame(handle.box, handle.box.level, inst.key, frame.rounds, sample=self.index)
+            bare = Frame(handle.box, handle.box.level, inst.key, frame.rounds, self.index)
+            bare.tick, bare.position = frame.tick, frame.position
             bare.inputs = bare.names = {"read": {}, "write": {}}
             self.start_state(inst, handle.state, bare)
         frame.foreign[key] = inst.cells[handle.name].value
@@ -373,11 +374,14 @@ class Run:
             return self.computed(inst, state, inner, frame)
         drawn = {}
         for array in state.form.arrays:
-            name = start_name(frame.where, state.name, array.name)
-            resets = self.sample.resets.get(inst.level.name if inst.level else "", 0)
-            place = f"{name}:{self.step}:{self.index}:{resets}"
-            drawn[array.name] = noise(place, state.shape(array), self.seed) * float(inner.info)
+            name = f"{self.seed}:{start_name(inst.key[0], state.name, array.name)}"
+            made = A.normal(name, self.place(frame), state.shape(array))
+            drawn[array.name] = made * float(inner.info)
         return drawn
+
+    def place(self, frame: Frame) -> tuple[int, ...]:
+        """Where a draw is made, beside its name and its entry (2.12)."""
+        return (self.step, self.sample.ended, self.index, *frame.heads, frame.position)
 
     def prepare(self, frame: Frame, term: Term) -> None:
         """The plain lines that a start needs."""

@@ -310,8 +310,8 @@ def _dropout(term: Term, scope: Scope) -> Value:
     x, slot, run, frame = scope.array(term.args[0]), term.info, scope.run, scope.frame
     if not run.training or not slot.chance:
         return x
-    place = (run.step, run.index, *frame.heads, frame.position)
-    drawn = A.drawn(f"{run.seed}:{slot.path.format(*frame.rounds)}", place, tuple(x.shape))
+    name = f"{run.seed}:{slot.path.format(*frame.rounds)}"
+    drawn = A.drawn(name, run.place(frame), tuple(x.shape))
     return torch.where(drawn >= round(slot.chance * 2**32), x / (1 - slot.chance), 0.0)
 
 

@@ -400,7 +400,6 @@ def reset(run: Run, level: Level, tick: int) -> None:
     sample.sequences.pop(f"{level.name}:firings", None)
     sample.ticks[level.name] = 0
     sample.spans[level.name] = []
-    sample.resets[level.name] = sample.resets.get(level.name, 0) + 1
 
 
 def tell_reset(run: Run, level: Level, tick: int, path: str, cell: Cell) -> None:
@@ -440,7 +439,7 @@ def finish(run: Run, task: bool = False) -> None:
                 sample.sequences[level.name] = sample.tasks[level.name] = 0
         for slot in [k for k, of in sample.slot_level.items() if of is None]:
             sample.slots.pop(slot, None)
-        sample.position = 0
+        sample.position, sample.ended = 0, sample.ended + 1
 
 
 def ends(clock: Clock, sequences: int, tasks: int, task: bool) -> bool:

@@ -194,6 +194,12 @@ class Model(Words, nn.Module):
         """As it is, unless the model trains (`train`, `eval`: torch's words)."""
         return self.chance.dropout(s, path, chance, x, mapped) if self.training else x
 
+    def drawn(
+        self, s: Stream, path: str, deviation: float, mapped: tuple[int, ...], own: tuple[int, ...]
+    ) -> Tensor:
+        """A start that is drawn anew at each reset."""
+        return self.chance.normal(s, path, deviation, mapped, own)
+
     def optimizers(self) -> list[Optimizer]:
         """What the spec's levels on steps train with: one object for each of them."""
         return []

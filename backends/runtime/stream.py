@@ -41,6 +41,7 @@ class Stream(dict[str, Tensor]):
         self.position, self.time, self.batch = position, time, batch
         self.device, self.dtype = device, dtype
         self.inner = inner
+        self.sequence = 0  # of the stream: how many have ended
         self.remembered: dict[str, Any] = {}
         self.born = 0
         self.began: Tensor | None = None

@@ -89,13 +89,19 @@ def begin_states(module: Module, box: Box, body: Body) -> None:
         for state in made:
             assert state.start is not None
             first.cite_line(state.start)
+            start = state.start.args[0] if state.start.op == "fresh" else state.start
             for array in state.form.arrays:
                 key = first.key(state_path(box, state.name, array.name))
-                if state.start.op == "copy":
-                    told, _ = first.array(state.start.info, array.name)
+                if start.op == "copy":
+                    told, _ = first.array(start.info, array.name)
+                elif start.op == "normal":
+                    shapes = f"{all_mapped(box)}, {(*state.per, *array.shape)}"
+                    told = f"self.drawn(s, {key}, {start.info!r}, {shapes})"
+                elif start.op == "zeros":
+                    told = "0.0"
                 else:
-                    first.e.count([state.start])
-                    value = first.e(state.start)
+                    first.e.count([start])
+                    value = first.e(start)
                     told = f"{value.atom}.select({axis}, 0)" if value.lead else value.code
                 code.add(f"s[{key}] = {first.gate(f'self.begun(s[{key}], {told})')}")
 

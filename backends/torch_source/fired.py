@@ -496,6 +496,7 @@ class Fired(Frozen):
         passed, given = self.passed(body, state, learn)
         lead = body.lead - 1 + len(state.per)
         method = self.method(learn, rule, lead, passed)
+        given += "".join(f", {body.weight(t).code}" for t in method.weights)
         whole = next(h.shape for h in self.module.held if h.path == path)
         for one in method.kept:
             shape = one.within(whole, array.shape)
@@ -514,7 +515,9 @@ class Fired(Frozen):
             raise NotLowered("`across` at tokens", learn.span)
         settings = {k: t for k, t in learn.settings.items() if k not in passed}
         wish = f"rule_{identifier(learn.rule)}"
-        return self.module.rules.method(wish, rule, lead, settings, dict(learn.streams), passed)
+        return self.module.rules.method(
+            wish, rule, lead, settings, dict(learn.streams), passed, weights=True
+        )
 
     def passed(self, body: FiredBody, state: State, learn: Learn) -> tuple[dict[str, int], str]:
         """Settings that change with the ticks: by name, how many axes; and as arguments."""

@@ -19,15 +19,8 @@ from nlc.system import Array, Box, Learn, Shape, State, Term
 from .code import Code, identifier
 from .expressions import ATOM, TIMES, Value
 from .pointwise import is_pointwise, plain_rule
-from .rule_body import (
-    STREAMS,
-    Kept,
-    RuleBody,
-    Slope,
-    Written,
-    uses_examples,
-)
-from .rule_terms import Chained, is_plain
+from .rule_body import STREAMS, Kept, RuleBody, Slope, Written
+from .rule_terms import Chained, is_plain, uses_examples
 from .rules import ELEMENTWISE, RuleWriter, fitted
 
 ROOM, SHORT = 76, 20  # columns of a line, and of what needs no name

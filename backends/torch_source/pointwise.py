@@ -8,7 +8,7 @@ from nlc.derive import linear_rule, substitute
 from nlc.rules import LinearRule
 from nlc.system import Assign, Box, Shape, State, Term
 
-from .rule_body import derived
+from .rule_terms import derived
 from .rules import ELEMENTWISE
 
 LEAVES = ("const", "input", "state", "array", "local", "count", "made", "across")

@@ -10,17 +10,25 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from nlc.backward import Underivable, mul, neg
-from nlc.derive import apply_form, gradient, linear_rule, substitute
+from nlc.backward import mul, neg
+from nlc.derive import apply_form, linear_rule, substitute
 from nlc.diagnostics import InternalError
 from nlc.lacking import NotLowered
-from nlc.rules import Example, Gradient
+from nlc.rules import Example
 from nlc.system import Array, Assign, Box, Clock, Handle, Lambda, Learn, Shape, State, Term
 
 from .code import Code, identifier
 from .expressions import ATOM, Expressions, Value
 from .rule_clocks import begun, fired, fires
-from .rule_terms import RuleExpressions, check_words, is_plain
+from .rule_terms import (
+    RuleExpressions,
+    check_words,
+    derived,
+    found_terms,
+    is_plain,
+    sum_of,
+    uses_examples,
+)
 
 STREAMS = ("weight", "grad", "input", "surprise")
 
@@ -52,6 +60,7 @@ class Written:
     keeps_all: bool = True  # the rule itself lets nothing be forgotten
     pointwise: bool = False  # element by element: any part of an array may be served alone
     streams: tuple[str, ...] = ()  # input, surprise, where it asks for them
+    weights: tuple[Term, ...] = ()  # that it makes, and is given last
 
     @property
     def states(self) -> tuple[str, ...]:
@@ -79,8 +88,10 @@ class RuleBody:
         settings: Mapping[str, Term],
         streams: Mapping[str, Term],
         passed: Mapping[str, int | None],
+        weights: Mapping[str, str] | None = None,
     ) -> None:
-        check_words(rule)
+        check_words(rule, weights is not None)
+        self.weights = weights or {}  # path -> the name under which it is given
         self.code, self.rule, self.lead = code, rule, lead
         self.settings, self.streams, self.passed = settings, streams, passed
         self.kept: list[Kept] = []
@@ -100,6 +111,7 @@ class RuleBody:
     def expressions(self) -> Expressions:
         hooks: dict[str, Callable[[Term], Value]] = {
             "input": self.input,
+            "weight": self.weight,
             "count": lambda t: Value(self.counts, ATOM, False, 0),
             "across": self.across,
             "state": self.state_value,
@@ -125,6 +137,10 @@ class RuleBody:
         if name in self.settings:
             return self.setting(name)
         raise InternalError(f"no setting `{name}` of `{self.rule.name}`")
+
+    def weight(self, term: Term) -> Value:
+        """One that the rule makes (2.3.1)."""
+        return Value(self.weights[term.info.path], ATOM, False, len(term.shape))
 
     def setting(self, name: str) -> Value:
         """A setting that the line gives as a term: constants and the level's count only."""
@@ -671,28 +687,3 @@ class RuleBody:
 
     def empty(self, sums: list[str]) -> None:
         raise NotImplementedError
-
-
-# ---- what a rule says ----------------------------------------------------------------------------
-
-
-def derived(box: Box, state: State) -> Gradient | None:
-    """The gradient in closed form, or None where no rule of ours derives it."""
-    try:
-        found = gradient(box, state)
-    except Underivable:
-        return None
-    return found
-
-
-def found_terms(found: Gradient) -> list[Term]:
-    pairs = [t for e in found.examples for t in (e.input, e.surprise)]
-    return [*pairs, *(t for _, t in found.direct)]
-
-
-def sum_of(parts: list[str]) -> str:
-    return " + ".join(parts) if parts else "torch.zeros_like(weight)"
-
-
-def uses_examples(box: Box) -> bool:
-    return any(t.op == "input" and t.info in ("input", "surprise") for t in box.terms())

@@ -7,8 +7,11 @@ rule element by element makes few passes and little garbage.
 
 from __future__ import annotations
 
+from nlc.backward import Underivable
+from nlc.derive import gradient
 from nlc.lacking import NotLowered
-from nlc.system import Box, Term, line_terms
+from nlc.rules import Gradient
+from nlc.system import Box, State, Term, line_terms
 
 from .expressions import ATOM, CALLS, COMPARISONS, PLUS, POWER, TIMES, UNARY, Expressions, Value
 
@@ -226,11 +229,38 @@ FOREIGN = {
 }  # fmt: skip
 
 
-def check_words(rule: Box) -> None:
-    """What belongs to a body on tokens, or to a stream that a line gives, has no code in a rule."""
+def check_words(rule: Box, weights: bool) -> None:
+    """What belongs to a body on tokens, or to a stream that a line gives, has no code in a rule;
+    weights only where they are handed to it.
+    """
     roots = [*line_terms(rule.lines), rule.write, rule.retain]
     own = [t for root in roots if root is not None for t in root.walk()]
     for term in [*own, *(t for t in rule.terms() if t.op != "across")]:
-        if term.op in FOREIGN:
+        if term.op in FOREIGN and not (weights and term.op == "weight"):
             what = FOREIGN[term.op] or f"`{term.op}`"
             raise NotLowered(f"{what} in the optimizer `{rule.name}`", term.span)
+
+
+# ---- what a rule says ----------------------------------------------------------------------------
+
+
+def derived(box: Box, state: State) -> Gradient | None:
+    """The gradient in closed form, or None where no rule of ours derives it."""
+    try:
+        found = gradient(box, state)
+    except Underivable:
+        return None
+    return found
+
+
+def found_terms(found: Gradient) -> list[Term]:
+    pairs = [t for e in found.examples for t in (e.input, e.surprise)]
+    return [*pairs, *(t for _, t in found.direct)]
+
+
+def sum_of(parts: list[str]) -> str:
+    return " + ".join(parts) if parts else "torch.zeros_like(weight)"
+
+
+def uses_examples(box: Box) -> bool:
+    return any(t.op == "input" and t.info in ("input", "surprise") for t in box.terms())

@@ -7,7 +7,8 @@ heads], [heads] or none). `Pure` writes rules at tokens, which a slower level ma
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
 
 from nlc.lacking import NotLowered
 from nlc.resolve.shapes import broadcast
@@ -15,8 +16,8 @@ from nlc.system import Array, Box, Learn, Shape, State, Term
 
 from .code import Code, identifier
 from .expressions import ATOM
-from .rule_body import STREAMS, Kept, RuleBody, Slope, Written, uses_examples
-from .rule_terms import is_plain
+from .rule_body import STREAMS, Kept, RuleBody, Slope, Written
+from .rule_terms import is_plain, uses_examples
 
 
 class RuleWriter:
@@ -34,15 +35,20 @@ class RuleWriter:
         settings: Mapping[str, Term],
         streams: Mapping[str, Term],
         passed: Mapping[str, int | None] | None = None,
+        weights: bool = False,
     ) -> Written:
         """`(weight, grad, m, count) -> (what is kept of the weight, the amount)`; `m` holds the
         rule's states. `passed`: settings that are given as well, with how many axes they have of
-        their own.
+        their own. `weights`: the rule may make some, which are then given too.
         """
         inner = Code(depth=self.code.depth)
-        body = Pure(self, inner, rule, lead, settings, streams, passed or {})
+        found = {t.info.path: t for t in rule.terms() if t.op == "weight"}
+        made = dict(sorted(found.items())) if weights else {}
+        names = weight_names(made.values(), [*STREAMS, *IN_METHODS, *map(identifier, passed or {})])
+        body = Pure(self, inner, rule, lead, settings, streams, passed or {}, names)
         body.write("NAME")
-        return self.once(wish, inner.text(), tuple(body.kept), rule.retain is None)
+        written = self.once(wish, inner.text(), tuple(body.kept), rule.retain is None)
+        return replace(written, weights=tuple(made.values()))
 
     def once(
         self,
@@ -70,6 +76,21 @@ class RuleWriter:
         return made
 
 
+IN_METHODS = ("m", "count", "across")
+
+
+def weight_names(made: Iterable[Term], taken: list[str]) -> dict[str, str]:
+    """By path, what a weight of a rule is called in its method: as in the tree of weights."""
+    names: dict[str, str] = {}
+    for term in made:
+        name = identifier(term.info.path.rsplit(".", 1)[-1])
+        while name in taken:
+            name += "_"
+        taken.append(name)
+        names[term.info.path] = name
+    return names
+
+
 class Pure(RuleBody):
     """A method that changes nothing it is given: `m` gets new arrays."""
 
@@ -82,17 +103,19 @@ class Pure(RuleBody):
         settings: Mapping[str, Term],
         streams: Mapping[str, Term],
         passed: Mapping[str, int | None],
+        weights: Mapping[str, str],
     ) -> None:
-        super().__init__(code, rule, lead, settings, streams, passed)
+        super().__init__(code, rule, lead, settings, streams, passed, weights)
         self.writer = writer
 
     def write(self, name: str) -> None:
         rule, code = self.rule, self.code
         types = {k: "float" if own is None else "Tensor" for k, own in self.passed.items()}
+        types |= dict.fromkeys(self.weights.values(), "Tensor")
         extra = "".join(f", {identifier(n)}: {t}" for n, t in types.items())
         given = f"weight: Tensor, grad: Tensor, m: dict[str, Tensor], count: int{extra}"
         head = f"def {name}(self, {given}) -> tuple[Any, Tensor]:"
-        names = [*STREAMS, "m", "count", "across", *map(identifier, self.passed)]
+        names = [*STREAMS, *IN_METHODS, *map(identifier, self.passed), *self.weights.values()]
         if uses_examples(rule):
             raise NotLowered(f"`input` or `surprise` of `{rule.name}` in a whole step", rule.span)
         with code.function(head, names):

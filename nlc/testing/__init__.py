@@ -412,7 +412,8 @@ class Writer:
         `wide`: values, and so what it reads, are twice as long.
         """
         own = self.chance(40)
-        start = self.pick("", " = normal(0.3)")
+        fresh = self.theme == "fresh" and self.chance(60)
+        start = " = fresh(normal(0.3))" if fresh else self.pick("", " = normal(0.3)")
         lines: list[str] = []
         x = "x" if first_order else self.source(lines)
         head = f"level {name}(x) {self.clock()} {{"
@@ -430,7 +431,7 @@ class Writer:
                 head, f"state M : {form} per {self.heads}{start}", *lines,
                 *(f"{y} = {e}" for y, e in streams.items()), *body, f"read {answer}{early}", "}",
             ]  # fmt: skip
-            return Made(name, kind, text, starts=True, first_order=first_order)
+            return Made(name, kind, text, starts=not fresh, first_order=first_order)
         inside = self.pick([], ["o = unit(q) + q"] if "q" in words([read]) else [])
         said = read.replace("(q)", "(o)") if inside else read
         streams = self.streams(x, [*rules, read], first_order, wide)
@@ -445,7 +446,7 @@ class Writer:
         y = f"join({name}_kept({', '.join(streams.values())}))"
         y = f"y = linear({y}, {self.width})" if wide else f"y = {y}"
         text = [head, *lines, y, f"read {self.answer()}", "}"]
-        return Made(name, kind, text, starts=True, first_order=first_order)
+        return Made(name, kind, text, starts=not fresh, first_order=first_order)
 
     def streams(
         self, x: str, used: list[str], first_order: bool, wide: bool = False

@@ -19,6 +19,7 @@ THEMES = (
     "sequences",
     "fade",
     "dropout",
+    "fresh",
 )
 RARE = {
     "top": "({a}) * top({x}, {k})", "dropout": "dropout({a}, 0.{k})",

@@ -141,7 +141,10 @@ def gradients_across_calls(model: Model, streams: Streams) -> Measured:
     for cuts in ([], sorted({1, (last + 1) // 3, max(1, last - 2)})):
         y = in_calls(run_of(model), streams, cuts)
         weight = torch.linspace(-1, 1, y.numel(), dtype=y.dtype, device=y.device).view_as(y)
-        grads = torch.autograd.grad((weight * y).sum(), [p for _, p in named], allow_unused=True)
+        grads: Sequence[Tensor | None] = [None] * len(named)
+        if y.requires_grad:
+            total = (weight * y).sum()
+            grads = torch.autograd.grad(total, [p for _, p in named], allow_unused=True)
         pairs = zip(named, grads, strict=True)
         found.append({n: torch.zeros_like(p) if g is None else g for (n, p), g in pairs})
     off, where = farthest(found[1], found[0])
@@ -324,8 +327,9 @@ def owners(system: System) -> dict[str, Level]:
 def off_the_clock(model: Model, system: System, streams: Streams) -> Measured:
     """How often an array changed though its level did not fire, or a weight did; `contrast`, the
     least share of its firings that changed an array. A firing that waits for its label is the first
-    thing of the next call (2.7.3).
+    thing of the next call (2.7.3). A reset is no firing, nor is a start that is made after it.
     """
+    resets = {path: level.resets for path, level in owners(system).items()}
     kept = model.kept_arrays()  # what learns at a rate of nothing is a weight
     clocks = {path: clock for path, clock in clocked(system).items() if path in kept}
     waits = {path for _, _, learning in model.LEARNERS for path in learning}
@@ -338,9 +342,11 @@ def off_the_clock(model: Model, system: System, streams: Streams) -> Measured:
         for path, clock in clocks.items():
             same = torch.equal(state.arrays[path], before.arrays[path])
             late = path in waits
+            anew = resets[path].unit == "token" and resets[path].fires(t)
+            begins = t == 1 or resets[path].unit == "token" and resets[path].fires(t - 1)
             if t > late and clock.fires(t - late):
                 fired[path].append(not same)
-            elif not same:
+            elif not (same or anew or begins):
                 wrong.append(f"{path} at token {t}")
     wrong += [n for n, p in model.named_weights() if not torch.equal(p, weights[n])]
     shares = [sum(changed) / len(changed) for changed in fired.values() if changed]

@@ -135,7 +135,8 @@ def gradients(model: Model, streams: Streams, state: State | None = None) -> Gra
     """Of the mean loss, to every array that is trained."""
     model.zero_grad()
     losses, labelled, _ = model.losses(*streams, state=state)
-    losses[labelled].mean().backward()  # type: ignore[no-untyped-call]
+    if losses.requires_grad:
+        losses[labelled].mean().backward()  # type: ignore[no-untyped-call]
     return {
         name: torch.zeros_like(p) if p.grad is None else p.grad.clone()
         for name, p in model.named_weights()
