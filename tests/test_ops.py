@@ -327,6 +327,31 @@ def test_a_span_of_the_delta_rule_has_its_derivatives_by_hand(rows: int) -> None
     assert torch.autograd.gradgradcheck(run, leaves)
 
 
+@pytest.mark.parametrize("erase", ["nought", "number"])
+@pytest.mark.parametrize("after_retain", [False, True])
+@pytest.mark.parametrize("before_write", [False, True])
+@pytest.mark.parametrize("gates", ["tick", "number", "one"])
+def test_a_scan_with_one_number_a_tick_has_its_derivatives_by_hand(
+    erase: str, after_retain: bool, before_write: bool, gates: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    c = case((), 4, gates, erase=erase, rate=gates, after_retain=after_retain, n=2, m=2)
+    assert_literal(c, 2, before_write)
+
+    def run(*leaves: Tensor) -> tuple[Tensor, ...]:
+        left = iter(leaves)
+        return c.each(lambda v: next(left)).scan(2, before_write)[:2]
+
+    assert torch.autograd.gradcheck(run, c.leaves())
+    if gates == "tick":
+        assert torch.autograd.gradgradcheck(run, c.leaves())
+    # What it is compared with is not itself.
+    monkeypatch.setattr(by_hand, "allowed", lambda: False)
+    plain = c.scan(2, before_write)
+    monkeypatch.undo()
+    monkeypatch.setattr(recurrence, "_chunks", None)
+    assert_same(c.scan(2, before_write), plain, c.leaves())
+
+
 def test_the_end_of_a_span_with_momentum_has_its_derivatives_by_hand() -> None:
     c = case((2,), 4, momentum="tick", erase="nought")
 

@@ -44,21 +44,29 @@ def again(
     return tuple(next(found) if t is not None and t.requires_grad else None for t in seen)
 
 
-class Products(torch.autograd.Function):
-    """[..., C + 1, C + 1] from factor [..., C]: at (t, i) the product of factor_r over i < r <= t.
+def product_table(factor: Tensor) -> Tensor:
+    """[..., C + 1, C + 1] from [..., C]: at (t, i) the product of factor_r over i < r <= t."""
+    ticks = factor.shape[-1] + 1
+    # [i, t], as products run along the last axis; a factor counts from the tick after i on.
+    counted = factor.new_ones(*factor.shape[:-1], ticks, ticks)
+    counted[..., 1:] = factor.unsqueeze(-2)
+    below = torch.ones(ticks, ticks, dtype=torch.bool, device=factor.device).tril()
+    return counted.masked_fill_(below, 1.0).cumprod(-1).triu_().mT
 
-    d factor_r = sum_{i < r <= t} P_{r-1, i} G_ti P_tr: one product of matrices, and one sum.
-    """
+
+def products_back(grad: Tensor, table: Tensor) -> Tensor:
+    """d factor_r = sum_{i < r <= t} P_{r-1, i} G_ti P_tr: one product of matrices, and one sum."""
+    # at (t, r - 1): what comes from all starts i < r of tick t
+    met = (grad @ table.mT)[..., :-1]
+    return (met * table[..., 1:]).sum(-2)
+
+
+class Products(torch.autograd.Function):
+    """`product_table`, whose derivative is `products_back`."""
 
     @staticmethod
     def forward(ctx: Any, factor: Tensor, plain: Plain) -> Tensor:
-        ticks = factor.shape[-1] + 1
-        # [i, t], as products run along the last axis; a factor counts from the tick after i on.
-        counted = factor.new_ones(*factor.shape[:-1], ticks, ticks)
-        counted[..., 1:] = factor.unsqueeze(-2)
-        below = torch.ones(ticks, ticks, dtype=torch.bool, device=factor.device).tril()
-        table = counted.masked_fill_(below, 1.0).cumprod(-1).triu_().mT
-        ctx.plain = plain
+        ctx.plain, table = plain, product_table(factor)
         ctx.save_for_backward(factor, table)
         return table
 
@@ -67,9 +75,7 @@ class Products(torch.autograd.Function):
         factor, table = ctx.saved_tensors
         if torch.is_grad_enabled():
             return *again(ctx.plain, [factor], [grad]), None
-        # at (t, r - 1): what comes from all starts i < r of tick t
-        met = (grad @ table.mT)[..., :-1]
-        return (met * table[..., 1:]).sum(-2), None
+        return products_back(grad, table), None
 
 
 class GeluBack(torch.autograd.Function):

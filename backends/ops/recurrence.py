@@ -34,7 +34,7 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from . import by_hand
+from . import by_hand, scanned
 from .retention import (
     ManyAtATick,
     Retention,
@@ -459,6 +459,11 @@ def scan(
                 reads.append(rest.read(asked, before_write))
                 w, s = rest.end()
                 continue
+            if s is None and _has_numbers_for_gates(part) and by_hand.allowed():
+                kind = scanned.Kind(float(part.erase), after_retain, before_write)
+                read, w = _scanned(part, asked, w, kind, chunk)
+                reads.append(read)
+                continue
             spans, w, s = _chunks(part.chunks(chunk), w, s, view)
             asked = torch.unflatten(asked, -2, (-1, chunk))
             reads.append(spans.read(asked, before_write).flatten(-3, -2))
@@ -535,6 +540,45 @@ def _one_write(ticks: _Ticks, w: Tensor, retention: ScalarRetention) -> Span:
     error = ticks.e + ticks.erase * torch.bmm(ticks.x, w.mT)
     wrote = error * -_column(ticks.rate, ticks.x)
     return Span(retention, w, None, ticks.x, wrote, torch.baddbmm(w * keep, wrote.mT, ticks.x))
+
+
+def _has_numbers_for_gates(ticks: _Ticks) -> bool:
+    """One a tick, or one for all; erase one for all."""
+    gates, axes = (ticks.rate, ticks.keep), ticks.x.ndim - 1
+    numbers = all(not isinstance(g, Tensor) or g.ndim <= axes for g in gates)
+    return numbers and not isinstance(ticks.erase, Tensor)
+
+
+def _scanned(
+    ticks: _Ticks, asked: Tensor, w: Tensor, kind: scanned.Kind, chunk: int
+) -> tuple[Tensor, Tensor]:
+    """Whole chunks by `Scanned`: what is read [..., T, m], and the state at the end."""
+    lead, new = ticks.x.shape[:-2], ticks.x.new_full
+
+    def by_chunk(value: Tensor, own: int = 0) -> Tensor:
+        """[..., T, *] -> [chunks, batch, C, *]."""
+        time, *rest = value.shape[value.ndim - own - 1 :]
+        every = value.expand(*lead, time, *rest)
+        return every.reshape(math.prod(lead), -1, chunk, *rest).transpose(0, 1)
+
+    def plain(
+        w: Tensor, q: Tensor, x: Tensor, e: Tensor, rate: Tensor, keep: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        q, x, e, rate = (t.transpose(0, 1) for t in (q, x, e, rate))
+        left = 1.0 if keep is None else keep.transpose(0, 1)
+        given = _Ticks(x, e, rate, left, None, kind.erase)
+        spans, end, _ = _chunks(given, w, None, _view(kind.retained))
+        return spans.read(q, kind.before).transpose(0, 1), end
+
+    rate, keep, left = ticks.rate, ticks.keep, None
+    rate = by_chunk(rate) if isinstance(rate, Tensor) else new((1, 1, 1), rate)
+    if isinstance(keep, Tensor) or keep != 1.0:
+        left = by_chunk(keep) if isinstance(keep, Tensor) else new((1, 1, chunk), keep)
+    start = w.expand(*lead, *w.shape[-2:]).reshape(-1, *w.shape[-2:])
+    given = by_chunk(asked.to(start.dtype), 1), by_chunk(ticks.x, 1), by_chunk(ticks.e, 1)
+    y, end = scanned.Scanned.apply(plain, kind, start, *given, rate, left)  # type: ignore[no-untyped-call]
+    read = y.transpose(0, 1).reshape(*lead, -1, y.shape[-1])
+    return read.to(asked.dtype), end.view(*lead, *end.shape[1:])
 
 
 def _alone(
