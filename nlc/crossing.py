@@ -57,16 +57,6 @@ def check_edges(
     inner: Openness,
     lowerings: dict[int, Lowering],
 ) -> None:
-    for t in system.transfers:
-        token_learner = t.source in learners if t.kind == "backprop" else t.target in learners
-        if token_learner and t.kind in ("backprop", "init") and not t.first_order:
-            raise NotLowered(
-                f"`{t.source.name} -> {t.target.name}` without `first order`: "
-                "a second derivative of the model's own loss",
-                t.span,
-            )
-        if t.kind == "init" and t.source.clock.unit not in ("step", "task"):
-            raise NotLowered(f"a start that `{t.source.name}` learns while the stream runs", t.span)
     if inner.truncate or not inner.levels <= training.levels:
         raise NotLowered(
             "a gradient of a level on tokens that enters where training's does not", system.span

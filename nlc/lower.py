@@ -14,6 +14,7 @@ from .derive import affine, given_write, gradient, implicit_step, linear_rule
 from .diagnostics import Diagnostic
 from .foreign import names_others, spans
 from .idle import idle
+from .joint import hands_starts, joint
 from .lacking import NotLowered
 from .pasts import attention, squares
 from .plan import ArrayRule, Lowering, Plan
@@ -43,7 +44,8 @@ def lower(system: System) -> tuple[Plan | None, list[Diagnostic]]:
     lowerings: dict[int, Lowering] = {}
     for box in system.boxes:
         try:
-            lowerings[id(box)] = static(box, rests=True) if idle(system, box) else lower_box(box)
+            rests = idle(system, box) and not hands_starts(system, box.level)
+            lowerings[id(box)] = static(box, rests=True) if rests else lower_box(box)
         except NotLowered as error:
             if error.diagnostic not in told:
                 told.append(error.diagnostic)
@@ -60,10 +62,11 @@ def lower(system: System) -> tuple[Plan | None, list[Diagnostic]]:
         check_edges(system, learners, training, inner, lowerings)
         check_flow(system)
         cut = spans(system, lowerings, learners)
+        shared = joint(system, learners, lowerings, training) if not told else None
     except NotLowered as error:
         told.append(error.diagnostic)
         return None, told
-    return (None if told else Plan(system, lowerings, learners, training, inner, cut)), told
+    return (None if told else Plan(system, lowerings, learners, training, inner, cut, shared)), told
 
 
 def boxes_of(system: System, level: Level) -> Iterator[Box]:
@@ -197,7 +200,7 @@ def check_clock(box: Box, level: Level) -> None:
     if own is None or clock.unit not in ("token", "always") or own == Clock("sequence"):
         return
     learns = any(s.rule.uses_loss for b in (box, *level.boxes) for s in b.states)
-    if own.unit != "token" or learns or any(b.mapped for b in level.boxes):
+    if own.unit != "token" or not learns and any(b.mapped for b in level.boxes):
         raise NotLowered(f"`reset {own}` of `{level.name}`", level.span)
 
 

@@ -112,6 +112,21 @@ class Spans:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
+class Joint:
+    """Where the gradients of training and of the levels on tokens need one graph. By the name of
+    such a level ("" is training): whose gradients enter what it writes; who learns its starts, the
+    next slower first; and to whom its gradients are constants (with "weights" or "starts", "" for
+    training). `second`: whether other such levels, and
+    training, differentiate a gradient again.
+    """
+
+    enters: Mapping[str, tuple[str, ...]]
+    chains: Mapping[str, tuple[str, ...]]
+    first: Mapping[str, tuple[tuple[str, str], ...]]
+    second: tuple[bool, bool]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class Plan:
     """`learners`: levels at token clocks that learn the model's own loss. `trained`: openness to
     levels on steps.
@@ -123,6 +138,7 @@ class Plan:
     training: Openness
     inner: Openness
     spans: Spans
+    joint: Joint | None = None
 
     def of(self, box: Box) -> Lowering:
         return self.lowerings[id(box)]

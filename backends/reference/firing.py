@@ -408,7 +408,7 @@ class Firing:
         with torch.enable_grad(), learning(Learner(level, "weights")):
             raw = grads_of(pairs, wanted, self.recorded)
         allowed = self.run.transfers.enters(level)
-        sealed_ = [None if g is None else sealed(g, allowed, standing) for g in raw]
+        sealed_ = [None if g is None else sealed(g, allowed, standing.values()) for g in raw]
         grads = {n: torch.zeros_like(a) for n, a in self.cell(state).kept.items()}
         for name, g in zip(standing, sealed_, strict=False):
             array = name.partition(":")[0]

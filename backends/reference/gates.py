@@ -1,111 +1,13 @@
-"""Gates: where the gradient of one level may enter what another level keeps (2.11).
-
-A gate is the identity. Going back, it lets the gradient pass if the learner on whose behalf the
-gradient is being taken is allowed to enter. A recorded gradient holds the same gates, so a slower
-level that differentiates it meets its own transfers there (2.11.6).
-"""
+"""The declared transfers as what gates ask: which gradients enter where (2.11)."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
-from torch import Tensor
-
 from nlc.system import Level, State, System, Transfer
 
-Arrays = Mapping[str, Tensor]
-
-
-@dataclass(frozen=True)
-class Learner:
-    """Whose gradient is being taken.
-
-    `kind`: "weights" (and states), "starts" (the starts M@A, 2.11.2), or "own": an objective's
-    own gradient, with respect to the state as the objective names it (2.8.3).
-    """
-
-    level: Level | None
-    kind: str
-
-
-Allowed = Callable[[Learner], bool]
-OWN = Learner(None, "own")
-_current: list[Learner] = [OWN]
-
-
-@contextmanager
-def learning(learner: Learner) -> Iterator[None]:
-    """Gradients taken inside are this learner's."""
-    _current.append(learner)
-    try:
-        yield
-    finally:
-        _current.pop()
-
-
-class _Gate(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, allowed: Allowed) -> Tensor:
-        ctx.allowed = allowed
-        ctx.set_materialize_grads(False)
-        return x.view_as(x)
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor | None) -> Any:
-        if grad is None or not ctx.allowed(_current[-1]):
-            return None, None
-        return _Gate.apply(grad, ctx.allowed), None  # type: ignore[no-untyped-call]
-
-
-def gate(x: Tensor, allowed: Allowed) -> Tensor:
-    """`x`, entered by the gradients of the allowed learners only."""
-    if not (torch.is_grad_enabled() and x.requires_grad):
-        return x
-    return _Gate.apply(x, allowed)  # type: ignore[no-untyped-call, no-any-return]
-
-
-class _Sealed(torch.autograd.Function):
-    """An amount made from a gradient of the loss, as what the box writes.
-
-    Learners that may enter the box (2.11.2, backprop) differentiate all of it. For the others it
-    is a function of the state alone, whose chain is open; everything else in it is a constant.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, grad: Tensor, allowed: Allowed, *standing: Tensor) -> Tensor:
-        ctx.allowed, ctx.count = allowed, len(standing)
-        ctx.save_for_backward(grad, *standing)
-        return grad.view_as(grad)
-
-    @staticmethod
-    def backward(ctx: Any, up: Tensor) -> Any:
-        nothing = (None,) * ctx.count
-        if ctx.allowed(_current[-1]):
-            return (up, None, *nothing)
-        if _current[-1].kind != "starts":
-            return (None, None, *nothing)
-        grad, *standing = ctx.saved_tensors
-        own = torch.autograd.grad(
-            grad, standing, up, allow_unused=True, retain_graph=True,
-            create_graph=torch.is_grad_enabled(),
-        )  # fmt: skip
-        return (None, None, *own)
-
-
-def sealed(grad: Tensor, allowed: Allowed, standing: Arrays) -> Tensor:
-    if not (torch.is_grad_enabled() and grad.requires_grad):
-        return grad
-    made: Tensor = _Sealed.apply(grad, allowed, *standing.values())  # type: ignore[no-untyped-call]
-    return made
-
-
-def alias(x: Tensor) -> Tensor:
-    """The same numbers as a node of their own, which a gradient can be taken with respect to."""
-    return x.view_as(x) if x.requires_grad else x.detach().requires_grad_()
+from ..gates import OWN, Allowed, Learner, alias, gate, learning, sealed
 
 
 @dataclass
@@ -176,7 +78,7 @@ class Transfers:
             if t.kind == "init" and t.target is box and t.speaks_of(state)
         ]
 
-    def chain(self, box: Level | None, state: State) -> tuple[Level, ...]:
+    def chain(self, box: Level | None, state: State | None) -> tuple[Level, ...]:
         """The levels whose states a start is: M@A, then M@A@Z, up to the first that lives on."""
         found: list[Level] = []
         edges = self.inits(box, state)
@@ -205,16 +107,20 @@ class Transfers:
     def handed(self, box: Level | None, state: State | None) -> Allowed:
         """The gradient, input and surprise that a rule of this level is handed.
 
-        The starts go by the `init` line that reaches this state, all else by `backprop`.
+        The starts go by the `init` line that reaches this state (None: the starts that the level
+        itself learns, which that line reaches too), all else by `backprop`.
         """
 
         def allowed(who: Learner) -> bool:
             edges = self.of("backprop", box, who.level)
             inits = self.inits(box, state)
-            if who.kind == "starts" and state is not None and inits:
+            if who.kind == "starts" and inits:
                 own = [t for t in inits if t.source is who.level]
                 if own or who.level in self.chain(box, state):
                     edges = own or inits
             return not edges or not all(t.first_order for t in edges)
 
         return allowed
+
+
+__all__ = ["OWN", "Allowed", "Learner", "Transfers", "alias", "gate", "learning", "sealed"]

@@ -229,7 +229,7 @@ def start_gradients(run: Run, level: Level) -> dict[Any, dict[str, Tensor]]:
     """M@A: the gradient of A's losses since it fired, through M's start and M's writes since."""
     cells = {k: c for k, c in run.sample.starts.items() if k[3] == level.name}
     losses = losses_of(run, level)
-    if not cells or not losses:
+    if not cells:
         return {}
     wanted = [a for c in cells.values() for a in c.standing.values()]
     with torch.enable_grad(), learning(Learner(level, "starts")):
@@ -239,7 +239,7 @@ def start_gradients(run: Run, level: Level) -> dict[Any, dict[str, Tensor]]:
     found: dict[Any, dict[str, Tensor]] = {}
     for key, cell in cells.items():
         grads = {n: firing.zeros_if(next(raw), a) for n, a in cell.standing.items()}
-        found[key] = {n: sealed(g, allowed, cell.standing) for n, g in grads.items()}
+        found[key] = {n: sealed(g, allowed, cell.standing.values()) for n, g in grads.items()}
     return found
 
 
@@ -341,7 +341,9 @@ def fire_weights(run: Run, level: Level) -> None:
         for name, grad in zip(names, raw, strict=True):
             if level.line_for(by_path[name]) is line:
                 cell = cells[name]
-                given = sealed(firing.zeros_if(grad, cell.standing[""]), allowed, cell.standing)
+                given = sealed(
+                    firing.zeros_if(grad, cell.standing[""]), allowed, cell.standing.values()
+                )
                 none = torch.zeros(0, 0, dtype=torch.float64)
                 jobs.append(
                     optimizers.Job(

@@ -50,7 +50,7 @@ def side_by_side(
     """
     many = next(x for x in given if isinstance(x, Tensor)).shape[1] // every
     arrays = held(s, starts(s.batch * many, at))
-    inside = Stream(arrays, 0, every, s.batch * many, s.device, s.dtype, s.inner)
+    inside = Stream(arrays, 0, every, s.batch * many, s.device, s.dtype, s.inner, s.joint)
     began = s.position + first + every * torch.arange(many, device=s.device)
     inside.sequence = s.sequence
     inside.began, inside.lives = began.repeat(s.batch), many

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from ..parameters import noise
+from . import joint
 from .chance import Chance
 from .examples import Examples, Watching
 from .lives import lives
@@ -99,7 +100,16 @@ class Model(Words, nn.Module):
     INNER_OPEN: ClassVar[bool] = False
     SOURCE: ClassVar[str] = ""
     SPAN: ClassVar[int] = 0  # a call is cut at multiples of this many ticks; 0: nowhere
-    RESETS: ClassVar[tuple[Row, ...]] = ()  # (box, rounds, after how many ticks), at a cut
+    RESETS: ClassVar[tuple[Row, ...]] = ()  # (level, box, rounds, after how many ticks), at a cut
+    # Where training and the levels on tokens share a graph (joint.py):
+    JOINT: ClassVar[bool] = False
+    SECOND: ClassVar[tuple[bool, bool]] = (False, False)  # who differentiates what levels there
+    # write: other such levels; training
+    JOINED: ClassVar[tuple[Row, ...]] = ()  # (level, its arrays by state and the starts it learns)
+    CHAINED: ClassVar[tuple[Row, ...]] = ()  # (array, level, the array it starts from)
+    CHAINS: ClassVar[tuple[Row, ...]] = ()  # (level, who learns its starts)
+    ENTERS: ClassVar[tuple[Row, ...]] = ()  # (level, whose gradients enter its states)
+    FIRST: ClassVar[tuple[Row, ...]] = ()  # (level, to whom its gradients are constants)
 
     # Picard rounds of memories that are solved exactly: None, until nothing changes.
     rounds: int | None = None
@@ -227,7 +237,8 @@ class Model(Words, nn.Module):
             if not path.startswith(at):
                 continue
             if start == "weights":
-                arrays[path] = weights[path].to(dtype).unsqueeze(0).expand(batch, *shape)
+                drawn = weights[path.partition("@")[0]]
+                arrays[path] = drawn.to(dtype).unsqueeze(0).expand(batch, *shape)
             else:
                 arrays[path] = torch.zeros(batch, *shape, device=device, dtype=dtype)
         return arrays
@@ -385,12 +396,15 @@ class Model(Words, nn.Module):
         state.position += b - a
         return s
 
-    def start_anew(self, state: State) -> None:
-        """The levels that others name are reset when a span is over."""
-        for path, loops, every in self.RESETS:
-            if state.position % every == 0:
-                for rounds in product(*(range(n) for n in loops)):
-                    state.arrays |= self.starts(state.batch, path.format(*rounds))
+    def start_anew(self, state: State) -> dict[str, Tensor]:
+        """The levels that are reset when a span is over: the arrays that go back to their start."""
+        over = {level for level, *_ in self.RESETS if self.starts_anew(level, state.position)}
+        fresh: dict[str, Tensor] = {}
+        for level in over:
+            for path in self.prefixes(level):
+                fresh |= self.starts(state.batch, path)
+        state.arrays |= fresh
+        return fresh
 
     def stream_of(self, state: State, time: int) -> Stream:
         return Stream(state.arrays, state.position, time, state.batch, self.device, self.dtype)
@@ -418,13 +432,18 @@ class Model(Words, nn.Module):
         has none.
         """
         training = torch.is_grad_enabled() and any(p.requires_grad for p in self.parameters())
+        if self.JOINT:
+            state = joint.ready(self, state, training)
         self.still = Still(self.weights)
         self.label_waiting(call, state)
         a = 0
         while a < call.time:
             b = min(call.time, a + self.until_firing(state.position))
             b = self.before_the_last(call, a, b)
-            self.span(call, state, a, b, training)
+            if self.JOINT:
+                joint.span(self, call, state, a, b, training)
+            else:
+                self.span(call, state, a, b, training)
             a = b
         return state
 
@@ -432,9 +451,45 @@ class Model(Words, nn.Module):
         """The weights; constants in a run for the levels on tokens."""
         return self.still if s.inner else self.weights
 
+    # ---- clocks of these levels ------------------------------------------------------------------
+
+    def life_of(self, level: str) -> int:
+        """After how many ticks a level starts anew; 0: with the sequence."""
+        return next((int(every) for name, _, _, every in self.RESETS if name == level), 0)
+
+    def starts_anew(self, level: str, position: int) -> bool:
+        every = self.life_of(level)
+        return bool(every) and position > 0 and position % every == 0
+
+    def age(self, level: str, position: int) -> int:
+        """Ticks since its reset, at the end of a tick: one that is due is yet to come."""
+        every = self.life_of(level)
+        return (position - 1) % every + 1 if every else position
+
+    def due(self, position: int) -> list[Row]:
+        return [row for row in self.LEARNERS if self.age(row[0], position) % row[1] == 0]
+
+    def slowest_first(self) -> list[str]:
+        return [level for level, _, _ in sorted(self.LEARNERS, key=lambda row: -int(row[1]))]
+
+    def prefixes(self, level: str) -> tuple[str, ...]:
+        """The places of a level's boxes."""
+        rows = [(path, loops) for name, path, loops, _ in self.RESETS if name == level]
+        return tuple(
+            path.format(*rounds)
+            for path, loops in rows
+            for rounds in product(*(range(n) for n in loops))
+        )
+
     def until_firing(self, position: int) -> int:
-        periods = [int(period) for _, period, _ in self.LEARNERS]
-        return min(period - position % period for period in periods)
+        """Ticks to the next firing or reset."""
+        waits = []
+        for level, period, _ in self.LEARNERS:
+            every = self.life_of(level)
+            lived = position % every if every else position
+            waits.append(int(period) - lived % int(period))
+            waits += [every - lived] if every else []
+        return min(waits)
 
     def span(self, call: Pass, state: State, a: int, b: int, training: bool) -> None:
         """One span as training sees it, then in a graph of its own what the levels on tokens learn
@@ -508,7 +563,7 @@ class Model(Words, nn.Module):
         """Gradients are summed at once where no later tick can add to this graph, else at the
         firing.
         """
-        if self.INNER_OPEN:
+        if self.INNER_OPEN or self.JOINT:
             state.owed.append((tick, loss))
             return
         assert state.inner is not None
@@ -521,20 +576,30 @@ class Model(Words, nn.Module):
                 state.sums[path] = state.sums[path] + grad if path in state.sums else grad
 
     def fire_due(self, state: State) -> None:
-        """The levels whose period ends at this tick write (2.8)."""
-        due = [row for row in self.LEARNERS if state.position % row[1] == 0]
-        for level, period, paths in due:
-            grads = self.gathered(state, period, paths)
+        """The levels whose period ends at this tick write (2.8), then those start anew whose time
+        has come (2.7.3).
+        """
+        if self.JOINT:
+            joint.fire(self, state)
+            return
+        due = self.due(state.position)
+        found = [self.gathered(state, period, paths) for _, period, paths in due]
+        for (level, period, paths), grads in zip(due, found, strict=True):
             s = self.stream_of(state, 0)
-            self.fire(level, s, grads, state.position // period)
+            self.fire(level, s, grads, self.age(level, state.position) // period)
             if self.INNER_OPEN and state.inner is not None:
                 old = state.arrays
                 state.inner |= {k: x.detach() for k, x in s.items() if x is not old.get(k)}
             state.arrays = dict(s)
             for path in paths:
                 state.sums.pop(path, None)
-        if self.INNER_OPEN and due:
-            self.renew(state, due)
+        fresh = self.start_anew(state)
+        changed = {path for _, _, paths in due for path in paths}
+        changed |= {path for path in self.learning_paths() if path in fresh}
+        for path in changed & set(fresh):
+            state.sums.pop(path, None)
+        if self.INNER_OPEN and (changed or fresh):
+            self.renew(state, changed, fresh)
 
     def gathered(self, state: State, period: int, paths: Sequence[str]) -> dict[str, Tensor]:
         if not self.INNER_OPEN:
@@ -555,15 +620,17 @@ class Model(Words, nn.Module):
             for p, leaf, g in zip(paths, leaves, grads, strict=True)
         }
 
-    def renew(self, state: State, due: list[Row]) -> None:
-        """New leaves for those that fired; all of the graph is let go where every level fired."""
+    def renew(self, state: State, changed: set[str], fresh: dict[str, Tensor]) -> None:
+        """New leaves for those that fired or started anew; all of the graph is let go where every
+        level did.
+        """
         assert state.inner is not None
-        if len(due) == len(self.LEARNERS):
+        if len(changed) == len(self.learning_paths()):
             state.owed, state.inner = [], None
             return
-        for _, _, paths in due:
-            for path in paths:
-                state.inner[path] = state.arrays[path].detach().requires_grad_()
+        state.inner |= detached(fresh)
+        for path in changed:
+            state.inner[path] = state.arrays[path].detach().requires_grad_()
 
     # ---- what a generated class gives
     # -----------------------------------------------------------------------

@@ -47,8 +47,8 @@ class State:
     so far.
 
     `inner`: the same arrays in the graph of the levels on tokens; `sums`: their gradients since the
-    last firing. `base`, `base_sums`, `base_position`, `replay`:
-    from where, and with which inputs, all of this can be made again.
+    last firing. `live`: they stand in the graph of training too (joint.py). `base`, `base_sums`,
+    `base_position`, `replay`: from where, and with which inputs, all of this can be made again.
     """
 
     arrays: dict[str, Tensor]
@@ -63,6 +63,8 @@ class State:
     base_sums: dict[str, Tensor] = field(default_factory=dict)
     base_position: int = 0
     replay: list[tuple[tuple[Tensor, ...], bool]] = field(default_factory=list)
+    live: bool = False
+    rewind: bool = False  # its graph has to be made again
 
     def fork(self) -> State:
         """A second stream from the same place; neither sees what the other does."""
@@ -79,12 +81,17 @@ class State:
             dict(self.base_sums),
             self.base_position,
         )
-        copy.replay = list(self.replay)
+        copy.replay, copy.live, copy.rewind = list(self.replay), self.live, self.rewind
         return copy
 
     def detach(self) -> State:
-        """The same state, a constant to gradients of what comes."""
+        """The same state, a constant to gradients of what comes. Where training and the levels on
+        tokens share a graph, what the latter owe is made again at the next call, with the weights
+        as they are then.
+        """
         copy = self.fork()
+        if self.live:
+            copy.inner, copy.waiting, copy.owed, copy.rewind = None, None, [], True
         copy.arrays = detached(self.arrays)
         copy.base = detached(self.base)
         return copy

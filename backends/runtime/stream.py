@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..gates import Learner, gate
 from ..ops.recurrence import Span
 from ..ops.stretches import Stretches
 
@@ -20,7 +21,8 @@ class Stream(dict[str, Tensor]):
     of levels on
     tokens, so what does not open to them is a constant (language.md 2.10.1). `remembered`: what
     boxes wrote in the run
-    for training, which a run for the levels on tokens need not do again. `born`: the tick at which
+    for training, which a run for the levels on tokens need not do again. `joint`: this run is for
+    both (joint.py). `born`: the tick at which
     the level that is run was last reset; `began`: the same for each row of the batch, where they
     are lives of one stream (lives.py), as many of each sample as
     `lives` says.
@@ -35,12 +37,13 @@ class Stream(dict[str, Tensor]):
         device: torch.device,
         dtype: torch.dtype,
         inner: bool = False,
+        joint: bool = False,
     ) -> None:
         super().__init__(arrays)
         self.stood = arrays  # as they were before this span
         self.position, self.time, self.batch = position, time, batch
         self.device, self.dtype = device, dtype
-        self.inner = inner
+        self.inner, self.joint = inner, joint
         self.sequence = 0  # of the stream: how many have ended
         self.remembered: dict[str, Any] = {}
         self.born = 0
@@ -56,7 +59,9 @@ class Stream(dict[str, Tensor]):
 
     def hold(self, x: Tensor) -> Tensor:
         """A constant to levels on tokens, not to training."""
-        return x.detach() if self.inner else x
+        if self.inner:
+            return x.detach()
+        return gate(x, from_outside) if self.joint else x
 
     def answer(self, box: Callable[..., Tensor], at: str, *given: Any) -> Tensor:
         """What a box answers; in the run for levels on tokens, what it answered training if none of
@@ -66,7 +71,7 @@ class Stream(dict[str, Tensor]):
         if self.inner and at in self.remembered and not any(x.requires_grad for x in inputs):
             return self.remembered[at]  # type: ignore[no-any-return]
         y = box(self, at, *given)
-        if not self.inner:
+        if not self.inner and not self.joint:
             self.remembered[at] = y.detach()
         return y
 
@@ -79,6 +84,8 @@ class Stream(dict[str, Tensor]):
         if self.inner and at in self.remembered:
             return self.remembered[at]  # type: ignore[no-any-return]
         made = write(*given)
+        if self.joint:
+            return tuple(span.held(lambda *kept: tuple(map(self.hold, kept))) for span in made)
         held = tuple(span.held(constant) for span in made)
         self.remembered[at] = held
         return held if self.inner else made
@@ -162,6 +169,11 @@ class Stream(dict[str, Tensor]):
             yield a, b, count if fires else 0
             a = b
         self.position, self.time = position, time
+
+
+def from_outside(who: Learner) -> bool:
+    """A gradient of training's, not of a level on tokens."""
+    return who.level is None
 
 
 def constant(*tensors: Tensor) -> tuple[Tensor, ...]:

@@ -210,7 +210,8 @@ class Body:
         code = f"self.{method}({', '.join([*given, *args])})"
         every = reset_of(box)
         if every and self.box is None:
-            late = box.level is not None and box.level.name in self.plan.spans.late
+            late = box.level in self.plan.learners  # its spans end where it is reset
+            late = late or box.level is not None and box.level.name in self.plan.spans.late
             run = "life" if late else "lives"
             code = (
                 f"self.{run}({', '.join(['s', str(every), f'self.{method}', *given[1:], *args])})"
@@ -428,9 +429,9 @@ class Body:
     def state(self, term: Term) -> Value:
         handle: Handle = term.info
         code, own = self.array(handle, self.member if not handle.state.form.single else "")
-        if own and handle.box is self.box:
+        if own and handle.box is self.box and self.lowering(handle.box).kind != "loss":
             raise InternalError(f"`{handle.name}` as an array")
-        if own:  # of another box: one value for all ticks of the span
+        if own:  # it stands still: one value for all ticks of the span
             axis = self.lead - 1
             code = f"self.lasting({code}.unsqueeze({axis}), s, {axis})"
             return Value(code, ATOM, True, self.axes(handle))

@@ -17,6 +17,7 @@ from .bodies import Body, Module, all_mapped, reset_of, state_path
 from .boxes import write_box
 from .code import Code, class_name, identifier, is_used, names_module
 from .expressions import ATOM, Value
+from .joint import Start, hold_starts, learned_starts, line_for, rule_for, write_tables
 from .layout import entry, laid_out
 from .optimizers import step_levels, write_optimizer
 from .rules import RuleWriter, Written
@@ -83,6 +84,7 @@ class Writer:
             self.flow()
             for box in self.called():
                 write_box(self.module, box)
+            hold_starts(self.module)
             self.loss()
             self.fire()
             self.optimizer_list()
@@ -201,13 +203,15 @@ class Writer:
             f"INNER_OPEN = {bool(self.plan.inner.levels)}",
             f"SPAN = {self.plan.spans.every}",
         )
+        late = [l.name for l in self.plan.learners if l.resets.unit == "token"]
+        late += self.plan.spans.late
         anew = [
-            (f"{b.path}.", b.loops, reset_of(b))
+            (b.level.name, f"{b.path}.", b.loops, reset_of(b))
             for b in self.system.boxes
-            if b.kind == "level" and b.level is not None and b.level.name in self.plan.spans.late
+            if b.kind == "level" and b.level is not None and b.level.name in late
         ]
         if anew:
-            self.table("RESETS", "box, rounds, after how many tokens it starts anew", anew)
+            self.table("RESETS", "level, box, rounds, after how many tokens it starts anew", anew)
         self.table(
             "PARAMETERS",
             "path, rounds, shape, deviation of the draw, value, trained",
@@ -220,6 +224,7 @@ class Writer:
             "level on tokens, period, arrays that learn the model's loss",
             list(self.learners()),
         )
+        write_tables(self.module)
         code.add("")
 
     def table(self, name: str, about: str, rows: Sequence[tuple[object, ...]]) -> None:
@@ -355,6 +360,8 @@ class Writer:
             lines: list[str] = []
             for box in self.loss_boxes(level):
                 lines += self.fire_box(writer, box)
+            for start in learned_starts(self.module, level):
+                lines += self.fire_start(writer, start)
             branches.append((level.name, lines))
         code.lines += writer.code.lines
         with code.function(
@@ -402,6 +409,21 @@ class Writer:
                     raise NotLowered(f"a retention of `{state.name}` that is no number", state.span)
                 lines += self.fire_array(method, path, len(box.loops), box.loops, keep)
         return lines
+
+    def fire_start(self, writer: RuleWriter, start: Start) -> list[str]:
+        """A start that this level learns, by the rule of this level (2.11.4)."""
+        box, array = start.box, start.array
+        lead = 1 + len(all_mapped(box)) + len(start.state.per)
+        learn = line_for(self.module, start)
+        rule = rule_for(self.module, start, learn)
+        method = writer.method(
+            f"rule_{identifier(learn.rule)}", rule, lead, dict(learn.settings), dict(learn.streams)
+        )
+        whole = (*all_mapped(box), *start.state.per, *array.shape)
+        for kept in method.kept:
+            shape = kept.within(whole, array.shape)
+            self.module.hold(f"{start.path}.{kept.name}", box.loops, shape, "zeros")
+        return self.fire_array(method, start.path, len(box.loops), box.loops, "")
 
     def fire_array(
         self, method: Written, path: str, depth: int, loops: tuple[int, ...], keep: str
