@@ -51,6 +51,8 @@ SMALL: dict[str, Any] = {
     "rank": 2,
     "back": 6,
 }
+# The reference takes long over third derivatives.
+OWN: dict[str, dict[str, Any]] = {"cms_nested": {"depth": 1}}
 
 
 @cache
@@ -65,7 +67,9 @@ def small(name: str, **more: Any) -> Spec:
 
 def sized_anew(name: str, more: dict[str, Any]) -> Spec:
     has = own_settings(name)
-    return nlc.load(name, **{k: v for k, v in (SMALL | more).items() if k in has})
+    return nlc.load(
+        name, **{k: v for k, v in (SMALL | OWN.get(name, {}) | more).items() if k in has}
+    )
 
 
 @cache

@@ -315,6 +315,9 @@ def test_f_a_nested_block_resets_after_c_s_over_c_s_plus_1_updates(slow: int, fa
             else:
                 updates += 1
     assert lives and all(n == math.ceil(slow / fast) for n in lives)
+    model = nlc.compile(spec, dtype=torch.float64)
+    wanted, _ = nlc.reference(spec, model.state_dict())(list(pairs(2 * slow + 1)))
+    assert distance(model(*pairs(2 * slow + 1))[0], wanted) <= 1e-11
 
 
 # ---- g: self-modifying memories ------------------------------------------------------------------

@@ -175,3 +175,10 @@ def test_no_torch_is_imported() -> None:
     code = "import sys, nlc; from nlc.explain import explain; explain(nlc.load('hope'));"
     code += "assert not {'torch', 'sympy', 'networkx'} & sys.modules.keys()"
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
+
+
+def test_what_crosses_a_start_that_is_learned_while_the_stream_runs() -> None:
+    text = page("cms_nested")
+    assert "at each reset (every 128 tokens) fast starts from what mid has learned" in text
+    assert "mid learns these by its own rule every 128 tokens, by the losses since, through" in text
+    assert "the gradients that fast wrote by: a second derivative of the loss" in text

@@ -116,13 +116,36 @@ def self_modifying() -> tuple[Spec, Streams]:
     return spec, (torch.randint(0, 5, (1, 7), generator=draw),)
 
 
-@pytest.mark.parametrize("name", ["maml", "self_modifying_titans"])
+def nested(order: str = "") -> tuple[Spec, Streams]:
+    """All of its gradients go through the learning of its blocks, and through that of their
+    starts.
+    """
+    text = (SPECS / "cms_nested.nl").read_text("utf-8")
+    for line in ("attention, fast, mid, slow -> training", "training -> slow -> mid -> fast"):
+        assert f"{line}\n" in text
+        text = text.replace(f"{line}\n", f"{line}{order}\n")
+    sizes = {"width": 2, "heads": 1, "depth": 1, "vocab": 5, "periods": [1, 2, 4]}
+    made = nlc.load(text, rates=[0.3, 0.2, 0.1], **sizes)
+    return made, (torch.randint(0, 5, (1, 7), generator=torch.Generator().manual_seed(4)),)
+
+
+def test_a_nested_continuum_has_two_orders() -> None:
+    """And the first leaves out of each block's learning what the others take from it."""
+    found = [gradients(nlc.compile(made, dtype=torch.float64), x) for made, x in
+             (nested(), nested(" first order"))]  # fmt: skip
+    second, first = found
+    differ = {n for n in first if distance(first[n], second[n]) > 1e-3}
+    assert {"x.embed", "layers.0.fast.continuum.F.W1", "layers.0.slow.continuum.F.W2"} <= differ
+
+
+@pytest.mark.parametrize("name", ["maml", "self_modifying_titans", "cms_nested"])
 def test_the_true_derivative_is_that_of_finite_differences(name: str) -> None:
-    spec, streams = (maml(), task()) if name == "maml" else self_modifying()
+    cases = {"maml": (maml(), task()), "cms_nested": nested()}
+    spec, streams = cases.get(name) or self_modifying()
     model = nlc.compile(spec, dtype=torch.float64)
     found = gradients(model, streams)
     largest = max(float(g.norm()) for g in found.values())
-    for way in ways(model, 3):
+    for way in ways(model, 1 if name == "cms_nested" else 3):
         along = sum(float((found[n] * way[n]).sum()) for n in found)
         wanted = slope(spec, model, streams, way, 1e-3)
         assert abs(along - wanted) <= 1e-6 * max(abs(wanted), largest)

@@ -335,6 +335,82 @@ def test_persistent_pairs_are_seen_by_every_token(name: str) -> None:
         assert grad.flatten(0, -2).abs().amax(-1).min() > 0
 
 
+# ---- continuum memories --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["cms_sequential", "cms_independent"])
+def test_each_block_stands_still_between_its_firings(name: str) -> None:
+    """A firing waits for its label: it is the first thing of the next tick."""
+    found = states(one(name), tokens(2, 18))
+    for period in (2, 4, 8):
+        arrays = kept(found, f"layers.0.cms_{period}.continuum.F.W1")
+        for t, (old, new) in enumerate(pairwise(arrays), start=1):
+            assert torch.equal(old, new) is bool(t % period), (period, t)
+
+
+def in_both_orders(name: str) -> tuple[Tensor, Tensor]:
+    """The answers of the same weights with the slowest block last, and first."""
+    last, first = (one(name, periods=p) for p in ([2, 4, 8], [8, 4, 2]))
+    told = first.load_state_dict(last.state_dict())
+    assert not told.missing_keys and not told.unexpected_keys
+    with torch.no_grad():
+        return last(tokens(2, 18))[0], first(tokens(2, 18))[0]
+
+
+def test_a_sequential_continuum_is_a_chain() -> None:
+    """(70): a block is given what the one before it has made."""
+    last, first = in_both_orders("cms_sequential")
+    assert distance(last, first) > 1e-2
+
+
+def test_an_independent_continuum_has_no_order() -> None:
+    """(74): the blocks are given the same, and what they answer is added up."""
+    last, first = in_both_orders("cms_independent")
+    assert distance(last, first) < 1e-12
+
+
+def nested(rates: list[float], order: str = "") -> Model:
+    chain = "init training -> slow -> mid -> fast"
+    back = "attention, fast, mid, slow -> training"
+    return rewritten(
+        "cms_nested", (chain, chain + order), (back, back + order), periods=[2, 4, 8], rates=rates
+    )
+
+
+def of_block(found: list[State], array: str) -> list[Tensor]:
+    """Of the last layer's network, after the end of each tick."""
+    block, _, start = array.partition("@")
+    path = f"layers.0.{block}.continuum.F.W2" + (f"@{start}" if start else "")
+    return [a.clone() for a in kept(found, path)]
+
+
+@pytest.mark.parametrize("order", ["", " first order"], ids=["second", "first"])
+def test_a_nested_block_starts_anew_where_the_slower_one_has_learned(order: str) -> None:
+    """(72): after its reset it stands to the bit at the start that the slower block has learned, a
+    step of that block's rule away from where it stood before.
+    """
+    found = states(nested([0.1] * 3, order), tokens(2, 18))
+    for block, start, every in (("fast", "fast@mid", 4), ("mid", "mid@slow", 8)):
+        own, learned = of_block(found, block), of_block(found, start)
+        for t in range(1, 18):
+            assert torch.equal(own[t], learned[t]) is (t % every < every // 2), (block, t)
+        assert not torch.equal(learned[3], learned[8])
+    one_up, two_up = of_block(found, "fast@mid"), of_block(found, "fast@mid@slow")
+    assert torch.equal(one_up[8], two_up[8]) and not torch.equal(two_up[7], two_up[8])
+
+
+def test_a_nested_block_that_nobody_teaches_starts_at_one_place() -> None:
+    """What learns nothing hands on what training drew."""
+    found = states(nested([0.1, 0.1, 0.0]), tokens(2, 18))
+    mid, fast = of_block(found, "mid"), of_block(found, "fast")
+    assert torch.equal(mid[8], mid[16]) and torch.equal(mid[0], mid[8])
+    assert torch.equal(fast[8], fast[16]) and torch.equal(fast[0], fast[8])
+    assert not torch.equal(fast[4], fast[8]) and not torch.equal(mid[4], mid[8])
+    still = of_block(states(nested([0.1, 0.0, 0.0]), tokens(2, 18)), "fast")
+    assert all(torch.equal(still[t], still[0]) for t in (4, 8, 12, 16))
+    assert not torch.equal(still[3], still[0])
+
+
 # ---- MIRAS ---------------------------------------------------------------------------------------
 
 

@@ -147,8 +147,8 @@ def test_changes_off_the_clock_are_seen(monkeypatch: pytest.MonkeyPatch) -> None
     assert P.off_the_clock(small().model, small().system, x).holds
     slow = Verifier(nlc.load("hope", **SMALL, chunk=4, periods=[2]), FAST)
     assert P.off_the_clock(slow.model, slow.system, slow.streams).holds
-    every = P.clocked(slow.system)
-    monkeypatch.setattr(P, "clocked", lambda _: dict.fromkeys(every, Clock("token", 3)))
+    other = {path: replace(v, clock=Clock("token", 3)) for path, v in P.owners(slow.system).items()}
+    monkeypatch.setattr(P, "owners", lambda _: other)
     assert not P.off_the_clock(slow.model, slow.system, slow.streams).holds
 
 

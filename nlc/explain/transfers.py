@@ -42,12 +42,36 @@ def _words(system: System, group: list[Transfer]) -> list[str]:
             return [f"{b} uses weights or states of {a}, which are constants there"]
         case "backprop":
             enters = f"the gradient of {b} enters the states and pasts of {a}{cut}"
-            return [enters, *first, *_trained(system, group)]
+            return [enters, *first, *_again(system, group), *_trained(system, group)]
         case "init":
-            starts = f"at each reset {b} starts from what {a} has learned: {_starts(system, group)}"
+            every = f" ({t.target.resets})" if t.target.resets.unit == "token" else ""
+            starts = f"at each reset{every} {b} starts from what {a} has learned: "
             learned = [f"these learn by its gradient{cut}"] if cut else []
-            return [starts, *learned, *first]
+            learned += _learned_here(group, a, b)
+            return [starts + _starts(system, group), *learned, *first, *_again(system, group)]
     return [f"a start, write or set of {b} is made from {a}"]
+
+
+def _learned_here(group: list[Transfer], a: str, b: str) -> list[str]:
+    """A start that is learned while the stream runs."""
+    clock = group[0].source.clock
+    if clock.unit in ("step", "task"):
+        return []
+    return [f"{a} learns these by its own rule {clock}, by the losses since, through {b}'s writes"]
+
+
+def _again(system: System, group: list[Transfer]) -> list[str]:
+    """Whether a gradient passes through gradients of the same loss."""
+    inside = [t.source if t.kind == "backprop" else t.target for t in group if not t.first_order]
+    found = [
+        l
+        for l in inside
+        if any(b.level is l and any(s.rule.uses_loss for s in b.states) for b in system.boxes)
+    ]
+    if not found:
+        return []
+    names = _names(found, None)
+    return [f"it goes through the gradients that {names} wrote by: a second derivative of the loss"]
 
 
 def _trained(system: System, group: list[Transfer]) -> list[str]:

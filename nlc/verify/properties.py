@@ -19,7 +19,7 @@ from ..backends.parameters import paths
 from ..backends.reference import Reference
 from ..backends.runtime import Model, State
 from ..backends.torch_source.bodies import state_path
-from ..system import Clock, Level, System
+from ..system import Level, System
 from .streams import (
     Nudged,
     Run,
@@ -306,12 +306,8 @@ def factor(before: float, after: float) -> float:
 # ---- clocks --------------------------------------------------------------------------------------
 
 
-def clocked(system: System) -> dict[str, Clock]:
-    """The arrays that levels on tokens write, and their clocks; what is solved anew has none."""
-    return {path: level.clock for path, level in owners(system).items()}
-
-
 def owners(system: System) -> dict[str, Level]:
+    """The arrays that levels on tokens write; what is solved anew has no clock."""
     found = {}
     for box in system.boxes:
         if box.level is None or box.level.clock.unit != "token" or box.exact:
@@ -323,28 +319,36 @@ def owners(system: System) -> dict[str, Level]:
     return found
 
 
+def due(level: Level, tick: int) -> tuple[bool, bool]:
+    """Whether a level fires at the end of a tick, and whether it starts anew there."""
+    if tick < 1:
+        return False, False
+    every = level.resets.first if level.resets.unit == "token" else 0
+    age = (tick - 1) % every + 1 if every else tick
+    return level.clock.fires(age), age == every
+
+
 @torch.no_grad()
 def off_the_clock(model: Model, system: System, streams: Streams) -> Measured:
     """How often an array changed though its level did not fire, or a weight did; `contrast`, the
     least share of its firings that changed an array. A firing that waits for its label is the first
     thing of the next call (2.7.3). A reset is no firing, nor is a start that is made after it.
     """
-    resets = {path: level.resets for path, level in owners(system).items()}
     kept = model.kept_arrays()  # what learns at a rate of nothing is a weight
-    clocks = {path: clock for path, clock in clocked(system).items() if path in kept}
+    levels = {path: level for path, level in owners(system).items() if path in kept}
     waits = {path for _, _, learning in model.LEARNERS for path in learning}
     weights = {n: p.clone() for n, p in model.named_weights()}
     state, wrong = model.reset(streams[0].shape[0]), []
-    fired: dict[str, list[bool]] = {path: [] for path in clocks}
+    fired: dict[str, list[bool]] = {path: [] for path in levels}
     for t in range(1, streams[0].shape[1] + 1):
         before = state
         _, state = model(*ticks(streams, t - 1, t), state=state)
-        for path, clock in clocks.items():
+        for path, level in levels.items():
             same = torch.equal(state.arrays[path], before.arrays[path])
             late = path in waits
-            anew = resets[path].unit == "token" and resets[path].fires(t)
-            begins = t == 1 or resets[path].unit == "token" and resets[path].fires(t - 1)
-            if t > late and clock.fires(t - late):
+            fires, anew = due(level, t - late)
+            begins = not late and (t == 1 or due(level, t - 1)[1])
+            if fires:
                 fired[path].append(not same)
             elif not (same or anew or begins):
                 wrong.append(f"{path} at token {t}")
