@@ -410,7 +410,12 @@ def _bench_words(parser: Parser) -> None:
         "--lengths", metavar="N", type=positive, nargs="+", default=[],
         help="what a token costs in streams of so many",
     )  # fmt: skip
-    parser.add("--context", metavar="N", type=positive, help="what the token after N others costs")
+    parser.add(
+        "--context",
+        metavar="N",
+        type=positive,
+        help="what the tokens after N others cost, one by one",
+    )
     parser.add("--rounds", metavar="N", type=positive, default=5, help="(default: 5)")
     parser.add("--threads", metavar="N", type=positive, default=1, help="of the CPU (default: 1)")
     parser.add("--device", metavar="NAME", default="cpu", help="cpu (default) or cuda")

@@ -75,7 +75,8 @@ def test_all_without_peers(absent: None, capsys: pytest.CaptureFixture[str]) -> 
     said = capsys.readouterr().out
     for part in (
         "nlc titans", "nlc gated_delta", "nlc hope", "transformer, plain PyTorch",
-        "hope, forward, in calls of 512", "state", "one token after 4", "transformer with a cache",
+        "hope, forward, in calls of 512", "state", "64 tokens one by one after 4",
+        "transformer with a cache",
         "absent: titans-pytorch is not installed", "absent: transformers is not installed",
         "absent: flash-linear-attention runs on a GPU only", "processor", "tokens/s", "peak MiB",
     ):  # fmt: skip

@@ -27,6 +27,7 @@ SHAPES = (
 )
 LENGTHS = (512, 2048, 8192, 32768, 65536)
 CONTEXT = 32768
+DECODED = 64  # tokens in a row
 PARAMETERS = 50_000_000  # of the model whose arrays an optimizer steps
 PIECE = 512  # tokens a call, where a stream is read in several
 ROOM = 2**31  # bytes that a backward pass may keep
@@ -195,29 +196,33 @@ def fitting(steps: Sequence[Case], options: Options) -> Iterator[Case]:
 
 
 def decode_group(names: Sequence[str], width: int, context: int, options: Options) -> Group:
-    """The next token of one stream, after `context` others: a state, beside a cache of keys."""
+    """The next tokens of one stream, one by one, after `context` others: a state, beside a cache of
+    keys. Several in a row, as the token at which levels fire costs more than those between.
+    """
     place, cases = options.place, []
     with torch.no_grad():
         for name in names:
             spec = sized(name, width, options)
-            model, x = place.module(spec), place.streams(spec, 1, context + 1)
+            model, x = place.module(spec), place.streams(spec, 1, context + DECODED)
             state = ours.after(model, tuple(part[:, :context] for part in x), None, PIECE)
-            step = ours.forward(model, tuple(part[:, context:] for part in x), state)
-            cases.append(Case(f"nlc {spec.system.name}", step, 1, False))
+            step = ours.decoded(model, tuple(part[:, context:] for part in x), state)
+            cases.append(Case(f"nlc {spec.system.name}", step, DECODED, False))
     plain = transformer(spec, options)
     if plain is not None:
-        cases.insert(0, Case("transformer with a cache", cached(plain, context, place), 1, False))
-    return Group(f"one token after {context:,}, {told(spec)}", tuple(cases))
+        step = cached(plain, context, place)
+        cases.insert(0, Case("transformer with a cache", step, DECODED, False))
+    return Group(f"{DECODED} tokens one by one after {context:,}, {told(spec)}", tuple(cases))
 
 
 def cached(plain: Transformer, context: int, place: ours.Place) -> Callable[[], None]:
-    """A step with the keys and values of so many tokens, in the room of a few more."""
-    keys, values = (place.put(torch.randn(plain.room(context + 1))) for _ in range(2))
+    """Steps with the keys and values of so many tokens, in the room of a few more."""
+    keys, values = (place.put(torch.randn(plain.room(context + DECODED))) for _ in range(2))
     token = place.put(torch.zeros(1, 1, dtype=torch.int64))
 
     @torch.no_grad()
     def step() -> None:
-        plain(token, Cache(keys, values, context))
+        for t in range(DECODED):
+            plain(token, Cache(keys, values, context + t))
 
     return step
 

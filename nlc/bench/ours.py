@@ -164,6 +164,18 @@ def forward(model: Model, streams: Streams, state: State | None = None) -> Calla
     return step
 
 
+def decoded(model: Model, streams: Streams, state: State) -> Callable[[], None]:
+    """A call for each token, the state carried on."""
+
+    @torch.no_grad()
+    def step() -> None:
+        at = state
+        for t in range(streams[0].shape[1]):
+            _, at = model(*(x[:, t : t + 1] for x in streams), state=at)
+
+    return step
+
+
 @torch.no_grad()
 def after(model: Model, streams: Streams, state: State | None, piece: int = 512) -> State:
     """The state after these tokens, read in calls of `piece`."""
