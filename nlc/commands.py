@@ -474,6 +474,7 @@ def _train_words(parser: Parser) -> None:
     parser.add("--resume", metavar="RUN", help="go on with this run, bit for bit")
     parser.add("--steps", metavar="N", type=positive, help="train so many steps (default: 1000)")
     parser.add("--minutes", metavar="M", type=minutes, help="train so long")
+    parser.add("--task", metavar="N", type=positive, help="a task ends every N steps")
     parser.add("--batch", metavar="N", type=positive, help="sequences a step (default: 8)")
     parser.add("--length", metavar="N", type=several, help="tokens a sequence (default: 256)")
     parser.add("--seed", metavar="N", type=natural, help="of weights and data (default: 0)")

@@ -55,6 +55,18 @@ def rule_terms_of(box: Box) -> Iterator[Term]:
                 todo.append(lines[t.info])
 
 
+def through_lines(box: Box, root: Term) -> Iterator[Term]:
+    """The terms below, those of the plain lines that it names included."""
+    lines = {line.name: line.value for line in box.lines if isinstance(line, Assign)}
+    todo, used = [root], set()
+    while todo:
+        for t in todo.pop().walk():
+            yield t
+            if t.op == "local" and t.info in lines and t.info not in used:
+                used.add(t.info)
+                todo.append(lines[t.info])
+
+
 def writes_at_call(box: Box) -> bool:
     """`every token`, needing only its own inputs: no loss, label or other state (2.7.1)."""
     clock = box.level.clock if box.level is not None else None
@@ -64,6 +76,11 @@ def writes_at_call(box: Box) -> bool:
         t.op in ("loss", "next") or t.op in NAMING and t.info.box is not box
         for t in rule_terms_of(box)
     )
+
+
+def reads_old(box: Box) -> bool:
+    """Whether a box answers with the state that it had before it fires (2.7.1)."""
+    return box.read_before or not writes_at_call(box)
 
 
 # ---- how a call is cut ---------------------------------------------------------------------------

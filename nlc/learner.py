@@ -48,6 +48,23 @@ class Learner:
             optimizer.step()
         return value
 
+    def end_task(self) -> None:
+        """The steps since the last call were a task: levels on tasks fire."""
+        for optimizer in self.optimizers:
+            optimizer.end_task()
+
+    def task_notes(self, task: int | None) -> list[str]:
+        """What it means to the spec that a run has tasks, or none."""
+        counting = any(optimizer.counts_tasks for optimizer in self.optimizers)
+        if counting and task is None:
+            return [
+                "Levels of this spec count tasks, and this run is one task, which does not end "
+                "(--task N ends one every N steps)."
+            ]
+        if task is not None and not counting:
+            return ["--task changes nothing: no level of this spec counts tasks."]
+        return []
+
     def evaluate(self, batches: Batches, stop: Callable[[], bool]) -> float | None:
         """Bits for each byte of the text, or None if `stop` says so before the end."""
         nats = total = 0.0

@@ -12,7 +12,7 @@ from .backward import Underivable, constant, make
 from .crossing import check_edges, openness
 from .derive import affine, given_write, gradient, implicit_step, linear_rule
 from .diagnostics import Diagnostic
-from .foreign import names_others, spans
+from .foreign import names_others, spans, through_lines
 from .idle import idle
 from .joint import hands_starts, joint
 from .lacking import NotLowered
@@ -218,14 +218,32 @@ def static(box: Box, rests: bool = False) -> Lowering:
     check_body(box)
     for s in box.states:
         own = s.rule.objective is not None and s.rule.objective.op != "loss"
-        if s.rule.set is not None or s.rule.write is not None or own and not rests:
+        if s.rule.set is not None and not rests:
+            follows(box, s)
+        elif s.rule.set is not None or s.rule.write is not None or own and not rests:
             raise NotLowered(
                 f"state `{s.name}` of a level on steps with a rule of its own",
                 s.span,
             )
-        if s.start is not None and s.start.op not in ("zeros", "normal"):
+        elif s.start is not None and s.start.op not in ("zeros", "normal"):
             raise NotLowered(f"the start of `{s.name}`", s.span)
     return Lowering(box, "static", "stands still while a stream runs")
+
+
+def follows(box: Box, state: State) -> None:
+    """A state on steps that is `set` from numbers and from what stands still in a stream, as it
+    does itself.
+    """
+    assert state.rule.set is not None
+    if state.start is not None and state.start.op not in ("zeros", "normal", "const", "copy"):
+        raise NotLowered(f"the start of `{state.name}`", state.span)
+    named = [t.info for t in through_lines(box, state.rule.set) if t.op == "state"]
+    if state.start is not None and state.start.op == "copy":
+        named.append(state.start.info)
+    if any(h.box.level is None or h.box.level.clock.unit in ("token", "sequence") for h in named):
+        raise NotLowered(f"`{state.name}`, which follows what each sequence has,", state.span)
+    if box.mapped or any(h.box.mapped for h in named):
+        raise NotLowered(f"`set` of `{state.name}`, one a head, on steps", state.span)
 
 
 def loss_box(box: Box) -> Lowering:

@@ -50,6 +50,7 @@ class Options:
     val_bytes: int | None = None
     save_every: int | None = None
     keep: int | None = None
+    task: int | None = None  # steps of a task; None: the run is one
 
 
 DEFAULTS: Mapping[str, Any] = {
@@ -58,7 +59,7 @@ DEFAULTS: Mapping[str, Any] = {
 }  # fmt: skip
 FIXED = (
     "settings", "data", "only", "skip", "tokenizer",
-    "batch", "length", "seed", "dtype", "val_bytes",
+    "batch", "length", "seed", "dtype", "val_bytes", "task",
 )  # fmt: skip
 
 
@@ -101,6 +102,7 @@ def _started(given: Options) -> Trainer:
         write_atomically(place / "tokenizer.json", Path(options.tokenizer).read_bytes())
     trainer = Trainer(run, options, learner, text)
     trainer.notes = [text.summary, *length_notes(spec.system, int(options.length or 0))]
+    trainer.notes += learner.task_notes(options.task)
     return trainer
 
 
@@ -331,6 +333,8 @@ class Trainer:
             raise Stopped(self._not_finite(f"The loss is {nats} at step {self.step + 1:,}"))
         took = time.monotonic() - began
         self.step += 1
+        if o.task is not None and self.step % o.task == 0:
+            self.learner.end_task()
         self.seconds += took
         loss = corpus.bits(nats) / self._bytes_a_token()
         report.step(self.step, self.seconds, loss, took, ids.size)

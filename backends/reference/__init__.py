@@ -14,8 +14,9 @@ time, gradients by autograd with a gate at each place where a transfer decides (
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import product
 from typing import Any, Protocol
 
 import torch
@@ -66,7 +67,7 @@ class Reference:
         }
         self.starts = dict(self.values)
         self.leaves: dict[str, tuple[Tensor, int, Tensor]] = {}
-        self.kept: dict[Any, dict[str, Tensor]] = {}
+        self.kept: dict[Any, dict[str, Tensor]] = dict(standing(system, self.specs, given))
         self.rules: dict[Any, dict[Any, Instance]] = {}
         self.firings: dict[Key, int] = {}
         self.steps = 0
@@ -181,6 +182,20 @@ class Reference:
     def end_task(self) -> None:
         """A run of steps of one kind is over: levels on tasks fire (2.6.1)."""
         training.end_task(self)
+
+
+def standing(
+    system: System, specs: Container[str], given: Mapping[str, Tensor]
+) -> Iterator[tuple[Any, dict[str, Tensor]]]:
+    """What is given of states on steps that are no parameters: they have been changed before."""
+    for box in (b for b in P.boxes(system) if P.lives_on(b.level)):
+        for state, path in product(box.states, P.paths(box.path, box.loops)):
+            names = {a.name: P.start_name(path, state.name, a.name) for a in state.form.arrays}
+            if any(n in specs or n not in given for n in names.values()):
+                continue
+            for heads in product(*(range(n) for n in P.mapped(box))):
+                arrays = {a: given[n][heads].detach().double() for a, n in names.items()}
+                yield ((path, heads), state.name), {a: x.clone() for a, x in arrays.items()}
 
 
 def at(streams: Mapping[str, Tensor | None], sample: int, time: int) -> dict[str, Tensor | None]:

@@ -290,11 +290,17 @@ def tell(
 
 def fire(ref: Reference, passing: Pass, level: Level) -> dict[str, Tensor]:
     found = ref.sums.pop(level.name)
-    ref.firings[level.name, ()] = ref.firings.get((level.name, ()), 0) + 1
+    key = of_level(level)
+    ref.firings[key] = ref.firings.get(key, 0) + 1
     return {
         **arrays_learned(ref, passing, level, found),
         **states_changed(ref, passing, level, found),
     }
+
+
+def of_level(level: Level) -> Key:
+    """Under which its firings are counted: a box of it may have its name."""
+    return f"level {level.name}", ()
 
 
 # ---- resets ------------------------------------------------------------------------------------
@@ -320,7 +326,7 @@ def reset(ref: Reference, passing: Pass, level: Level) -> None:
         del ref.kept[key]
     for key in [k for k in ref.rules if k[0] in keys or k[0] == "array" and k[1] in mine]:
         del ref.rules[key]
-    for key in [(level.name, ()), *keys]:
+    for key in [of_level(level), *keys]:
         ref.firings.pop(key, None)
     ref.sums.pop(level.name, None)
     for unit in ("step", "task"):
@@ -355,7 +361,7 @@ def host_of(
     ref: Reference, passing: Pass, level: Level
 ) -> tuple[Instance, Frame, tuple[Learn, ...]]:
     """Whose settings hold: an owner's, or those of the memory that learns the loss (2.11.4)."""
-    count = ref.firings[level.name, ()]
+    count = ref.firings[of_level(level)]
     if level.learn:
         frame = Frame(None, level, (level.name, ()), count=count)
         frame.inputs = frame.names = {"read": {}, "write": {}}

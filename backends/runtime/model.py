@@ -7,7 +7,7 @@ spec.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from itertools import product
@@ -126,9 +126,12 @@ class Model(Words, nn.Module):
         self.chance = Chance(seed)
         nothing = torch.empty(0, device=device, dtype=dtype)
         self.register_buffer("like", nothing, persistent=False)  # where and what a model is
+        self.copies: dict[str, str] = {}  # what starts as another array does
         for path, loops, shape, std, value, trained in self.PARAMETERS:
             for rounds in product(*(range(n) for n in loops)):
                 name = path.format(*rounds)
+                if isinstance(value, str):
+                    self.copies[name], value = value.format(*rounds), 0.0
                 data = (
                     noise(name, shape, seed) * std
                     if std
@@ -137,6 +140,7 @@ class Model(Words, nn.Module):
                 self.plant(
                     name, nn.Parameter(data.to(device=device, dtype=dtype), requires_grad=trained)
                 )
+        self.begin_copies()
 
     # ---- weights ---------------------------------------------------------------------------------
 
@@ -148,6 +152,16 @@ class Model(Words, nn.Module):
                 part._modules[step] = Part()
             part = part._modules[step]  # type: ignore[assignment]
         part._parameters[last] = parameter
+
+    @torch.no_grad()
+    def begin_copies(self, done: Container[str] = ()) -> None:
+        """What starts as a copy of another array is one; those in `done` stay as they are."""
+        weights = dict(self.named_weights())
+        for name in (n for n in self.copies if n not in done):
+            source = self.copies[name]
+            while source in self.copies and source not in done:
+                source = self.copies[source]
+            weights[name].copy_(weights[source])
 
     def state_dict(self, *args: Any, **kwargs: Any) -> Any:
         """Weights by the paths of the spec."""

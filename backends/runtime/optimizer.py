@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 Row = tuple[Any, ...]
 Group = dict[str, Any]
 UNSAVED = ("params", "names", "line", "rule", "spec")  # what a group is, wherever it is loaded
-PENDING = "pending gradients"  # no name that a spec can give
+PENDING, NEXT = "pending gradients", "at the task's end"  # no names that a spec can give
 
 
 class GradientError(ValueError):
@@ -136,7 +136,7 @@ class Serves(RuleWords, torch.optim.Optimizer):
 
     def check_group(self, group: Group, saved: Mapping[str, Any]) -> None:
         """The options of a group, and its rule, where it has one."""
-        for name in ("steps", "count"):
+        for name in (n for n in ("steps", "count", "tasks", "since") if n in group):
             if not is_count(saved.get(name)):
                 where = group["names"][0]
                 raise ValueError(f"the state saved with `{where}` has no number of its {name}")
@@ -175,16 +175,20 @@ def is_count(saved: Any) -> bool:
 
 
 class Optimizer(Serves):
-    """One level on steps. A step is the mean over the batch; `every 8 steps` sums eight of them,
-    and fires once.
+    """One level on steps or tasks. A step is the mean over the batch; `every 8 steps` sums eight of
+    them, and fires once; `every task` sums those since `end_task` was called.
 
-    State of an array: gradients since the last firing (PENDING), and what its rule keeps.
+    State of an array: gradients since the last firing (PENDING), and what its rule keeps; of one
+    that a `set` gives, what it is to be at the task's end (NEXT).
     """
 
+    UNIT: ClassVar[str] = "step"
     PERIOD: ClassVar[int] = 1
+    FIRST: ClassVar[int] = 0  # 0: the period
     LINES: ClassVar[int] = 1
     RULES: ClassVar[tuple[Row, ...]] = ()
     ARRAYS: ClassVar[tuple[Row, ...]] = ()
+    FOLLOWERS: ClassVar[tuple[Row, ...]] = ()
 
     def __init__(self, model: Model) -> None:
         weights = dict(model.named_weights())
@@ -194,14 +198,17 @@ class Optimizer(Serves):
             for path, loops, rule, lead, line in self.ARRAYS
             for rounds in product(*(range(n) for n in loops))
         ]
-        groups = [
-            {
-                "params": [weights[r[0]] for r in rows if r[3] == line],
-                "names": [r[0] for r in rows if r[3] == line],
-            }
-            for line in range(self.LINES)
-        ]
-        super().__init__([g for g in groups if g["params"]], {"steps": 0, "count": 0})
+        self.followers = {
+            path.format(*rounds): weights[path.format(*rounds)]
+            for path, loops in self.FOLLOWERS
+            for rounds in product(*(range(n) for n in loops))
+        }
+        self.all_weights = weights if self.followers else {}
+        named = [[r[0] for r in rows if r[3] == line] for line in range(self.LINES)]
+        named.append(list(self.followers))
+        groups = [{"params": [weights[n] for n in names], "names": names} for names in named]
+        counts = {"steps": 0, "count": 0} | ({"tasks": 0, "since": 0} if self.on_tasks else {})
+        super().__init__([g for g in groups if g["params"]], counts)
         self.arrays = {}
         self.chance = model.chance
         self.watched: list[tuple[Examples, str]] = []
@@ -214,8 +221,26 @@ class Optimizer(Serves):
                 self.watched.append((model.examples, name))
             self.arrays[p] = array
             array.materialise(model.seed)
-            if self.PERIOD > 1:
+            if self.adds_up:
                 array.state[PENDING] = torch.zeros_like(p, dtype=array.dtype)
+        for name, p in self.followers.items():
+            self.arrays[p] = array = Array(name, p, self, Rule("set", ()), self.state[p])
+            if self.on_tasks:
+                array.state[NEXT] = torch.zeros_like(p, dtype=array.dtype)
+
+    @property
+    def on_tasks(self) -> bool:
+        return self.UNIT == "task"
+
+    @property
+    def counts_tasks(self) -> bool:
+        """Whether anything happens when a task is over."""
+        return self.on_tasks or any(a.rule.tasks for a in self.arrays.values())
+
+    @property
+    def adds_up(self) -> bool:
+        """Whether a firing is of more than the step it is at."""
+        return self.on_tasks or self.PERIOD > 1 or self.FIRST > 1
 
     @property
     def rules(self) -> dict[str, str]:
@@ -235,16 +260,23 @@ class Optimizer(Serves):
             with torch.enable_grad():
                 loss = closure()
         self.follow()
-        grads = {p: self.gradient(p) for p in self.arrays}
+        grads = {p: self.gradient(p) for p in self.arrays if p.requires_grad}
         there = [(self.arrays[p].name, g) for p, g in grads.items() if g is not None]
         self.check_gradients(there)
+        first = self.param_groups[0]
+        due = not self.on_tasks and self.fires(first["steps"] + 1)
+        new = self.new_states(first["count"] + 1) if due or self.on_tasks else {}
         for group in self.param_groups:
             group["steps"] += 1
-            if self.PERIOD > 1:
+            if self.on_tasks:
+                group["since"] += 1
+            if self.adds_up:
                 self.add_up(group, grads)
-            if group["steps"] % self.PERIOD == 0:
-                group["count"] += 1
+            if due:
                 self.fire_group(group, grads)
+        for name, value in new.items():
+            p = self.followers[name]
+            (self.state[p][NEXT] if self.on_tasks else p).copy_(value)
         self.tell_steps()
         self.forget()
         return loss
@@ -257,6 +289,38 @@ class Optimizer(Serves):
         super().load_state_dict(state_dict)
         self.tell_steps()
 
+    @torch.no_grad()
+    def end_task(self) -> None:
+        """The steps since the last call were a task, and it is over: a level on tasks fires, and
+        then those inside its rules.
+        """
+        self.follow()
+        for group in self.param_groups:
+            if self.on_tasks and group["steps"]:
+                group["tasks"] += 1
+                if group["since"] and self.fires(group["tasks"]):
+                    group["since"] = 0
+                    waiting = {p: self.state[p].get(PENDING) for p in group["params"]}
+                    self.fire_group(group, waiting)
+                    for p in (p for p in group["params"] if NEXT in self.state[p]):
+                        p.copy_(self.state[p][NEXT])
+            for p in group["params"]:
+                if self.arrays[p].rule.tasks and group["count"]:
+                    serving.end_task(Firing(self.arrays[p], p, group["count"]))
+
+    def fires(self, ticks: int) -> bool:
+        first = self.FIRST or self.PERIOD
+        return ticks >= first and (ticks - first) % self.PERIOD == 0
+
+    def new_states(self, count: int) -> dict[str, Tensor]:
+        """What a `set` gives, by path."""
+        return {}
+
+    def standing(self, name: str) -> Tensor:
+        """An array as it is, in the precision that it is served in."""
+        p = self.all_weights[name]
+        return p.float() if p.dtype in serving.HALF else p
+
     def zero_grad(self, set_to_none: bool = True) -> None:
         super().zero_grad(set_to_none)
         self.forget()
@@ -268,13 +332,14 @@ class Optimizer(Serves):
 
     def add_up(self, group: Group, grads: dict[Tensor, Tensor | None]) -> None:
         """The gradients of the steps since the last firing."""
-        for p in group["params"]:
+        for p in (p for p in group["params"] if PENDING in self.state[p]):
             pending, grad = self.state[p][PENDING], grads[p]
             grads[p] = pending if grad is None else pending.add_(grad)
 
     def fire_group(self, group: Group, grads: dict[Tensor, Tensor | None]) -> None:
+        group["count"] += 1
         due = []
-        for p in group["params"]:
+        for p in (p for p in group["params"] if self.arrays[p].name not in self.followers):
             grad = grads[p]
             due.append(
                 Firing(
@@ -285,6 +350,5 @@ class Optimizer(Serves):
         for one in due:
             one.across = sums
         self.fire(due)
-        if self.PERIOD > 1:
-            for p in group["params"]:
-                self.state[p][PENDING].zero_()
+        for p in (p for p in group["params"] if PENDING in self.state[p]):
+            self.state[p][PENDING].zero_()

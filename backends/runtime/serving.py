@@ -25,6 +25,7 @@ BLOCK = 1 << 18  # numbers of an array that are served at a time, on a CPU
 SMALL = 1 << 14  # arrays below this many numbers are put together
 HALF = (torch.float16, torch.bfloat16)
 Examples = Callable[[], tuple[Tensor, Tensor]]
+TASKS, SINCE = "tasks so far", "firings since"  # no names that a spec can give
 
 
 @dataclass(frozen=True)
@@ -46,6 +47,7 @@ class Rule:
     pointwise: bool = False
     measures: tuple[str, ...] = ()
     examples: bool = False
+    tasks: tuple[int, ...] = ()  # period and first of its levels on tasks
 
     @property
     def name(self) -> str:
@@ -54,8 +56,8 @@ class Rule:
 
     @staticmethod
     def of(row: tuple[Any, ...]) -> Rule:
-        method, kept, pointwise, measures, examples = row
-        return Rule(method, tuple(Kept(*k) for k in kept), pointwise, measures, examples)
+        method, kept, *rest = row
+        return Rule(method, tuple(Kept(*k) for k in kept), *rest)
 
 
 @dataclass(eq=False)
@@ -97,6 +99,8 @@ class Array:
         """All that is kept exists, and is saved, before the first step."""
         for kept in self.rule.kept:
             self.state[kept.name] = self.first(kept, seed)
+        if self.rule.tasks:
+            self.state |= {TASKS: 0, SINCE: 0}
 
     def follow(self) -> None:
         """A parameter of another precision, as after `model.double()`: its state goes along."""
@@ -149,6 +153,8 @@ def fire(due: Iterable[Firing]) -> None:
     small: dict[tuple[Any, ...], list[Firing]] = {}
     for one in due:
         w = one.array.weight
+        if one.array.rule.tasks:
+            one.array.state[SINCE] += 1
         if not one.array.rule.pointwise:
             whole(one)
         elif w.numel() < SMALL:
@@ -160,6 +166,18 @@ def fire(due: Iterable[Firing]) -> None:
     for group in small.values():
         for part in portions(group):
             together(part)
+
+
+def end_task(one: Firing) -> None:
+    """A task is over: the levels of a rule that count tasks fire on what its firings have left."""
+    array, (period, first) = one.array, one.array.rule.tasks
+    array.state[TASKS] += 1
+    tasks = array.state[TASKS]
+    if tasks < first or (tasks - first) % period or not array.state[SINCE]:
+        return
+    array.state[SINCE] = 0
+    method = getattr(array.owner, f"task_{array.rule.method}")
+    method(array.weight.to(array.dtype), *array.kept, *one.numbers)
 
 
 def laid_alike(one: Firing) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import keyword
+import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
@@ -335,11 +336,12 @@ class Body:
         box, state = handle.box, handle.state
         if self.lowering(box).kind == "static":
             path = state_path(box, state.name, name)
-            mine = [(p, n) for p, n in self.parts if path.startswith(p)] if box is self.box else []
+            near = box is self.box or self.box is None and box.loops
+            mine = [(p, n) for p, n in self.parts if path.startswith(p)] if near else []
             if mine:
                 part, rest = self.place(path, self.parts)
                 return attribute(part, rest), False
-            return attribute("self.weights_in(s)", path), False
+            return self.of_round(attribute("self.weights_in(s)", path)), False
         known = self.e.names.get(f"other {state_path(box, state.name, name)}")
         if known is not None:
             return known.code, True
@@ -349,6 +351,13 @@ class Body:
                 return f"s.stood[{key}]", True
             return self.now(f"{box.name}_{state.name}", f"s[{key}]"), True
         return f"s[{key}]", True
+
+    def of_round(self, code: str) -> str:
+        """Of another box, in the round of this one, whose path says which."""
+        steps = self.box.path.split(".") if self.box is not None else []
+        for i in (i for i, step in enumerate(steps) if step == "{}"):
+            code = code.replace("{}", f"_{i}_", 1)
+        return re.sub(r"\._(\d+)_(?=[.\[])", r'[at.split(".")[\1]]', code)
 
     def now(self, wish: str, code: str) -> str:
         """A value that has a name from its place in the text on (2.7.2)."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from nlc.foreign import reads_old
 from nlc.plan import Attention
 from nlc.system import Box, Handle, Term
 
@@ -213,7 +214,7 @@ def recurrence(module: Module, box: Box) -> None:
             arguments["after_retain"] = "True"
         key = body.key(state_path(box, state.name, ""))
         memory = body.key(state_path(box, state.name, "") + ".m")
-        if box.read_before:
+        if reads_old(box):
             arguments["before_write"] = "True"
         read_hook = scan_read(
             module,

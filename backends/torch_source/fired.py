@@ -6,7 +6,7 @@ tick by tick: the last resort, for states that no closed form and no fixed point
 from __future__ import annotations
 
 from nlc.diagnostics import InternalError
-from nlc.foreign import writes_at_call
+from nlc.foreign import reads_old
 from nlc.lacking import NotLowered
 from nlc.rules import Example
 from nlc.system import Array, Assign, Box, Handle, Lambda, Learn, State, Term
@@ -106,7 +106,7 @@ class Fired(Frozen):
     @property
     def reads_old(self) -> bool:
         """Whether the box answers with the state that it had before it fires (2.7.1)."""
-        return self.clock[0] > 1 or self.box.read_before or not writes_at_call(self.box)
+        return reads_old(self.box)
 
     def periods(self, body: Body) -> None:
         box, code = self.box, self.code

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 
 from nlc.derive import substitute
 from nlc.diagnostics import InternalError
+from nlc.foreign import reads_old
 from nlc.lacking import NotLowered
 from nlc.plan import ArrayRule
 from nlc.system import Assign, Box, State, Term
@@ -588,7 +589,7 @@ class Frozen(Lines, Gates):
             f"(self, s: Stream, at: str{w}, runs: tuple[Span, ...]{parameters}) -> Tensor:",
             taken,
         ):
-            when = "before" if box.read_before else "after"
+            when = "before" if reads_old(box) else "after"
             code.docstring([f"What the stretch answers, each tick {when} its own write."])
             frozen_lines = self.reach(self.read_roots) & self.touching & self.used
             if frozen_lines and self.anchored:
@@ -633,7 +634,7 @@ class Frozen(Lines, Gates):
         for name, value in self.values.items():
             if name in running:
                 body.assign(Assign(name, value))
-        body.before = box.read_before
+        body.before = reads_old(box)
         body.e.done.clear()
         body.cite_line(box.read)
         body.e.count([box.read])

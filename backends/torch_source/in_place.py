@@ -19,7 +19,14 @@ from nlc.system import Array, Box, Learn, Shape, State, Term
 from .code import Code, identifier
 from .expressions import ATOM, TIMES, Value
 from .pointwise import is_pointwise, plain_rule
-from .rule_body import STREAMS, Kept, RuleBody, Slope, Written
+from .rule_body import (
+    AT_TASK,
+    STREAMS,
+    Kept,
+    Slope,
+    Written,
+)
+from .rule_tasks import TaskLevels
 from .rule_terms import Chained, is_plain, uses_examples
 from .rules import ELEMENTWISE, RuleWriter, fitted
 
@@ -57,7 +64,7 @@ class Part:
         )  # fmt: skip
 
 
-class InPlace(RuleBody):
+class InPlace(TaskLevels):
     """`(weight, grad, what it keeps, count, across, settings)`, all that changes in place."""
 
     kind_of_expressions = Chained
@@ -83,7 +90,6 @@ class InPlace(RuleBody):
         self.keep_also, self.forgets = keep, forgets
         self.parameters: list[str] = []
         self.across_terms = across_of(streams)
-        self.made_settings: dict[str, Value] = {}
         self.pointwise = keep is not None and is_pointwise(rule, streams)
         self.e.hooks["expand"] = self.expand
 
@@ -112,16 +118,19 @@ class InPlace(RuleBody):
             change()
         code.depth -= 1
         arrays = ", ".join(f"{n}: Tensor" for n in (*streams, *self.parameters))
-        head = f"def {name}(self, {arrays}, count: int"
-        head += ", across: tuple[float, ...]" if self.across_terms else ""
-        head += ", keep: float | Tensor" if self.keep_also is None else ""
-        head += "".join(
+        numbers = ", count: int"
+        numbers += ", across: tuple[float, ...]" if self.across_terms else ""
+        numbers += ", keep: float | Tensor" if self.keep_also is None else ""
+        numbers += "".join(
             f", {n}: {'float' if self.passed[k] is None else 'Tensor'}"
             for k, n in zip(self.passed, extra, strict=True)
         )
         lines, code.lines = code.lines[start:], code.lines[:start]
-        code.add(f"{head}) -> None:")
+        code.add(f"def {name}(self, {arrays}{numbers}) -> None:")
         code.lines += lines
+        if self.at_task:
+            kept = ", ".join(f"{n}: Tensor" for n in ("weight", *self.parameters))
+            self.write_task(f"def {AT_TASK}{name}(self, {kept}{numbers}) -> None:")
 
     def settings_first(self) -> None:
         """What a line makes of the count is a number, made once."""
@@ -520,7 +529,7 @@ class StepWriter(RuleWriter):
         body = InPlace(self, inner, rule, lead, settings, streams, passed, keep, forgets)
         body.write("NAME")
         kept = tuple(body.kept)
-        return self.once(wish, inner.text(), kept, True, body.pointwise, body.examples)
+        return self.once(wish, inner.text(), kept, True, body.pointwise, body.examples, body.tasks)
 
     def measure(self, term: Term, terms: list[Term], shape: Shape, lead: int) -> str:
         """The method that gives what one array of this shape adds to one of a line's `across`."""

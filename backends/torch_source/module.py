@@ -17,6 +17,7 @@ from .bodies import Body, Module, all_mapped, reset_of, state_path
 from .boxes import write_box
 from .code import Code, class_name, identifier, is_used, names_module
 from .expressions import ATOM, Value
+from .followers import copied, stands
 from .joint import Start, hold_starts, learned_starts, line_for, rule_for, write_tables
 from .layout import entry, laid_out
 from .optimizers import step_levels, write_optimizer
@@ -160,8 +161,10 @@ class Writer:
 
     def parameter_rows(
         self,
-    ) -> Iterable[tuple[str, tuple[int, ...], tuple[int, ...], float, float, bool]]:
-        """Path, loops, shape, deviation, value, and whether a level on steps trains it."""
+    ) -> Iterable[tuple[str, tuple[int, ...], tuple[int, ...], float, float | str, bool]]:
+        """Path, loops, shape, deviation, value (or of what it is a copy), and whether a level on
+        steps trains it.
+        """
         owner = self.system.owner
         for w in self.system.weights:
             trained = (
@@ -175,8 +178,11 @@ class Writer:
             for state in box.states:
                 by = trainer(self.system, box, state)
                 for array in state.form.arrays:
-                    drawn = start_draw(state, array, by is not None)
-                    path = state_path(box, state.name, array.name)
+                    follows = stands(self.system, box, state)
+                    drawn = start_draw(state, array, by is not None or follows)
+                    path, source = state_path(box, state.name, array.name), ""
+                    if follows and copied(box, state, array):
+                        drawn, source = ("copy", 0.0, 0.0), copied(box, state, array)
                     if drawn is None or path in seen:
                         continue
                     seen.add(path)
@@ -186,7 +192,7 @@ class Writer:
                         box.loops,
                         (*all_mapped(box), *state.per, *array.shape),
                         std if kind == "normal" else 0.0,
-                        value,
+                        source or value,
                         by is not None,
                     )
 
@@ -214,7 +220,7 @@ class Writer:
             self.table("RESETS", "level, box, rounds, after how many tokens it starts anew", anew)
         self.table(
             "PARAMETERS",
-            "path, rounds, shape, deviation of the draw, value, trained",
+            "path, rounds, shape, deviation of the draw, value (or of what a copy), trained",
             self.parameters,
         )
         rows = [(h.path, h.loops, h.shape, h.start) for h in self.module.held]
@@ -297,12 +303,16 @@ class Writer:
             body.cite_line(flow.result)
             result = body.e(flow.result)
             self.kept = self.kept_terms(late)
-            parts = [body.e(t).code for t in self.kept]
+            parts = [self.as_stream(body, t) for t in self.kept]
             code.add(f"return {result.code}, ({', '.join(parts)}{',' if len(parts) == 1 else ''})")
         code.add("")
 
+    def as_stream(self, body: Body, term: Term) -> str:
+        value = body.e(term)
+        return value.code if value.lead else f"self.stream({value.code}, s, 2)"
+
     def kept_terms(self, late: list[Assign]) -> list[Term]:
-        """Lines and inputs of this tick that the late lines use."""
+        """Lines and inputs of this tick that the late lines use, and what only a flow can run."""
         own = {line.name for line in late}
         roots = [line.value for line in late]
         loss = self.system.flow.loss
@@ -310,9 +320,12 @@ class Writer:
             roots = [loss]
         found: dict[tuple[str, str], Term] = {}
         for root in roots:
-            for t in outside_next(root):
+            for t in of_this_tick(root):
                 if t.op in ("local", "input") and t.info not in own or t.op == "position":
                     found.setdefault((t.op, str(t.info)), t)
+                elif t.op in RUNNING:
+                    check_running(t, own)
+                    found.setdefault((t.op, str(id(t))), t)
         return list(found.values())
 
     def loss(self) -> None:
@@ -329,9 +342,13 @@ class Writer:
             code.docstring(
                 ["The loss of each tick [batch, time]; the inputs are those of one tick on."]
             )
-            names = [code.name(str(t.info or t.op)) for t in self.kept]
+            names = [code.name(t.op if t.op in RUNNING else str(t.info or t.op)) for t in self.kept]
             for t, n in zip(self.kept, names, strict=True):
-                body.e.names[f"{t.op} {t.info}"] = Value(n, ATOM, True, len(t.shape))
+                value = Value(n, ATOM, True, len(t.shape))
+                if t.op in RUNNING:
+                    body.e.done[id(t)] = value
+                else:
+                    body.e.names[f"{t.op} {t.info}"] = value
             body.e.hooks["position"] = lambda t: body.e.names["position None"]
             if names:
                 code.add(f"{', '.join(names)}{',' if len(names) == 1 else ''} = kept")
@@ -461,14 +478,23 @@ class Writer:
             return
         with self.code.block("def optimizers(self) -> list[Optimizer]:"):
             self.code.docstring(
-                ["What trains this model: one for each level on steps, slowest first."]
+                ["What trains this model: one for each level on steps, to be called in this order."]
             )
             self.code.add(f"return [{', '.join(f'{title}(self)' for _, title in self.optimizers)}]")
         self.code.add("")
 
 
-def outside_next(root: Term) -> Iterable[Term]:
-    """Terms of this tick: what stands inside `next(..)` is of the next."""
+# What remembers, or uses weights or states: a flow runs it.
+RUNNING = {
+    "call", "conv", "past", "fade", "rope", "dropout", "state", "apply", "array", "weight",
+    "linear", "rms_norm", "layer_norm", "embed",
+}  # fmt: skip
+
+
+def of_this_tick(root: Term) -> Iterable[Term]:
+    """Terms of this tick: what stands inside `next(..)` is of the next, and what a flow runs has
+    been run.
+    """
     stack, seen = [root], set()
     while stack:
         t = stack.pop()
@@ -476,8 +502,15 @@ def outside_next(root: Term) -> Iterable[Term]:
             continue
         seen.add(id(t))
         yield t
-        if t.op != "next":
+        if t.op != "next" and t.op not in RUNNING:
             stack.extend(t.args)
+
+
+def check_running(term: Term, own: set[str]) -> None:
+    """A flow is over when the next tick's input comes."""
+    for t in term.walk():
+        if t.op == "next" or t.op == "local" and t.info in own:
+            raise NotLowered(f"`{term.op}` of what the next token says", term.span)
 
 
 __all__ = ["source", "spec_hash"]

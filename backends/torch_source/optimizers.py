@@ -14,6 +14,7 @@ from ..parameters import boxes as every_box
 from ..parameters import trainer
 from .bodies import all_mapped, state_path
 from .code import Code, class_name, identifier, names_module
+from .followers import followers, in_order, write_followers
 from .in_place import StepWriter, across_of
 from .layout import WIDTH, entry, laid_out, literal
 from .rules import Kept, Written, fitted
@@ -36,8 +37,9 @@ class Served:
 
 
 def step_levels(system: System) -> list[Level]:
-    """The levels on steps and tasks that train something."""
-    return [l for l in system.levels if l.clock.unit in ("step", "task") and served(system, l)]
+    """The levels on steps and tasks that change something, those that follow others first."""
+    on_steps = [l for l in system.levels if l.clock.unit in ("step", "task")]
+    return in_order(system, [l for l in on_steps if served(system, l) or followers(system, l)])
 
 
 def served(system: System, level: Level) -> list[Served]:
@@ -102,19 +104,19 @@ def kept_on_steps(state: State) -> float:
 
 
 def check_steps(system: System, level: Level) -> None:
-    """What a generated optimizer does not do: it is called at every step and at nothing else."""
+    """What a generated optimizer does not do: it is called at every step and every task's end, and
+    sees no step but this.
+    """
     clock, name = level.clock, f"`{level.name}`"
     if level.objective is not None and level.objective.op != "loss":
         raise NotLowered(f"an objective of {name} beside `loss`", level.span)
-    if clock.unit == "task" or clock.phase is not None:
-        raise NotLowered(f"the clock of {name} ({clock})", level.span)
     if level.resets.unit != "never":
         raise NotLowered(f"`reset {level.resets}` of {name}", level.span)
     for t in system.transfers:
         ends = {"init": (t.target, t.source), "backprop": (t.source, t.target)}
         entered, learner = ends.get(t.kind, (level, None))
         if learner is level and entered is not level and entered.clock.unit in ("step", "task"):
-            if t.kind == "init" or clock.period > 1:
+            if t.kind == "init" or clock.period > 1 or clock.unit == "task":
                 raise NotLowered(f"`{t.kind}` between two levels on steps", t.span)
 
 
@@ -160,7 +162,8 @@ class Rules:
 
     def row(self, method: Written, measures: tuple[str, ...]) -> Row:
         kept = tuple(kept_row(k) for k in method.kept)
-        return method.name, kept, method.pointwise, measures, bool(method.streams)
+        row = method.name, kept, method.pointwise, measures, bool(method.streams)
+        return (*row, method.tasks) if method.tasks else row
 
 
 def kept_row(kept: Kept) -> Row:
@@ -171,8 +174,9 @@ def kept_row(kept: Kept) -> Row:
 
 ABOUT_RULES = (
     "method; what it keeps of an array: name, shape (None: the array's), deviation and "
-    "name of its draw; by parts; sums across; asks for examples"
+    "name of its draw; by parts; sums across; asks for examples (; of which tasks)"
 )
+EXAMPLES = 4  # where a row says whether it asks for them
 
 
 def table(code: Code, name: str, about: str, rows: list[Row]) -> None:
@@ -201,14 +205,28 @@ def write_optimizer(code: Code, system: System, level: Level, title: str) -> Non
         at = len(code.lines)
         rules = Rules(code)
         rows, lines = optimizer_rows(rules, system, level)
+        sets = followers(system, level)
+        if sets:
+            write_followers(code, sets)
         body, code.lines = code.lines[at:], code.lines[:at]
-        code.add(f"PERIOD = {level.clock.period}", f"LINES = {lines!r}")
+        code.add(*clock_of(level), f"LINES = {lines!r}")
         table(code, "RULES", ABOUT_RULES, rules.rows)
         table(code, "ARRAYS", "path, rounds, rule, axes of heads, line", rows)
+        if sets:
+            rows = [(f.path, f.loops) for f in sets]
+            table(code, "FOLLOWERS", "path, rounds of what `set` gives", rows)
         code.add("")
         code.lines += body
         while code.lines and not code.lines[-1]:
             code.lines.pop()
+
+
+def clock_of(level: Level) -> list[str]:
+    clock = level.clock
+    rows = [f"PERIOD = {clock.period}"]
+    if clock.first != clock.period:
+        rows.append(f"FIRST = {clock.first}")
+    return rows if clock.unit == "step" else [f'UNIT = "{clock.unit}"', *rows]
 
 
 def optimizer_rows(rules: Rules, system: System, level: Level) -> tuple[list[Row], int]:
@@ -222,7 +240,7 @@ def optimizer_rows(rules: Rules, system: System, level: Level) -> tuple[list[Row
             lines.append(line)
         lead = len(array.shape) - len(array.own)
         rule = rules.add(line, array.own, lead, array.keep, {})
-        if rules.rows[rule][-1]:
+        if rules.rows[rule][EXAMPLES]:
             check_examples(system, level, array, lead)
         rows.append((array.path, array.loops, rule, lead, lines.index(line)))
     return rows, len(lines)

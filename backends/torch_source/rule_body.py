@@ -20,17 +20,10 @@ from nlc.system import Array, Assign, Box, Clock, Handle, Lambda, Learn, Shape, 
 from .code import Code, identifier
 from .expressions import ATOM, Expressions, Value
 from .rule_clocks import begun, fired, fires
-from .rule_terms import (
-    RuleExpressions,
-    check_words,
-    derived,
-    found_terms,
-    is_plain,
-    sum_of,
-    uses_examples,
-)
+from .rule_terms import RuleExpressions, check_words, derived, found_terms, is_plain, uses_examples
 
 STREAMS = ("weight", "grad", "input", "surprise")
+AT_TASK = "task_"  # before the name of a rule: what it does when a task is over
 
 
 @dataclass(frozen=True)
@@ -61,6 +54,7 @@ class Written:
     pointwise: bool = False  # element by element: any part of an array may be served alone
     streams: tuple[str, ...] = ()  # input, surprise, where it asks for them
     weights: tuple[Term, ...] = ()  # that it makes, and is given last
+    tasks: tuple[int, ...] = ()  # period and first of its levels on tasks
 
     @property
     def states(self) -> tuple[str, ...]:
@@ -112,7 +106,7 @@ class RuleBody:
         hooks: dict[str, Callable[[Term], Value]] = {
             "input": self.input,
             "weight": self.weight,
-            "count": lambda t: Value(self.counts, ATOM, False, 0),
+            "count": self.counted_so_far,
             "across": self.across,
             "state": self.state_value,
             "array": self.state_value,
@@ -126,6 +120,11 @@ class RuleBody:
         return e
 
     kind_of_expressions: type[Expressions] = RuleExpressions
+
+    def counted_so_far(self, term: Term) -> Value:
+        if not self.counts:
+            raise NotLowered(f"`count` in a level of `{self.rule.name}` on tasks", term.span)
+        return Value(self.counts, ATOM, False, 0)
 
     def input(self, term: Term) -> Value:
         name = str(term.info)
@@ -389,7 +388,8 @@ class RuleBody:
                 mine = [e for e in found.examples if e.array == array.name]
                 direct = [t for n, t in found.direct if n == array.name]
                 parts = [self.outer(state, e) for e in mine] + [self.e(t).code for t in direct]
-                terms[array.name] = self.made("grad_" + state.name, sum_of(parts), array.shape)
+                whole = " + ".join(parts) or "torch.zeros_like(weight)"
+                terms[array.name] = self.made("grad_" + state.name, whole, array.shape)
                 examples[array.name] = mine
             return Slope(terms, examples)
 
@@ -588,10 +588,10 @@ class RuleBody:
     def level(self, box: Box) -> None:
         """It counts the firings it serves, and fires after the write (2.9.6)."""
         clock = box.clock
-        if clock is None or clock.unit != "step":
+        if clock is None or clock.unit not in self.clocks:
             raise NotLowered(f"the clock of `{box.name}` ({clock})", box.span)
         outer, names = self.counts, dict(self.names)
-        self.counts = begun(clock)
+        self.counts = begun(clock) if clock.unit == "step" else ""
         self.forget()
         for index in range(len(box.lines)):
             self.line(box, index)
@@ -604,9 +604,14 @@ class RuleBody:
         self.names |= names
         self.forget()
 
+    clocks: tuple[str, ...] = ("step",)
+
     def tick(self, box: Box, state: State, clock: Clock) -> None:
         """What one firing adds to the period; the rest waits until after the write."""
         rule = state.rule
+        if clock.unit == "task":
+            self.tick_of_task(box, state, clock)
+            return
         if rule.set is not None:
             self.cite(rule.set)
             made = {
@@ -628,6 +633,9 @@ class RuleBody:
         else:
             found = terms
         self.after(box, state, clock, lambda: self.add_amounts(box, state, found))
+
+    def tick_of_task(self, box: Box, state: State, clock: Clock) -> None:
+        raise NotImplementedError
 
     def standing(self, term: Term) -> Term:
         """A value as it is at this place, for after the write."""

@@ -258,9 +258,5 @@ def found_terms(found: Gradient) -> list[Term]:
     return [*pairs, *(t for _, t in found.direct)]
 
 
-def sum_of(parts: list[str]) -> str:
-    return " + ".join(parts) if parts else "torch.zeros_like(weight)"
-
-
 def uses_examples(box: Box) -> bool:
     return any(t.op == "input" and t.info in ("input", "surprise") for t in box.terms())

@@ -16,7 +16,7 @@ from nlc.system import Array, Box, Learn, Shape, State, Term
 
 from .code import Code, identifier
 from .expressions import ATOM
-from .rule_body import STREAMS, Kept, RuleBody, Slope, Written
+from .rule_body import AT_TASK, STREAMS, Kept, RuleBody, Slope, Written
 from .rule_terms import is_plain, uses_examples
 
 
@@ -58,6 +58,7 @@ class RuleWriter:
         keeps_all: bool = True,
         pointwise: bool = False,
         streams: tuple[str, ...] = (),
+        tasks: tuple[int, ...] = (),
     ) -> Written:
         """A method of this text, `NAME` in place of its name; one for all that say the same."""
         known = self.known.get(text)
@@ -67,11 +68,13 @@ class RuleWriter:
         while any(w.name == name for w in self.known.values()):
             n += 1
             name = f"{wish}_{n}"
-        made = Written(name, kept, keeps_all, pointwise, streams)
+        made = Written(name, kept, keeps_all, pointwise, streams, tasks=tasks)
         if known is not None:  # the same text over arrays of other sizes
-            return Written(known.name, kept, keeps_all, pointwise, streams)
+            return replace(made, name=known.name)
         self.known[text] = made
-        lines = text.replace("def NAME(", f"def {name}(").rstrip("\n").split("\n")
+        for head in ("def NAME(", f"def {AT_TASK}NAME("):
+            text = text.replace(head, head.replace("NAME", name))
+        lines = text.rstrip("\n").split("\n")
         self.code.lines += [*lines, ""]
         return made
 

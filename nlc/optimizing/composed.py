@@ -223,6 +223,19 @@ class Composed(Serves):
             examples.forget()
         return loss
 
+    @torch.no_grad()
+    def end_task(self) -> None:
+        """The steps since the last call were a task, and it is over: levels of a rule that count
+        tasks fire (2.6.1). Of rules without any, nothing changes.
+        """
+        self.follow()
+        for group in self.param_groups:
+            numbers = self.numbers(group)
+            for array in (self.arrays[p] for p in group["params"]):
+                if array.rule.tasks and array.state[FIRINGS]:
+                    p, count = array.parameter, array.state[FIRINGS]
+                    serving.end_task(Firing(array, p, count, (), numbers))
+
     def check_examples(self, due: Iterable[Array]) -> None:
         """A gradient came through products of the layer, or the rule cannot be served."""
         for array in due:

@@ -63,7 +63,8 @@ def start_from(
     `config.json` and safetensors (Llama-like).
     names: our path -> the name there; `{}` in both stands for the number of a round. Without it,
     names are the same, or those of a Llama-like checkpoint.
-    partial: arrays that are not named keep the start they have; without it that is an error.
+    partial: arrays that are not named keep the start they have; without it that is an error. What
+    starts as a copy of another array (a target network) is one anew, if it is not named.
 
     Raises WeightsError: a file that is missing, damaged or of pickled code, a name that is not
     there, or another shape. Nothing is changed then.
@@ -79,7 +80,7 @@ def start_from(
     pairs = {n: n for n in ours if n in theirs}
     if names is not None:
         pairs = dict(paired(list(ours), names))
-    kept = tuple(n for n in ours if n not in pairs)
+    kept = tuple(n for n in ours if n not in pairs and n not in model.copies)
     check(ours, theirs, pairs, place)
     if kept and not partial:
         raise WeightsError(
@@ -89,6 +90,7 @@ def start_from(
     with torch.no_grad():
         for mine, other in pairs.items():
             ours[mine].copy_(theirs[other])
+    model.begin_copies(pairs)
     return Started(pairs, kept, tuple(n for n in theirs if n not in set(pairs.values())))
 
 
