@@ -64,6 +64,18 @@ def test_all_laws_at_once() -> None:
     laws.check(nlc.load("transformer", depth=1, width=4, heads=1, vocab=5))
 
 
+@pytest.mark.parametrize("reset", ["every 6 tokens", "every 4 tokens from 6"])
+def test_a_level_that_starts_anew_fires_on_its_clock(reset: str) -> None:
+    """From a reset to the next there are as many ticks as to the first (2.6.2)."""
+    spec = nlc.load(
+        SMALL.replace("every token {", f"every 3 tokens {{ reset {reset};").replace(
+            "    linearise every 2 tokens\n", ""
+        )
+    )
+    laws.fires_on_its_clock(spec)
+    laws.fires_as_often_as_computed(spec)
+
+
 # ---- each law is broken by what breaks it --------------------------------------------------------
 
 

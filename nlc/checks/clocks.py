@@ -61,16 +61,16 @@ def rules_with_levels(box: Box) -> Iterator[tuple[str, Box, Span]]:
 
 
 def lifetimes(level: Level, assume: int | None) -> tuple[int, ...]:
-    """Ticks of the level's own unit from one reset to the next, where that is known: until the
-    first reset, and between the others.
+    """Ticks of the level's own unit from one reset to the next, where that is known. A reset ends
+    its own count too, so each is as many as the first.
     """
     reset, unit = level.resets, level.clock.unit
     if unit in ("never", "always"):
         return ()
     if reset.unit == unit:
-        return reset.first, reset.period
+        return (reset.first,)
     if reset.unit == "sequence" and unit == "token" and assume is not None:
-        return reset.first * assume, reset.period * assume
+        return (reset.first * assume,)
     return ()
 
 

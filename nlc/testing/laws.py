@@ -361,7 +361,7 @@ def since_reset(level: Level, tick: int) -> int:
     reset = level.reset
     if reset is None or reset.unit != "token":
         return tick
-    return (tick - 1) % reset.period + 1
+    return (tick - 1) % reset.first + 1  # its own count begins anew too
 
 
 def instance(path: str) -> str:
