@@ -429,6 +429,67 @@ def test_memora_reads_weights_on_a_simplex() -> None:
     assert distance(read.sum(-1), torch.ones_like(read.sum(-1))) < 1e-12 and read.min() > 0
 
 
+def written(name: str, v: Tensor, k: Tensor, *gates: Tensor, **settings: Any) -> Tensor:
+    """What one pair adds to the first array of a memory, all of the old kept."""
+    one_number = torch.ones(1, 1, dtype=torch.float64)
+    _, before = nlc.memory(name)(k, k, v, one_number, 0 * one_number, *gates, **settings)
+    _, after = nlc.memory(name)(k, k, v, one_number, 0.1 * one_number, *gates, **settings)
+    return after.arrays["M.W1"] - before.arrays["M.W1"]
+
+
+def said(name: str, k: Tensor, *gates: Tensor, **settings: Any) -> Tensor:
+    """What a memory answers that has learned nothing."""
+    one_number = torch.ones(1, 1, dtype=torch.float64)
+    y: Tensor = nlc.memory(name)(k, k, k, one_number, 0 * one_number, *gates, **settings)[0]
+    return y
+
+
+def test_yaad_counts_an_outlier_by_its_signs() -> None:
+    """Beyond `delta` a pair writes as much however far it is off; within, in proportion."""
+    k, delta = draw(1, 1, 4), torch.full((1, 1), 0.5, dtype=torch.float64)
+    away = torch.tensor([1.0, -2.0, 0.5, -1.0], dtype=torch.float64)
+    guess = said("yaad", k, delta, chunk=1)
+
+    def write(size: float) -> Tensor:
+        return written("yaad", guess + size * away, k, delta, chunk=1)
+
+    assert distance(write(1e6), write(1e3)) < 1e-6
+    assert distance(write(0.2), 2 * write(0.1)) < 1e-9
+    assert float(write(1e6).abs().max()) < 10 * float(write(0.2).abs().max())
+
+
+@pytest.mark.parametrize("p, growth", [(1, 1.0), (1.5, 10.0), (2, 100.0), (3, 10000.0)])
+def test_an_l_p_objective_counts_an_outlier_by_its_power(p: float, growth: float) -> None:
+    """A hundred times as far off writes 100^(p - 1) times as much: with p below 2 it is robust."""
+    k, away = draw(1, 1, 4), torch.tensor([1.0, -2.0, 0.5, -1.0], dtype=torch.float64)
+    guess = said("moneta", k, chunk=1)
+    near, far = (written("moneta", guess + s * away, k, chunk=1, p=p) for s in (1e2, 1e4))
+    assert distance(far, growth * near) < 1e-6
+
+
+@pytest.mark.parametrize("name", ["moneta", "moneta_ftrl"])
+def test_an_l_q_retention_ties_the_size_of_weights_to_what_was_summed(name: str) -> None:
+    """As printed, twice the sum is half the weights (r = 4); by the mirror map of l_q the dual
+    norm of the weights goes with that of the sum. What is read is read with the weights.
+    """
+    k, v = draw(1, 6, 4), draw(1, 6, 4, seed=1)
+    alpha, eta = (torch.full((1, 6), a, dtype=torch.float64) for a in (0.9, 0.1))
+    y, state = nlc.memory(name)(k, k, v, alpha, eta, chunk=1)
+    weights = []
+    for A in (state.arrays["M.W1"][0], state.arrays["M.W2"][0]):
+        size = float((A**4).sum()) ** 0.25
+        if name == "moneta":
+            W = A / (size + 1e-6) ** 2
+            assert abs(float((W**4).sum()) ** 0.25 * size - 1) < 1e-4
+        else:
+            W = A * A.abs() ** 2 / (3 * (size + 1e-6) ** 2)
+            assert abs(float((W.abs() ** (4 / 3)).sum()) ** 0.75 / size - 1 / 3) < 1e-4
+        weights.append(W)
+    x = k[0, -1]
+    z = weights[1] @ F.gelu(weights[0] @ x)
+    assert distance(y[0, -1], x + F.layer_norm(z, (4,), eps=1e-6)) < 1e-3
+
+
 # ---- beyond the papers ---------------------------------------------------------------------------
 
 
