@@ -50,12 +50,16 @@ class Learner:
 
     def end_task(self) -> None:
         """The steps since the last call were a task: levels on tasks fire."""
-        for optimizer in self.optimizers:
+        for optimizer in self.counting_tasks:
             optimizer.end_task()
+
+    @property
+    def counting_tasks(self) -> list[Any]:
+        return [o for o in self.optimizers if getattr(o, "counts_tasks", False)]
 
     def task_notes(self, task: int | None) -> list[str]:
         """What it means to the spec that a run has tasks, or none."""
-        counting = any(optimizer.counts_tasks for optimizer in self.optimizers)
+        counting = self.counting_tasks
         if counting and task is None:
             return [
                 "Levels of this spec count tasks, and this run is one task, which does not end "

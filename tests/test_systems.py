@@ -434,7 +434,8 @@ def written(name: str, v: Tensor, k: Tensor, *gates: Tensor, **settings: Any) ->
     one_number = torch.ones(1, 1, dtype=torch.float64)
     _, before = nlc.memory(name)(k, k, v, one_number, 0 * one_number, *gates, **settings)
     _, after = nlc.memory(name)(k, k, v, one_number, 0.1 * one_number, *gates, **settings)
-    return after.arrays["M.W1"] - before.arrays["M.W1"]
+    moved: Tensor = after.arrays["M.W1"] - before.arrays["M.W1"]
+    return moved
 
 
 def said(name: str, k: Tensor, *gates: Tensor, **settings: Any) -> Tensor:

@@ -13,9 +13,11 @@ from shipped import distance, small, tokens
 from torch import Tensor, nn
 
 import nlc
+from nlc import checkpoint, cli
 from nlc.backends.reference import Reference
 from nlc.backends.runtime import Model, Optimizer
 from nlc.driver import Spec, SpecError
+from nlc.run_folder import RunFolder
 
 
 def draw(*shape: int, seed: int = 0) -> Tensor:
@@ -540,3 +542,36 @@ def test_a_write_from_another_state_comes_at_the_ticks_end(form: str, chunk: str
       flow(x[3]) {{ z = student(x) + mixer(x); loss = sum(z^2); return z }}
     }}""")
     follows_the_reference(spec, set(), steps=2)
+
+
+# ---- nlc train -----------------------------------------------------------------------------------
+
+
+def test_a_run_of_tasks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """`--task 2`: after every second step a task is over, in a run that goes on too."""
+    monkeypatch.chdir(tmp_path)
+    Path("text.txt").write_text("the quick brown fox jumps over the lazy dog; " * 40)
+    common = ["--batch", 2, "--length", 16, "--val-bytes", 64, "--threads", 1, "--device", "cpu"]
+    sizes = ["--set", "width=8", "--set", "depth=1"]
+
+    def run(out: str, *more: object) -> str:
+        words = ["train", "elastic", "--data", "text.txt", "--out", out, *common, *sizes, *more]
+        assert cli.main([str(w) for w in words]) == 0
+        return capsys.readouterr().out
+
+    def saved_of(out: str) -> checkpoint.Tree:
+        return checkpoint.from_file(RunFolder(Path(out)).saved()[-1])
+
+    assert "--task" not in run("whole", "--steps", 5, "--task", 2)
+    run("half", "--steps", 3, "--task", 2)
+    assert cli.main(["train", "--resume", "half", "--steps", "5"]) == 0
+    whole, half = saved_of("whole"), saved_of("half")
+    assert checkpoint.difference(whole["optimizers"], half["optimizers"]) is None
+    assert checkpoint.difference(whole["model"], half["model"]) is None
+    assert {s["tasks so far"] for s in whole["optimizers"][0]["state"].values()} == {2}
+    assert "this run is one task" in run("none", "--steps", 1)
+    capsys.readouterr()
+    assert cli.main(["train", "--resume", "half", "--steps", "6", "--task", "3"]) != 0
+    assert "task is 2 in the run, 3 in this call" in "".join(capsys.readouterr())
