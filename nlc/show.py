@@ -178,6 +178,8 @@ def called(w: Writer, term: Term) -> tuple[str, list[Term | str]]:
             return "copy", [info.name]
         case "range" | "eye" | "split" | "top" | "normal":
             return term.op, [*args, str(info)]
+        case "rope" if info != 10000:
+            return term.op, [*args, f"base = {info:g}"]
         case "sum" | "mean" | "length" if info not in (None, 2):
             return term.op, [*args, str(info)]
         case "sum_to" if not term.shape:
@@ -199,7 +201,8 @@ def made(term: Term) -> tuple[str, list[Term | str]]:
         return _NAMES.get(term.op, term.op), rest
     shape = weights[0].shape
     sizes = {"linear": shape[:1], "conv": shape[1:], "embed": shape}.get(term.op, ())
-    return weights[0].maker, [*rest, *map(str, sizes)]
+    eps = [f"eps = {term.info:g}"] if term.op == "rms_norm" and term.info != 1e-6 else []
+    return weights[0].maker, [*rest, *map(str, sizes), *eps]
 
 
 def signed(term: Term) -> tuple[str, Term]:

@@ -212,14 +212,14 @@ OPS: Mapping[str, tuple[int | None, str]] = {
     "index": (2, "entries of the first axis, by an array"),
     # weights (the last arguments are weights)
     "linear": (2, "x, W [m, n]"),
-    "rms_norm": (2, "x, gain [n]; 1e-6 under the root"),
+    "rms_norm": (2, "x, gain [n]; what is added under the root"),
     "layer_norm": (None, "x, or x, gain, bias; 1e-6 under the root"),
     "embed": (2, "id, table [rows, n]"),
     # time; each with a Slot, which holds what it remembers
     "past": (1, "Slot; [w, *shape], oldest first, this tick's last"),
     "conv": (2, "Slot; x, W [n, taps], taps[-1] is this tick's"),
     "fade": (1, "Slot; [w]: product of a over the ticks after each past one"),
-    "rope": (1, "halves, base 10000, by position"),
+    "rope": (1, "base; halves, by position"),
     "next": (1, "None: the stream one tick on"),
     "dropout": (1, "Slot, with the chance in slot.chance"),
     # training

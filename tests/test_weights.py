@@ -5,6 +5,7 @@ refused, which leaves the model as it was.
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,9 @@ from torch import Tensor
 import nlc
 from nlc import checkpoint
 from nlc.backends.runtime import Model
+from nlc.driver import SpecError
+from nlc.show import Writer
+from nlc.system import Assign
 from nlc.weights import WeightsError
 
 SIZES: dict[str, Any] = {"vocab": 11, "width": 8, "heads": 2, "hidden": 12}
@@ -158,6 +162,87 @@ def test_shared_key_heads_are_there_for_each_query(tmp_path: Path) -> None:
     assert same_bits(source, model)
 
 
+def llama_says(place: Path, tokens: Tensor) -> Tensor:
+    """What a Llama computes, from its folder (2302.13971; halves as published code turns them)."""
+    from safetensors.torch import load_file
+
+    said = json.loads((place / "config.json").read_text())
+    w = {n: x.double() for n, x in load_file(place / "model-0.safetensors").items()}
+    heads, time = said["num_attention_heads"], tokens.shape[1]
+
+    def norm(x: Tensor, name: str) -> Tensor:
+        eps = float(said["rms_norm_eps"])
+        return x / (x.pow(2).mean(-1, keepdim=True) + eps).sqrt() * w[name]
+
+    def turned(x: Tensor) -> Tensor:
+        n = x.shape[-1]
+        speed = said["rope_theta"] ** (-2 * torch.arange(n // 2, dtype=torch.float64) / n)
+        angle = torch.arange(time, dtype=torch.float64)[:, None] * speed
+        both = torch.polar(torch.ones_like(angle), angle)
+        pairs = torch.complex(x[..., : n // 2], x[..., n // 2 :]) * both[:, None]
+        return torch.cat([pairs.real, pairs.imag], -1)
+
+    x = w["model.embed_tokens.weight"][tokens]
+    for i in range(said["num_hidden_layers"]):
+        at = f"model.layers.{i}."
+        z = norm(x, at + "input_layernorm.weight")
+        q, k, v = (z @ w[f"{at}self_attn.{p}_proj.weight"].T for p in "qkv")
+        q, k, v = (torch.unflatten(y, -1, (heads, -1)) for y in (q, k, v))
+        scores = torch.einsum("bthn,bshn->bhts", turned(q), turned(k)) / q.shape[-1] ** 0.5
+        ahead = torch.ones(time, time, dtype=torch.bool).triu(1)
+        seen = torch.einsum("bhts,bshn->bthn", scores.masked_fill(ahead, -1e30).softmax(-1), v)
+        x = x + seen.flatten(-2) @ w[at + "self_attn.o_proj.weight"].T
+        z = norm(x, at + "post_attention_layernorm.weight")
+        gate, up, down = (w[f"{at}mlp.{p}_proj.weight"] for p in ("gate", "up", "down"))
+        x = x + (torch.nn.functional.silu(z @ gate.T) * (z @ up.T)) @ down.T
+    return norm(x, "model.norm.weight") @ w["lm_head.weight"].T
+
+
+@pytest.mark.parametrize("name", ["transformer", "stacked"])
+@pytest.mark.parametrize("theta, eps", [(10000.0, 1e-6), (500000.0, 1e-5), (500000.0, 0.3)])
+def test_llama_3_says_the_same_here(name: str, theta: float, eps: float, tmp_path: Path) -> None:
+    """Base 500,000 and 1e-5 under the root are settings."""
+    place = llama(transformer(1), tmp_path / "llama", rope_theta=theta, rms_norm_eps=eps)
+    sizes: dict[str, Any] = {"vocab": 11, "width": 8, "heads": 2, "hidden": 12}
+    sizes |= {"depth": LAYERS} if name == "transformer" else {"periods": [2, 4], "inner": 0}
+    spec = nlc.load(name, base=theta, eps=eps, **sizes)
+    model = nlc.compile(spec, seed=3, dtype=torch.float64)
+    nlc.start_from(model, place)
+    tokens = torch.randint(0, 11, (2, 40), generator=torch.Generator().manual_seed(0))
+    wanted = llama_says(place, tokens)
+    torch.testing.assert_close(model(tokens)[0].detach(), wanted, rtol=1e-9, atol=1e-9)
+    truth = nlc.reference(spec, model.state_dict())
+    torch.testing.assert_close(truth(tokens[:, :7])[0], wanted[:, :7], rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize(
+    "call, told",
+    [
+        ("rope(x, base = 0)", "the base of `rope` is a number above 0, known when compiled"),
+        ("rope(x, base = x)", "the base of `rope` is a number above 0, known when compiled"),
+        ("norm(x, eps = -1)", "the eps of `norm` is a number above 0, known when compiled"),
+        ("norm(x, eps = infinity)", "the eps of `norm` is a number above 0"),
+        ("norm(x, esp = 1)", "`norm` has no setting `esp`; did you mean `eps`?"),
+        ("rope(x, 2, 3)", "`rope` takes 1 to 2 arguments"),
+    ],
+)
+def test_a_base_or_an_eps_that_is_none(call: str, told: str) -> None:
+    text = "nl 1\nsystem one() {\n  level t every step { objective loss; learn gradient() }\n"
+    with pytest.raises(SpecError, match=re.escape(told)):
+        nlc.load(f"{text}  flow(x[4]) {{ z = linear({call}, 4); loss = sum(z); return z }}\n}}\n")
+
+
+def test_a_base_and_an_eps_are_told() -> None:
+    text = "nl 1\nsystem one() {\n  level t every step { objective loss; learn gradient() }\n"
+    text += (
+        "  flow(x[4]) { z = rope(norm(x, eps = 1e-5), base = 5e5); loss = sum(z); return z }\n}\n"
+    )
+    spec = nlc.load(text)
+    (line,) = (x for x in spec.system.flow.lines if isinstance(x, Assign) and x.name == "z")
+    assert Writer().text(line.value) == "rope(norm(x, eps = 1e-05), base = 500000)"
+    assert nlc.compile(spec).BASES == (500000.0,) and nlc.compile(spec).EPS == (1e-5,)
+
+
 # ---- level stacking ------------------------------------------------------------------------------
 
 
@@ -251,9 +336,12 @@ def test_other_names_and_shapes(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("key", "value", "said"),
     [
-        ("rope_theta", 500000.0, "rope_theta = 500000.0, where this language has 10000.0"),
-        ("rms_norm_eps", 1e-5, "rms_norm_eps = 1e-05"),
-        ("rope_parameters", {"rope_type": "llama3"}, "rope_type = llama3"),
+        ("rope_theta", 500000.0, "rope_theta = 500000.0, and this model 10000: make it with base"),
+        ("rope_parameters", {"rope_theta": 5e5}, "rope_theta = 500000.0"),
+        ("rms_norm_eps", 1e-5, "rms_norm_eps = 1e-05, and this model 1e-06: make it with eps"),
+        ("rope_parameters", {"rope_type": "llama3"}, "rope_type = llama3: its angles are no"),
+        ("rope_scaling", {"rope_type": "llama3", "factor": 8.0}, "rope_type = llama3"),
+        ("rope_scaling", {"type": "linear", "factor": 2.0}, "rope_type = linear"),
         ("hidden_act", "gelu", "hidden_act = gelu"),
         ("head_dim", 16, "heads of 16"),
         ("num_hidden_layers", 3, "3 layers, and this model 2"),

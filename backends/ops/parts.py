@@ -16,10 +16,10 @@ from . import by_hand
 SMALL = 1e-6
 
 
-def rms_norm(x: Tensor, gain: Tensor) -> Tensor:
-    """x / sqrt(mean x^2 + 1e-6) * gain; x [..., n], gain [n] (1910.07467)."""
+def rms_norm(x: Tensor, gain: Tensor, eps: float = SMALL) -> Tensor:
+    """x / sqrt(mean x^2 + eps) * gain; x [..., n], gain [n] (1910.07467)."""
     wide = _wide(x)
-    return (wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + SMALL)).to(x.dtype) * gain
+    return (wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps)).to(x.dtype) * gain
 
 
 def layer_norm(x: Tensor, gain: Tensor | None = None, bias: Tensor | None = None) -> Tensor:
@@ -52,17 +52,17 @@ def length(x: Tensor, p: float = 2) -> Tensor:
     return torch.where(nought, 0.0, torch.where(nought, 1.0, total).pow(1 / p)).to(x.dtype)
 
 
-def rope(x: Tensor, position: Tensor, axis: int) -> Tensor:
+def rope(x: Tensor, position: Tensor, axis: int, base: float = 10000.0) -> Tensor:
     """Rotary positions (2104.09864), the first half of the features paired with the second.
 
-    (a, b) -> (a cos - b sin, b cos + a sin)    angle = position / 10000^(2 i / n), i < n / 2
+    (a, b) -> (a cos - b sin, b cos + a sin)    angle = position / base^(2 i / n), i < n / 2
 
     x [B, ..., n] with time on `axis`; position [T], or [B, T].
     """
     half = x.shape[-1] // 2
     wide = torch.promote_types(x.dtype, torch.float32)
     power = torch.arange(half, device=x.device, dtype=wide) / half
-    angle = position.to(wide).unsqueeze(-1) * torch.pow(10000.0, -power)
+    angle = position.to(wide).unsqueeze(-1) * torch.pow(base, -power)
     shape = [1] * x.ndim
     shape[axis], shape[-1] = position.shape[-1], half
     shape[0] = position.shape[0] if position.ndim == 2 else shape[0]

@@ -55,8 +55,8 @@ def orthogonal(a: Tensor) -> Tensor:
     return turned
 
 
-def rms_norm(x: Tensor, gain: Tensor) -> Tensor:
-    return x / torch.sqrt((x * x).mean(-1, keepdim=True) + 1e-6) * gain
+def rms_norm(x: Tensor, gain: Tensor, eps: float) -> Tensor:
+    return x / torch.sqrt((x * x).mean(-1, keepdim=True) + eps) * gain
 
 
 def layer_norm(x: Tensor, gain: Tensor | None = None, bias: Tensor | None = None) -> Tensor:
@@ -99,10 +99,10 @@ def normal(name: str, place: tuple[int, ...], shape: Shape) -> Tensor:
     return number(made).reshape(shape)
 
 
-def rope(x: Tensor, position: int) -> Tensor:
-    """Halves turned by `position`, base 10000."""
+def rope(x: Tensor, position: int, base: float) -> Tensor:
+    """Halves turned by `position`, in `base`."""
     half = x.shape[-1] // 2
-    angle = position * 10000.0 ** (-torch.arange(half, dtype=torch.float64) / half)
+    angle = position * base ** (-torch.arange(half, dtype=torch.float64) / half)
     a, b = x[..., :half], x[..., half:]
     cos, sin = torch.cos(angle), torch.sin(angle)
     return torch.cat([a * cos - b * sin, b * cos + a * sin], -1)
@@ -177,7 +177,7 @@ OTHERS: dict[str, Callable[[list[Tensor], Any, Shape], Tensor]] = {
     "item": lambda a, i, s: a[0][i],
     "index": lambda a, i, s: a[0][a[1].long()],
     "linear": lambda a, i, s: product(a[1], a[0]),
-    "rms_norm": lambda a, i, s: rms_norm(*a),
+    "rms_norm": lambda a, i, s: rms_norm(a[0], a[1], i),
     "layer_norm": lambda a, i, s: layer_norm(*a),
     "embed": lambda a, i, s: a[1][a[0].long()],
     "cross_entropy": lambda a, i, s: cross_entropy(*a),

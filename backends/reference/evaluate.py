@@ -342,7 +342,7 @@ SPECIAL: dict[str, Callable[[Term, Scope], Value]] = {
     "position": lambda t, s: A.number(float(s.frame.position)),
     "count": lambda t, s: A.number(float(s.frame.count)), "argument": _argument, "apply": _apply,
     "call": _call, "linear": _linear, "past": _past, "conv": _conv, "fade": _fade,
-    "rope": lambda t, s: A.rope(s.array(t.args[0]), s.frame.position), "next": _next,
+    "rope": lambda t, s: A.rope(s.array(t.args[0]), s.frame.position, t.info), "next": _next,
     "dropout": _dropout, "stop": _stop, "across": _across, "zeros": _unknown_start,
     "normal": _unknown_start,
     "fresh": _unknown_start, "copy": _unknown_start,

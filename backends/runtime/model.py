@@ -100,6 +100,8 @@ class Model(Words, nn.Module):
     INNER_OPEN: ClassVar[bool] = False
     SOURCE: ClassVar[str] = ""
     SPAN: ClassVar[int] = 0  # a call is cut at multiples of this many ticks; 0: nowhere
+    BASES: ClassVar[tuple[float, ...]] = ()  # of the angles of `rope`
+    EPS: ClassVar[tuple[float, ...]] = ()  # under the roots of `norm`
     RESETS: ClassVar[tuple[Row, ...]] = ()  # (level, box, rounds, after how many ticks), at a cut
     # Where training and the levels on tokens share a graph (joint.py):
     JOINT: ClassVar[bool] = False

@@ -461,7 +461,8 @@ class Expressions:
 
     def op_rms_norm(self, term: Term) -> Value:
         x, g = (self(a) for a in term.args)
-        return Value(f"parts.rms_norm({x.code}, {g.code})", ATOM, x.lead, x.own)
+        eps = "" if term.info == 1e-6 else f", {term.info!r}"
+        return Value(f"parts.rms_norm({x.code}, {g.code}{eps})", ATOM, x.lead, x.own)
 
     def op_layer_norm(self, term: Term) -> Value:
         values = [self(a) for a in term.args]
@@ -490,4 +491,5 @@ class Expressions:
 
     def op_rope(self, term: Term) -> Value:
         v = self(term.args[0])
-        return Value(f"parts.rope({v.code}, s.ticks, {self.lead - 1})", ATOM, v.lead, v.own)
+        base = "" if term.info == 10000 else f", {term.info!r}"
+        return Value(f"parts.rope({v.code}, s.ticks, {self.lead - 1}{base})", ATOM, v.lead, v.own)

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 
 from nlc.lacking import NotLowered
 from nlc.plan import Plan
-from nlc.system import Assign, Box, Level, Line, Term
+from nlc.system import Assign, Box, Level, Line, System, Term, line_terms
 
 from ..parameters import boxes as every_box
 from ..parameters import start_draw, trainer
@@ -209,6 +209,10 @@ class Writer:
             f"INNER_OPEN = {bool(self.plan.inner.levels)}",
             f"SPAN = {self.plan.spans.every}",
         )
+        for name, op in (("BASES", "rope"), ("EPS", "rms_norm")):
+            used = {float(t.info) for t in every_term(self.system) if t.op == op}
+            if used:
+                code.add(f"{name} = {tuple(sorted(used))!r}")
         late = [l.name for l in self.plan.learners if l.resets.unit == "token"]
         late += self.plan.spans.late
         anew = [
@@ -489,6 +493,14 @@ RUNNING = {
     "call", "conv", "past", "fade", "rope", "dropout", "state", "apply", "array", "weight",
     "linear", "rms_norm", "layer_norm", "embed",
 }  # fmt: skip
+
+
+def every_term(system: System) -> Iterable[Term]:
+    """Of the flow, and of every box."""
+    for root in (*line_terms(system.flow.lines), system.flow.result):
+        yield from root.walk()
+    for box in system.boxes:
+        yield from box.terms()
 
 
 def of_this_tick(root: Term) -> Iterable[Term]:

@@ -12,6 +12,8 @@ from .functions import FunctionCall
 from .shapes import told
 from .values import Value, is_known
 
+EPS, BASE = 1e-6, 10000.0  # of `norm` and `rope`, if a call does not say
+
 
 def weight(
     call: FunctionCall,
@@ -58,7 +60,7 @@ def linear(call: FunctionCall) -> Value:
 def norm(call: FunctionCall) -> Value:
     x = call.array(0)
     gain = weight(call, "norm", (call.last(x),), "vectors", value=1.0)
-    return call.make([x, gain], x.shape, op="rms_norm")
+    return call.make([x, gain], x.shape, positive(call, "eps", EPS), op="rms_norm")
 
 
 def layernorm(call: FunctionCall) -> Value:
@@ -118,7 +120,16 @@ def rope(call: FunctionCall) -> Value:
     x = call.array(0)
     if call.last(x) % 2:
         raise call.fail("NL601", f"`rope` turns pairs, and {x.shape[-1]} is odd", at=0)
-    return call.make([x], x.shape)
+    return call.make([x], x.shape, positive(call, "base", BASE))
+
+
+def positive(call: FunctionCall, name: str, usual: float) -> float:
+    """A setting of a function, known when compiled."""
+    value = call.named.get(name, call.args[1] if len(call.args) > 1 else usual)
+    if not is_known(value) or not isinstance(value, (int, float)) or not 0 < value < math.inf:
+        message = f"the {name} of `{call.name}` is a number above 0, known when compiled"
+        raise call.fail("NL107", message, f"{usual:g}, if it is not given")
+    return float(value)
 
 
 def dropout(call: FunctionCall) -> Value:
@@ -134,10 +145,10 @@ def dropout(call: FunctionCall) -> Value:
 
 # name -> (least, most arguments, named ones, function)
 MAKERS: dict[str, tuple[int, int, tuple[str, ...], Callable[[FunctionCall], Value]]] = {
-    "linear": (2, 2, (), linear), "unembed": (2, 2, (), linear), "norm": (1, 1, (), norm),
+    "linear": (2, 2, (), linear), "unembed": (2, 2, (), linear), "norm": (1, 2, ("eps",), norm),
     "layernorm": (1, 1, (), layernorm), "embed": (3, 3, (), embed),
     "learned": (1, 9, ("start",), learned),
     "conv": (2, 2, (), conv), "past": (1, 2, (), past), "fade": (1, 1, (), fade),
-    "rope": (1, 1, (), rope),
+    "rope": (1, 2, ("base",), rope),
     "dropout": (2, 2, (), dropout),
 }  # fmt: skip

@@ -74,7 +74,8 @@ def start_from(
     try:
         theirs = read(place)
         if names is None and (place / "config.json").is_file():
-            names, theirs = llama.names(list(ours), theirs, config_of(place))
+            numbers = {"rope_theta": model.BASES, "rms_norm_eps": model.EPS}
+            names, theirs = llama.names(list(ours), theirs, config_of(place), numbers)
     except (CallError, llama.UnlikeError) as error:
         raise WeightsError(str(error)) from None
     pairs = {n: n for n in ours if n in theirs}

@@ -3,14 +3,14 @@ what is written as they are.
 
 In: the names of our arrays, the arrays of the checkpoint, its `config.json`. Out: which is which,
 and the arrays as ours are laid out (a key head that several queries share is there once, and here
-once for each query). What the language has no word for is refused: its norm has 1e-6 under the
-root, its rotary angles have base 10,000, and no line has a bias.
+once for each query). What a model computes otherwise is refused: another base of its rotary angles
+or number under the root of its norms, biases, and angles that are no powers of one base.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import torch
@@ -24,25 +24,31 @@ FORWARD = {
 }  # fmt: skip
 # What a config must say, if it says anything; the first value is what it means where it is silent.
 WANTED: Mapping[str, tuple[Any, ...]] = {
-    "rms_norm_eps": (1e-6,),
-    "rope_theta": (10000.0, 10000),
     "hidden_act": ("silu",),
     "attention_bias": (False,),
     "mlp_bias": (False,),
-    "rope_scaling": (None,),
     "sliding_window": (None,),
 }
 
 
+# What both sides have as a number: what it means where a config is silent, and our setting.
+NUMBERS = {"rope_theta": (10000.0, "base"), "rms_norm_eps": (1e-6, "eps")}
+
+
 class UnlikeError(ValueError):
-    """A checkpoint that the language cannot say."""
+    """A checkpoint that the model does not compute."""
 
 
 def names(
-    ours: list[str], theirs: dict[str, Tensor], config: Mapping[str, Any]
+    ours: list[str],
+    theirs: dict[str, Tensor],
+    config: Mapping[str, Any],
+    numbers: Mapping[str, Collection[float]],
 ) -> tuple[dict[str, str], dict[str, Tensor]]:
-    """Our name -> theirs, and their arrays, keys and values repeated for shared heads."""
-    check(config)
+    """Our name -> theirs, and their arrays, keys and values repeated for shared heads. `numbers`:
+    by the keys of NUMBERS, all that the model has.
+    """
+    check(config, numbers)
     layers = int(config.get("num_hidden_layers", 0))
     found = {"x.embed": "model.embed_tokens.weight", "logits.norm": "model.norm.weight"}
     tied = bool(config.get("tie_word_embeddings")) or "lm_head.weight" not in theirs
@@ -69,17 +75,30 @@ def numbered(ours: list[str], pattern: str, roles: list[str]) -> dict[str, str]:
     return dict(zip(mine, made, strict=True))
 
 
-def check(config: Mapping[str, Any]) -> None:
+def check(config: Mapping[str, Any], numbers: Mapping[str, Collection[float]]) -> None:
     """Raises UnlikeError where the checkpoint computes something else."""
-    angles = config.get("rope_parameters") or {}
+    scaled = config.get("rope_scaling") or {}
+    angles = {**scaled, **(config.get("rope_parameters") or {})}
+    kind = angles.get("rope_type", angles.get("type", "default"))
+    if kind != "default":
+        raise UnlikeError(
+            f"the checkpoint has rope_type = {kind}: its angles are no powers of one base, which "
+            "is what `rope` has"
+        )
     said = {**config, **{k: v for k, v in angles.items() if k == "rope_theta"}}
     for key, values in WANTED.items():
         if key in said and said[key] not in values:
             raise UnlikeError(
                 f"the checkpoint has {key} = {said[key]}, where this language has {values[0]}"
             )
-    if angles.get("rope_type", "default") != "default":
-        raise UnlikeError(f"the checkpoint has rope_type = {angles['rope_type']}")
+    for key, (usual, setting) in NUMBERS.items():
+        there = said.get(key, usual)
+        here = [x for x in numbers[key] if x != there]
+        if here:
+            raise UnlikeError(
+                f"the checkpoint has {key} = {there}, and this model {here[0]:g}: make it with "
+                f"{setting} = {there}, if its spec has that setting"
+            )
     heads = int(config.get("num_attention_heads", 1))
     width = int(config.get("hidden_size", heads))
     if config.get("head_dim") not in (None, width // heads):
