@@ -34,7 +34,7 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from . import by_hand, scanned
+from . import by_hand, kernels, scanned
 from .retention import (
     ManyAtATick,
     Retention,
@@ -54,7 +54,9 @@ from .retention import (
 Number = Tensor | float
 
 CHUNK = 32
-BLOCK = 8192  # vectors of each kind that a scan holds at once, beside what a gradient needs
+# Vectors of each kind that a scan holds at once, beside what a gradient needs: on a CPU what a cache
+# holds, elsewhere what fills the device.
+BLOCK, WIDE = 8192, 262144
 
 
 @dataclass(frozen=True)
@@ -101,8 +103,16 @@ class Span:
             u = q.to(self.x.dtype)
             if view is View.BEFORE and self.x.shape[-2] == 1:
                 return times(u, self.w.mT).to(q.dtype)  # the one tick has not written yet
+            if isinstance(self.retention, ScalarRetention) and self._by_kernels(q):
+                tables = self.retention.at(view)
+                return kernels.read(q, self.x, self.wrote, self.w, self.s, *tables)
             far = self.retention.far(u, view, self.w, self.s)
             return plus(far, self.retention.pairs(u, self.x, view), self.wrote).to(q.dtype)
+
+    def _by_kernels(self, q: Tensor) -> bool:
+        if q.shape != self.x.shape:
+            return False
+        return kernels.ready(self.x.shape[-2], self.x, q, self.wrote, self.w, self.s)
 
     def end(self) -> tuple[Tensor, Tensor | None]:
         """(W_T, S_T), S_T None without momentum."""
@@ -289,12 +299,26 @@ class _Writes:
         """R [..., C, m], for a start state."""
         if self.erase is None:
             return self.amount
+        if s is None and self._by_kernels():
+            fixed, slope = self.affine()
+            return plus(fixed, slope, w.mT)
         far = self.retention.far(self.x, self.view, w, s)
         return _solve(self.system(), self.amount - self.strength() * far)
+
+    def _by_kernels(self) -> bool:
+        """Whether kernels solve it: one keep a tick, no momentum."""
+        if not isinstance(self.retention, ScalarRetention) or len(self.retention.start) > 1:
+            return False
+        ticks = self.x.shape[-2]
+        return not self.by_output and kernels.ready(ticks, self.x, self.amount, self.erase)
 
     def affine(self) -> tuple[Tensor, Tensor]:
         """(U [..., C, m], Y [..., C, s]) with R = U + Y state'."""
         assert self.erase is not None
+        if self._by_kernels():
+            assert isinstance(self.retention, ScalarRetention)
+            tables = self.retention.at(self.view)
+            return kernels.affine(self.x, self.amount, self.strength(), *tables)
         inverse = unit_inverse(self.system())
         return inverse @ self.amount, inverse @ (-self.erase.unsqueeze(-1) * self.met())
 
@@ -450,7 +474,8 @@ def scan(
         if time == 1:
             return _one_tick(ticks, w, s, q, view, before_write)
         reads = []
-        sizes = _blocks(time, chunk, math.prod(x.shape[:-2]))
+        block = WIDE if x.is_cuda else BLOCK
+        sizes = _blocks(time, chunk, math.prod(x.shape[:-2]), block)
         for size, part, asked in zip(
             sizes, ticks.split(sizes), torch.split(q, sizes, -2), strict=True
         ):
@@ -459,7 +484,7 @@ def scan(
                 reads.append(rest.read(asked, before_write))
                 w, s = rest.end()
                 continue
-            if s is None and _has_numbers_for_gates(part) and by_hand.allowed():
+            if s is None and not by_kernels and _has_numbers_for_gates(part):
                 kind = scanned.Kind(float(part.erase), after_retain, before_write)
                 read, w = _scanned(part, asked, w, kind, chunk)
                 reads.append(read)
@@ -470,10 +495,10 @@ def scan(
         return reads[0] if len(reads) == 1 else torch.cat(reads, -2), w, s
 
 
-def _blocks(time: int, chunk: int, rows: int) -> list[int]:
-    """Ticks made at once: whole chunks, as many as a cache holds, and what is left."""
+def _blocks(time: int, chunk: int, rows: int, most: int) -> list[int]:
+    """Ticks made at once: whole chunks, of at most so many vectors, and what is left."""
     whole = time - time % chunk if time >= 2 * chunk else 0
-    block = chunk * max(8, BLOCK // max(rows * chunk, 1))
+    block = chunk * max(8, most // max(rows * chunk, 1))
     sizes = [block] * (whole // block)
     if whole % block == chunk and sizes:
         sizes[-1] += chunk
@@ -504,7 +529,9 @@ def _is_delta_rule(ticks: _Ticks, w: Tensor, s: Tensor | None, after_retain: boo
     rate, x = ticks.rate, ticks.x
     plain = s is None and not after_retain and x.ndim == 3 and w.shape[0] == x.shape[0]
     erases = not isinstance(ticks.erase, Tensor) and ticks.erase != 0
-    return plain and erases and isinstance(rate, Tensor) and rate.ndim == 2 and by_hand.allowed()
+    if not plain or not erases or not isinstance(rate, Tensor) or rate.ndim != 2:
+        return False
+    return by_hand.allowed() and not kernels.ready(x.shape[-2], x, w)
 
 
 def _delta_rule(ticks: _Ticks, w: Tensor, retention: Retention) -> Span:
@@ -608,12 +635,19 @@ def _chunks(
         slope = None if slope is None else _rows(slope)
         chain: Callable[..., tuple[Tensor, Tensor, Tensor]] = _chained
         if by_hand.allowed():
-            chain = partial(by_hand.Chained.apply, _chained)
+            chain = partial(_chain(state, fixed, len(left)).apply, _chained)
         start, wrote, state = chain(state, _rows(fixed), slope, _rows(tail), *left)
     start, wrote = start.view(*chunks, *kind), wrote.view_as(writes.amount)
     has_momentum = s is not None
     spans = Span(writes.retention, *_parts(start, has_momentum), writes.x, wrote)
     return spans, *_parts(state.view(*chunks[:-1], *kind), has_momentum)
+
+
+def _chain(state: Tensor, fixed: Tensor, tables: int) -> type[torch.autograd.Function]:
+    """Who goes from chunk to chunk."""
+    by_kernels = tables < 2 and kernels.ready(fixed.shape[-2], state, fixed)
+    by_kernels = by_kernels and kernels.chains(state.shape[-1])
+    return kernels.Chained if by_kernels else by_hand.Chained
 
 
 def _chained(

@@ -30,7 +30,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from . import by_hand
+from . import by_hand, kernels
 
 Tables = Tensor | tuple["Tables", ...] | None
 
@@ -172,6 +172,8 @@ def products(factor: Tensor) -> Tensor:
     """
     if not by_hand.allowed():
         return _products(factor)
+    if kernels.ready(factor.shape[-1], factor):
+        return kernels.products(factor, _products)
     table: Tensor = by_hand.Products.apply(factor, _products)  # type: ignore[no-untyped-call]
     return table
 
@@ -219,6 +221,10 @@ class ScalarRetention:
             return before
         return self.keep.unsqueeze(-1) * before
 
+    def at(self, view: View) -> tuple[Tensor, ...]:
+        """What is left of each write, of the start, and of its momentum, where a query meets it."""
+        return tuple(self._at(part, view) for part in (self.writes, *self.start))
+
     def carry(self, u: Tensor, view: View) -> Tensor:
         return _beside([u * self._at(part, view) for part in self.start] or [u])
 
@@ -243,6 +249,8 @@ class ScalarRetention:
     ) -> tuple[Tensor, Tensor | None]:
         if not self.last:
             return plus(w, wrote.mT, x), None
+        if kernels.ready(x.shape[-2], x, wrote, w, s):
+            return kernels.end(_ended, w, s, x, wrote, self.last, self.rest)
         if s is None:
             return plus(w * self.rest[0], wrote.mT, x * self.last[0]), None
         given = (w, s, x, wrote, *self.last, *self.rest)
