@@ -47,6 +47,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("driver",),
     # tools, each a question about what the stages have made
     ("format", "around", "draw", "schedule", "show explain", "testing", "lsp"),
+    ("backends.triton",),
     ("backends.parameters", "backends.ops", "backends.gates"),
     ("backends.runtime", "backends.reference"),
     ("backends.torch_source",),
@@ -86,6 +87,7 @@ ONLY_IN = {
     "rich": {"progress"},
     "tokenizers": {"corpus"},
     "pygls": {"lsp"},
+    "triton": {f"backends.triton.{m}" for m in ("tiles", "tables", "reads", "writes", "chain")},
 }
 LAZY = {"networkx", "graphviz", "tokenizers"}
 

@@ -203,15 +203,15 @@ class Chained(torch.autograd.Function):
             if ctx.affine:
                 g.baddbmm_(to_R[-1].mT, ys[c])
         G, of_U = torch.stack(came[::-1], 1), torch.stack(to_R[::-1], 1)
-        of_Y = _product(of_U, S) if ctx.affine else None
-        return None, g, of_U, of_Y, _product(R, G), *_of_left(G, S, left)
+        of_Y = product(of_U, S) if ctx.affine else None
+        return None, g, of_U, of_Y, product(R, G), *of_left(G, S, left)
 
 
 def _each_chunk(*arrays: Tensor) -> tuple[tuple[Tensor, ...], ...]:
     return tuple(x.unbind(1) for x in arrays)
 
 
-def _product(a: Tensor, b: Tensor) -> Tensor:
+def product(a: Tensor, b: Tensor) -> Tensor:
     """A product for every chunk of every row of the batch."""
     made = torch.bmm(a.reshape(-1, *a.shape[2:]), b.reshape(-1, *b.shape[2:]))
     return made.view(*a.shape[:2], *made.shape[1:])
@@ -233,7 +233,7 @@ def _unfaded(g: Tensor, left: Sequence[Tensor]) -> Tensor:
     return torch.cat((w * left[0], w * left[1] + s * left[2]), -1)
 
 
-def _of_left(G: Tensor, S: Tensor, left: Sequence[Tensor]) -> list[Tensor]:
+def of_left(G: Tensor, S: Tensor, left: Sequence[Tensor]) -> list[Tensor]:
     """What comes to each part of `left`."""
     if len(left) < 2:
         met = [G * S] if left else []

@@ -31,12 +31,13 @@ OLD = "memories run in torch's own operations, as Triton's kernels need compute 
 
 def ready(ticks: int, *given: Tensor | None) -> bool:
     """Whether the kernels can take a span of so many ticks, of these tensors, here and now."""
+    first = given[0]
+    if first is None or not (INTERPRETED or first.is_cuda) or not 1 < ticks <= TICKS:
+        return False
     known = [v for v in given if v is not None]
-    if not (INTERPRETED or known[0].is_cuda) or not 1 < ticks <= TICKS:
+    if any(v.dtype not in TYPES or v.device != first.device for v in known):
         return False
-    if any(v.dtype not in TYPES or v.device != known[0].device for v in known):
-        return False
-    return by_hand.allowed() and all(known[0].shape) and usable(known[0].device)
+    return by_hand.allowed() and all(first.shape) and usable(first.device)
 
 
 @cache
@@ -265,9 +266,9 @@ class Chained(torch.autograd.Function):
             found = by_hand.again(ctx.plain, given, [of_S, of_R, of_end])
             return None, *found, *([None] if left is None else [])
         G, of_U, of_start = _kernels().chained_back(Y, T, left, of_S, of_R, of_end)
-        of_Y = None if Y is None else by_hand._product(of_U, S)
-        (of_left,) = by_hand._of_left(G, S, [] if left is None else [left]) or [None]
-        return None, of_start, of_U, of_Y, by_hand._product(R, G), of_left
+        of_Y = None if Y is None else by_hand.product(of_U, S)
+        of_left = None if left is None else by_hand.of_left(G, S, [left])[0]
+        return None, of_start, of_U, of_Y, by_hand.product(R, G), of_left
 
 
 def chains(n: int) -> bool:

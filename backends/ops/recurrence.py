@@ -54,8 +54,8 @@ from .retention import (
 Number = Tensor | float
 
 CHUNK = 32
-# Vectors of each kind that a scan holds at once, beside what a gradient needs: on a CPU what a cache
-# holds, elsewhere what fills the device.
+# Vectors of each kind that a scan holds at once, beside what a gradient needs: on a CPU what a
+# cache holds, elsewhere what fills the device.
 BLOCK, WIDE = 8192, 262144
 
 

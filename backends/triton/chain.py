@@ -23,8 +23,8 @@ def _faded(at, d, n, stride):
 @triton.jit
 def _chained(
     start, fixed, slope, tail, left, states, wrote, end, chunks, ticks, l_c, l_n,
-    n: tl.constexpr, m: tl.constexpr, AFFINE: tl.constexpr, LEFT: tl.constexpr, BC: tl.constexpr, BM: tl.constexpr,
-    BN: tl.constexpr, PRECISION: tl.constexpr,
+    n: tl.constexpr, m: tl.constexpr, AFFINE: tl.constexpr, LEFT: tl.constexpr, BC: tl.constexpr,
+    BM: tl.constexpr, BN: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     b = tl.program_id(0).to(tl.int64)
     t, d = tl.arange(0, BC), tl.arange(0, BN)
@@ -48,8 +48,9 @@ def _chained(
 @triton.jit
 def _chained_back(
     slope, tail, left, of_states, of_wrote, of_end, came, to_fixed, to_start, chunks, ticks, l_c,
-    l_n, n: tl.constexpr, m: tl.constexpr, AFFINE: tl.constexpr, LEFT: tl.constexpr, BC: tl.constexpr, BM: tl.constexpr,
-    BN: tl.constexpr, PRECISION: tl.constexpr,
+    l_n,
+    n: tl.constexpr, m: tl.constexpr, AFFINE: tl.constexpr, LEFT: tl.constexpr, BC: tl.constexpr,
+    BM: tl.constexpr, BN: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """came: what comes to the state after each chunk."""
     b = tl.program_id(0).to(tl.int64)

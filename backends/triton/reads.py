@@ -22,8 +22,8 @@ Read = tuple[Tensor, Tensor, Tensor, Tensor, Tensor | None, Tensor, Tensor | Non
 def _read(
     u, u_b, u_t, x, x_b, x_t, wrote, r_b, r_t, w, w_b, w_o, s, s_b, s_o, table, a_b, a_t,
     left, l_b, l_t, of_s, f_b, f_t, y, y_b, y_t, ticks,
-    n: tl.constexpr, m: tl.constexpr, LEFT: tl.constexpr, MOMENTUM: tl.constexpr, BC: tl.constexpr, BM: tl.constexpr,
-    BN: tl.constexpr, PRECISION: tl.constexpr,
+    n: tl.constexpr, m: tl.constexpr, LEFT: tl.constexpr, MOMENTUM: tl.constexpr, BC: tl.constexpr,
+    BM: tl.constexpr, BN: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     b = tl.program_id(0).to(tl.int64)
     t = tl.arange(0, BC)
@@ -54,8 +54,8 @@ def _read_back(
     u, u_b, u_t, x, x_b, x_t, wrote, r_b, r_t, w, w_b, w_o, s, s_b, s_o, table, a_b, a_t,
     left, l_b, l_t, of_s, f_b, f_t, y, y_b, y_t, to_u, to_x, to_wrote, to_table, to_left, to_of_s,
     ticks,
-    n: tl.constexpr, m: tl.constexpr, LEFT: tl.constexpr, MOMENTUM: tl.constexpr, BC: tl.constexpr, BM: tl.constexpr,
-    BN: tl.constexpr, PRECISION: tl.constexpr,
+    n: tl.constexpr, m: tl.constexpr, LEFT: tl.constexpr, MOMENTUM: tl.constexpr, BC: tl.constexpr,
+    BM: tl.constexpr, BN: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """y is what comes to the answer; what goes to w and s is two products more, made elsewhere."""
     b = tl.program_id(0).to(tl.int64)
@@ -156,8 +156,8 @@ def read_back(
 def _end(
     w, w_b, w_o, s, s_b, s_o, x, x_b, x_t, wrote, r_b, r_t, last, a_b, a_t, last_s, c_b, c_t,
     rest, e_b, e_t, rest_s, f_b, f_t, of_s, g_b, g_t, end, memory, ticks,
-    n: tl.constexpr, m: tl.constexpr, LEFT: tl.constexpr, MOMENTUM: tl.constexpr, BC: tl.constexpr, BM: tl.constexpr,
-    BN: tl.constexpr, PRECISION: tl.constexpr,
+    n: tl.constexpr, m: tl.constexpr, LEFT: tl.constexpr, MOMENTUM: tl.constexpr, BC: tl.constexpr,
+    BM: tl.constexpr, BN: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     b = tl.program_id(0).to(tl.int64)
     t = tl.arange(0, BC)

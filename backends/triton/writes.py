@@ -10,7 +10,6 @@ T is made of the inverses of halves: two blocks on the diagonal that are solved,
 below them. It is as stable as substitution, where powers of A would cancel.
 """
 
-import torch
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -42,8 +41,8 @@ def _solved(lower, t, LEVELS: tl.constexpr):
 def _affine(
     x, x_b, x_t, amount, m_b, m_t, strength, g_b, g_t, table, a_b, a_t, left, l_b, l_t,
     inverse, fixed, slope, ticks,
-    n: tl.constexpr, m: tl.constexpr, LEFT: tl.constexpr, BC: tl.constexpr, LEVELS: tl.constexpr, BM: tl.constexpr,
-    BN: tl.constexpr, PRECISION: tl.constexpr,
+    n: tl.constexpr, m: tl.constexpr, LEFT: tl.constexpr, BC: tl.constexpr, LEVELS: tl.constexpr,
+    BM: tl.constexpr, BN: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     b = tl.program_id(0).to(tl.int64)
     t = tl.arange(0, BC)
@@ -74,8 +73,8 @@ def _affine_back(
     x, x_b, x_t, strength, g_b, g_t, table, a_b, a_t, left, l_b, l_t, inverse, fixed, slope,
     of_fixed, u_b, u_t, of_slope, y_b, y_t, to_x, to_amount, to_strength, to_table, to_left,
     ticks,
-    n: tl.constexpr, m: tl.constexpr, LEFT: tl.constexpr, BC: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
-    PRECISION: tl.constexpr,
+    n: tl.constexpr, m: tl.constexpr, LEFT: tl.constexpr, BC: tl.constexpr, BM: tl.constexpr,
+    BN: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     b = tl.program_id(0).to(tl.int64)
     t = tl.arange(0, BC)
