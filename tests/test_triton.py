@@ -43,7 +43,8 @@ Worker = Callable[..., Any]
 @pytest.fixture(scope="module")
 def interpreted() -> Iterator[Worker]:
     """Runs a function of this file in a process in which kernels run on the CPU."""
-    pytest.importorskip("triton", reason="Triton is not installed")
+    # the interpreter of 3.6 does not go with numpy 2.4
+    pytest.importorskip("triton", "3.7", reason="Triton is not installed, or too old")
     with ProcessPoolExecutor(1, get_context("spawn")) as pool:
         with pytest.MonkeyPatch.context() as patch:
             patch.setenv("TRITON_INTERPRET", "1")
@@ -381,6 +382,26 @@ def test_models_are_the_reference(name: str, interpreted: Worker) -> None:
     assert interpreted(model_beside_reference, name, ticks, "cpu") >= launched
 
 
+def model_in_bfloat16(device: str) -> None:
+    """It stays as close as without kernels (test_modes.py), its states in float32."""
+    half, wide = (compiled("deltanet", d, device) for d in (torch.bfloat16, torch.float32))
+    wide.load_state_dict({k: v.float() for k, v in half.state_dict().items()})
+    x = tokens(1, 13).to(device)
+    with watched() as seen:
+        y, state = half(x)
+        losses, labelled, _ = half.losses(x)
+        losses[labelled].float().mean().backward()  # type: ignore[no-untyped-call]
+    truth = wide(x)[0]
+    assert seen >= both("read", "affine")
+    assert float((y.float() - truth).norm() / truth.norm()) <= 3e-2
+    assert all(v.dtype == torch.float32 for v in state.arrays.values() if v.is_floating_point())
+    assert all(bool(p.grad.isfinite().all()) for p in half.parameters() if p.grad is not None)
+
+
+def test_a_model_in_bfloat16(interpreted: Worker) -> None:
+    interpreted(model_in_bfloat16, "cpu")
+
+
 # ---- on a device, and for one --------------------------------------------------------------------
 
 
@@ -410,6 +431,7 @@ def test_sizes_that_fill_a_gpu(n: int, m: int, half: bool) -> None:
 def test_the_rest_on_a_gpu() -> None:
     handed_over("cuda")
     derived_twice("cuda")
+    model_in_bfloat16("cuda")
 
 
 @pytest.mark.gpu
