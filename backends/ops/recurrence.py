@@ -43,15 +43,12 @@ from .retention import (
     each,
     faded,
     kept,
-    kept_by_channel,
     kept_with_momentum,
     plus,
     times,
-    unit_inverse,
-    unit_solve,
 )
-
-Number = Tensor | float
+from .ticks import Number as Number
+from .ticks import Ticks, Writes, column, solve
 
 CHUNK = 32
 # Vectors of each kind that a scan holds at once, beside what a gradient needs: on a CPU what a
@@ -252,153 +249,12 @@ def begin(
     any stream [..., T, *] with all the leading axes; keep None: as `solved` will find.
     """
     with _state_arithmetic(like):
-        given = _Ticks(like, like, 1.0, 1.0 if keep is None else keep, momentum, 0.0)
+        given = Ticks(like, like, 1.0, 1.0 if keep is None else keep, momentum, 0.0)
         w, s, ticks = _widened(W0, S0, given)
         if keep is not None:
             return Start(ticks.retention(), w, s, ticks.x)
-        row = None if ticks.momentum is None else ticks._row(ticks.momentum)
+        row = None if ticks.momentum is None else ticks.row(ticks.momentum)
         return Start(None, w, s, ticks.x, row)
-
-
-@dataclass(frozen=True)
-class _Writes:
-    """What is to be written, before the start state is known.
-
-    amount  [..., C, m]    -rate e
-    erase   rate erase: [..., C], or one an output channel [..., C, m]; None: nothing is solved
-    """
-
-    retention: Retention
-    x: Tensor
-    amount: Tensor
-    erase: Tensor | None
-    view: View
-
-    @property
-    def by_output(self) -> bool:
-        return self.erase is not None and self.erase.ndim == self.x.ndim
-
-    def system(self) -> Tensor:
-        """Strictly lower [..., C, C], or [..., m, C, C]; the unit diagonal is left out."""
-        assert self.erase is not None
-        met = self.retention.pairs(self.x, self.x, self.view)
-        if self.by_output:
-            return self.erase.mT.unsqueeze(-1) * met.unsqueeze(-3)
-        return self.erase.unsqueeze(-1) * met
-
-    def met(self) -> Tensor:
-        """[..., C, s]: c_t."""
-        return self.retention.carry(self.x, self.view)
-
-    def strength(self) -> Tensor:
-        """[..., C, 1] or [..., C, m]: rate erase, beside the amounts."""
-        assert self.erase is not None
-        return self.erase if self.by_output else self.erase.unsqueeze(-1)
-
-    def to(self, w: Tensor, s: Tensor | None) -> Tensor:
-        """R [..., C, m], for a start state."""
-        if self.erase is None:
-            return self.amount
-        if s is None and self._by_kernels():
-            fixed, slope = self.affine()
-            return plus(fixed, slope, w.mT)
-        far = self.retention.far(self.x, self.view, w, s)
-        return _solve(self.system(), self.amount - self.strength() * far)
-
-    def _by_kernels(self) -> bool:
-        """Whether kernels solve it: one keep a tick, no momentum."""
-        if not isinstance(self.retention, ScalarRetention) or len(self.retention.start) > 1:
-            return False
-        ticks = self.x.shape[-2]
-        return not self.by_output and kernels.ready(ticks, self.x, self.amount, self.erase)
-
-    def affine(self) -> tuple[Tensor, Tensor]:
-        """(U [..., C, m], Y [..., C, s]) with R = U + Y state'."""
-        assert self.erase is not None
-        if self._by_kernels():
-            assert isinstance(self.retention, ScalarRetention)
-            tables = self.retention.at(self.view)
-            return kernels.affine(self.x, self.amount, self.strength(), *tables)
-        inverse = unit_inverse(self.system())
-        return inverse @ self.amount, inverse @ (-self.erase.unsqueeze(-1) * self.met())
-
-
-@dataclass(frozen=True)
-class _Ticks:
-    """What arrives at each tick; time is the axis before the last where there are channels."""
-
-    x: Tensor
-    e: Tensor
-    rate: Number
-    keep: Number
-    momentum: Number | None
-    erase: Number
-
-    def each(self, change: Callable[[Tensor, int], Tensor]) -> _Ticks:
-        def gate(value: Number) -> Number:
-            if not isinstance(value, Tensor):
-                return value
-            return change(value, -2 if value.ndim == self.x.ndim else -1)
-
-        momentum = None if self.momentum is None else gate(self.momentum)
-        x, e = change(self.x, -2), change(self.e, -2)
-        return _Ticks(x, e, gate(self.rate), gate(self.keep), momentum, gate(self.erase))
-
-    def split(self, sizes: list[int]) -> list[_Ticks]:
-        if len(sizes) == 1:
-            return [self]
-        parts: list[list[Tensor]] = [[] for _ in sizes]
-
-        def cut(value: Tensor, axis: int) -> Tensor:
-            for part, piece in zip(parts, torch.split(value, sizes, axis), strict=True):
-                part.append(piece)
-            return value
-
-        self.each(cut)
-        left = [iter(part) for part in parts]
-        return [self.each(lambda value, axis, p=p: next(p)) for p in left]  # type: ignore[misc]
-
-    def chunks(self, chunk: int) -> _Ticks:
-        """Time split in two: chunks, ticks of a chunk."""
-        return self.each(lambda value, axis: torch.unflatten(value, axis, (-1, chunk)))
-
-    def over(self, batch: int) -> _Ticks:
-        """Gates that have a part of the batch, for all of it."""
-
-        def gate(value: Any) -> Any:
-            if self.x.ndim != 3 or not isinstance(value, Tensor) or value.ndim < 2:
-                return value
-            many = batch // value.shape[0]
-            return value if many < 2 else torch.cat([value] * many)
-
-        rate, keep, erase = gate(self.rate), gate(self.keep), gate(self.erase)
-        return _Ticks(self.x, self.e, rate, keep, gate(self.momentum), erase)
-
-    def writes(self, view: View, retention: Retention | None = None) -> _Writes:
-        amount = -_column(self.rate, self.x) * self.e
-        return _Writes(retention or self.retention(), self.x, amount, self._strength(), view)
-
-    def retention(self) -> Retention:
-        if isinstance(self.keep, Tensor) and self.keep.ndim == self.x.ndim:
-            assert self.momentum is None, "one keep for each channel does not go with momentum"
-            return kept_by_channel(self.keep)
-        all_kept = not isinstance(self.keep, Tensor) and self.keep == 1.0
-        keep = None if all_kept else self._row(self.keep)
-        if self.momentum is None:
-            return kept(keep, self.x)
-        return kept_with_momentum(keep, self._row(self.momentum))
-
-    def _strength(self) -> Tensor | None:
-        """rate erase, or None where nothing is erased."""
-        if not isinstance(self.erase, Tensor):
-            return None if self.erase == 0.0 else self._row(self.rate * self.erase)
-        if isinstance(self.rate, Tensor) and self.rate.ndim == self.x.ndim:
-            return self.rate * self.erase.unsqueeze(-1)
-        return self.rate * self.erase
-
-    def _row(self, value: Number) -> Tensor:
-        """A number is the same at all ticks."""
-        return value if isinstance(value, Tensor) else self.x.new_full(self.x.shape[-2:-1], value)
 
 
 def retained(keep: Number, momentum: Number | None = None, channels: bool = False) -> Retention:
@@ -409,7 +265,7 @@ def retained(keep: Number, momentum: Number | None = None, channels: bool = Fals
     assert isinstance(known, Tensor)
     like = known if channels else known.unsqueeze(-1)
     with _state_arithmetic(like):
-        return _widened(like, None, _Ticks(like, like, 1.0, keep, momentum, 0.0))[2].retention()
+        return _widened(like, None, Ticks(like, like, 1.0, keep, momentum, 0.0))[2].retention()
 
 
 def repeated(retention: Retention, members: int) -> Retention:
@@ -444,7 +300,7 @@ def span(
     retention  what is left of each write, in place of keep and momentum
     """
     with _state_arithmetic(x):
-        w, s, ticks = _widened(W0, S0, _Ticks(x, e, rate, keep, momentum, erase))
+        w, s, ticks = _widened(W0, S0, Ticks(x, e, rate, keep, momentum, erase))
         if _is_delta_rule(ticks, w, s, after_retain):
             return _delta_rule(ticks, w, retention or ticks.retention())
         return _alone(ticks.over(x.shape[0]), w, s, _view(after_retain), retention)
@@ -469,12 +325,13 @@ def scan(
     Arguments as in `span`; q [..., T, n]. No result depends on the chunk, but for rounding.
     """
     with _state_arithmetic(x):
-        w, s, ticks = _widened(W0, S0, _Ticks(x, e, rate, keep, momentum, erase))
+        w, s, ticks = _widened(W0, S0, Ticks(x, e, rate, keep, momentum, erase))
         view, time = _view(after_retain), x.shape[-2]
         if time == 1:
             return _one_tick(ticks, w, s, q, view, before_write)
         reads = []
         block = WIDE if x.is_cuda else BLOCK
+        whole = s is None and by_hand.allowed() and not kernels.ready(chunk, x, w)
         sizes = _blocks(time, chunk, math.prod(x.shape[:-2]), block)
         for size, part, asked in zip(
             sizes, ticks.split(sizes), torch.split(q, sizes, -2), strict=True
@@ -484,7 +341,7 @@ def scan(
                 reads.append(rest.read(asked, before_write))
                 w, s = rest.end()
                 continue
-            if s is None and not by_kernels and _has_numbers_for_gates(part):
+            if whole and _has_numbers_for_gates(part):
                 kind = scanned.Kind(float(part.erase), after_retain, before_write)
                 read, w = _scanned(part, asked, w, kind, chunk)
                 reads.append(read)
@@ -508,23 +365,23 @@ def _blocks(time: int, chunk: int, rows: int, most: int) -> list[int]:
 
 
 def _one_tick(
-    ticks: _Ticks, old: Tensor, s: Tensor | None, q: Tensor, view: View, before_write: bool
+    ticks: Ticks, old: Tensor, s: Tensor | None, q: Tensor, view: View, before_write: bool
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     """The recurrence as it stands on top, which for a stream of single tokens is the fastest."""
     x = ticks.x
-    retained = _column(ticks.keep, x) * old
+    retained = column(ticks.keep, x) * old
     error = ticks.e
     if isinstance(ticks.erase, Tensor) or ticks.erase != 0:
         probe = retained if view is View.RETAINED else old
-        error = error + _column(ticks.erase, x) * (x @ probe.mT)
-    written = (-_column(ticks.rate, x) * error).mT @ x
+        error = error + column(ticks.erase, x) * (x @ probe.mT)
+    written = (-column(ticks.rate, x) * error).mT @ x
     if s is not None and ticks.momentum is not None:
-        s = written = _column(ticks.momentum, x) * s + written
+        s = written = column(ticks.momentum, x) * s + written
     new = retained + written
     return (q.to(x.dtype) @ (old if before_write else new).mT).to(q.dtype), new, s
 
 
-def _is_delta_rule(ticks: _Ticks, w: Tensor, s: Tensor | None, after_retain: bool) -> bool:
+def _is_delta_rule(ticks: Ticks, w: Tensor, s: Tensor | None, after_retain: bool) -> bool:
     """Whether what is written can be found by hand."""
     rate, x = ticks.rate, ticks.x
     plain = s is None and not after_retain and x.ndim == 3 and w.shape[0] == x.shape[0]
@@ -534,7 +391,7 @@ def _is_delta_rule(ticks: _Ticks, w: Tensor, s: Tensor | None, after_retain: boo
     return by_hand.allowed() and not kernels.ready(x.shape[-2], x, w)
 
 
-def _delta_rule(ticks: _Ticks, w: Tensor, retention: Retention) -> Span:
+def _delta_rule(ticks: Ticks, w: Tensor, retention: Retention) -> Span:
     if not isinstance(retention, ScalarRetention) or retention.keep is None:
         return _alone(ticks.over(w.shape[0]), w, None, View.BEFORE, retention)
     assert isinstance(ticks.erase, float | int) and isinstance(ticks.rate, Tensor)
@@ -546,7 +403,7 @@ def _delta_rule(ticks: _Ticks, w: Tensor, retention: Retention) -> Span:
     ) -> tuple[Tensor, Tensor]:
         writes, start, last, rest = tables
         left = ScalarRetention(None, writes, (start,), (last,), (rest,))
-        given = _Ticks(x, e, rate, 1.0, None, ticks.erase).over(x.shape[0])
+        given = Ticks(x, e, rate, 1.0, None, ticks.erase).over(x.shape[0])
         made = _alone(given, w, None, View.BEFORE, left)
         return made.wrote, made.end()[0]
 
@@ -561,15 +418,15 @@ def _batched(table: Tensor) -> Tensor:
     return table if table.ndim == 3 else table.unsqueeze(0)
 
 
-def _one_write(ticks: _Ticks, w: Tensor, retention: ScalarRetention) -> Span:
+def _one_write(ticks: Ticks, w: Tensor, retention: ScalarRetention) -> Span:
     """A span of one tick depends on no write before it."""
     keep = by_hand.over(_batched(retention.rest[0]), w.shape[0])
     error = ticks.e + ticks.erase * torch.bmm(ticks.x, w.mT)
-    wrote = error * -_column(ticks.rate, ticks.x)
+    wrote = error * -column(ticks.rate, ticks.x)
     return Span(retention, w, None, ticks.x, wrote, torch.baddbmm(w * keep, wrote.mT, ticks.x))
 
 
-def _has_numbers_for_gates(ticks: _Ticks) -> bool:
+def _has_numbers_for_gates(ticks: Ticks) -> bool:
     """One a tick, or one for all; erase one for all."""
     gates, axes = (ticks.rate, ticks.keep), ticks.x.ndim - 1
     numbers = all(not isinstance(g, Tensor) or g.ndim <= axes for g in gates)
@@ -577,7 +434,7 @@ def _has_numbers_for_gates(ticks: _Ticks) -> bool:
 
 
 def _scanned(
-    ticks: _Ticks, asked: Tensor, w: Tensor, kind: scanned.Kind, chunk: int
+    ticks: Ticks, asked: Tensor, w: Tensor, kind: scanned.Kind, chunk: int
 ) -> tuple[Tensor, Tensor]:
     """Whole chunks by `Scanned`: what is read [..., T, m], and the state at the end."""
     lead, new = ticks.x.shape[:-2], ticks.x.new_full
@@ -593,7 +450,7 @@ def _scanned(
     ) -> tuple[Tensor, Tensor]:
         q, x, e, rate = (t.transpose(0, 1) for t in (q, x, e, rate))
         left = 1.0 if keep is None else keep.transpose(0, 1)
-        given = _Ticks(x, e, rate, left, None, kind.erase)
+        given = Ticks(x, e, rate, left, None, kind.erase)
         spans, end, _ = _chunks(given, w, None, _view(kind.retained))
         return spans.read(q, kind.before).transpose(0, 1), end
 
@@ -609,7 +466,7 @@ def _scanned(
 
 
 def _alone(
-    ticks: _Ticks, w: Tensor, s: Tensor | None, view: View, retention: Retention | None = None
+    ticks: Ticks, w: Tensor, s: Tensor | None, view: View, retention: Retention | None = None
 ) -> Span:
     given = retention
     if given is not None and isinstance(given, ScalarRetention) and given.writes.ndim == 3:
@@ -619,7 +476,7 @@ def _alone(
 
 
 def _chunks(
-    ticks: _Ticks, w: Tensor, s: Tensor | None, view: View
+    ticks: Ticks, w: Tensor, s: Tensor | None, view: View
 ) -> tuple[Span, Tensor, Tensor | None]:
     """The spans of all chunks, on an axis before time, and the state at the end."""
     state = w if s is None else torch.cat((w, s), -1)
@@ -666,7 +523,7 @@ def _chained(
 
 
 def _one_by_one(
-    writes: _Writes, state: Tensor, tail: Tensor, left: Sequence[Tensor]
+    writes: Writes, state: Tensor, tail: Tensor, left: Sequence[Tensor]
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The same with one system for each output: too large to be kept solved for any state."""
     system = writes.system()
@@ -676,7 +533,7 @@ def _one_by_one(
     for c in range(tail.shape[1]):
         amount, strength, met = (v[:, c] for v in parts)
         starts.append(state)
-        wrote.append(_solve(systems[:, c], amount - strength * times(met, state.mT)))
+        wrote.append(solve(systems[:, c], amount - strength * times(met, state.mT)))
         state = torch.baddbmm(faded(state, [v[:, c] for v in left]), wrote[-1].mT, tail[:, c])
     return torch.stack(starts, 1), torch.stack(wrote, 1), state
 
@@ -684,20 +541,6 @@ def _one_by_one(
 def _rows(value: Tensor) -> Tensor:
     """[..., N, a, b] -> [batch, N, a, b]."""
     return value.reshape(-1, *value.shape[-3:])
-
-
-def _solve(system: Tensor, right: Tensor) -> Tensor:
-    """[..., C, m]: (I + system) R = right, with [..., C, C] or a system a column [..., m, C, C]."""
-    if system.ndim == right.ndim:
-        return unit_solve(system, right)
-    return unit_solve(system, right.mT.unsqueeze(-1)).squeeze(-1).mT
-
-
-def _column(value: Number, x: Tensor) -> Number:
-    """A gate [..., T] or [..., T, m] beside a sequence [..., T, m]."""
-    if not isinstance(value, Tensor) or value.ndim == x.ndim:
-        return value
-    return value.unsqueeze(-1)
 
 
 def _view(after_retain: bool) -> View:
@@ -711,7 +554,7 @@ def _parts(state: Tensor, has_momentum: bool) -> tuple[Tensor, Tensor | None]:
     return w, s
 
 
-def _widened(W0: Tensor, S0: Tensor | None, ticks: _Ticks) -> tuple[Tensor, Tensor | None, _Ticks]:
+def _widened(W0: Tensor, S0: Tensor | None, ticks: Ticks) -> tuple[Tensor, Tensor | None, Ticks]:
     """The state, S nought where it is not given, and the ticks in one type, float32 or wider."""
     given = [W0, *(v for v in vars(ticks).values() if isinstance(v, Tensor))]
     wide = reduce(torch.promote_types, (v.dtype for v in given), torch.float32)
