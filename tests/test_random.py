@@ -152,12 +152,25 @@ def agrees(case: Case) -> bool:
     passing, answers, _ = truth.run(streams, None, True)
     found, _ = model(*streams)
     assert answers.isfinite().all()
-    assert distance(found, answers) <= TOLERANCE, "outputs"
+    off = distance(found, answers)
+    if off > TOLERANCE:
+        assert off <= last_bits(spec, model, streams, answers), "outputs"
+        return True  # chaos: no digits are left to compare
     same_gradients(model, training.gradients(truth, passing), streams)
     with torch.no_grad():
         same_splits(model, streams, answers, case)
         alone(lambda *x: model(*x)[0], streams)
     return True
+
+
+def last_bits(spec: Spec, model: torch.nn.Module, streams: Streams, answers: Tensor) -> float:
+    """How far the reference itself is moved by the last bits of its weights."""
+    draw = torch.Generator().manual_seed(0)
+    moved = {
+        n: w * (1 + 1e-15 * torch.randn(w.shape, generator=draw, dtype=w.dtype))
+        for n, w in model.state_dict().items()
+    }
+    return distance(nlc.reference(spec, moved, traced=())(streams)[0], answers)
 
 
 def same_gradients(model: torch.nn.Module, truth: Mapping[str, Tensor], streams: Streams) -> None:
@@ -196,7 +209,8 @@ def keeps_its_word(truth: Reference, streams: Streams, case: Case) -> None:
     passing, answers, state = truth.run(streams, None, "dropout" not in case.text)
     grads = training.gradients(truth, passing).values() if passing.training else ()
     assert all(bool(x.isfinite().all()) for x in (answers, *grads))
-    same_splits(lambda *x: truth(list(x[:-1]), x[-1]), streams, answers, case)
+    if "partial drop" not in case.text:  # which forgets a period at the end of a call (2.6.5)
+        same_splits(lambda *x: truth(list(x[:-1]), x[-1]), streams, answers, case)
     half = case.ticks // 2
     changed = [
         torch.stack([torch.cat([x[0, :half], other(x[0, half:])]), other(x[1])]) for x in streams
@@ -205,6 +219,8 @@ def keeps_its_word(truth: Reference, streams: Streams, case: Case) -> None:
     if "sequence" in case.text:
         state = truth.finish(state)
         again, _ = truth(streams, state)
+        if "partial drop" in case.text:
+            return
         same_splits(lambda *x: truth(list(x[:-1]), x[-1] or state), streams, again, case)
 
 
@@ -415,6 +431,24 @@ FOUND = {
     "a name may be a word of Python": with_mixer(
         matrix().replace("mixer", "λ"), "backprop λ -> training", call="x += λ(x)"
     ),
+    "scores that `exp` has no numbers for": with_mixer(
+        """level mixer(x) always {
+  k = 40 * split(linear(x, 4), 2)
+  v = split(linear(x, 4), 2)
+  read join(solved(k, k, v))
+}""", "backprop mixer -> training",
+        more="memory solved(q[n], k[n], v[m]) { state z : vector(m); even = mod(position, 2)\n"
+        "objective sum(where(past(even, 3) == even, 1, 0) * exp(dot(past(k, 3), q))\n"
+        "  * length(past(v, 3) - z)^2)\nlearn exact; read z }",
+    ),
+    "scores that are small": with_mixer(
+        """level mixer(x) always {
+  k = 40 * split(linear(x, 4), 2)
+  read join(solved(k, -k, k))
+}""", "backprop mixer -> training",
+        more="memory solved(q[n], k[n], v[m]) { state z : vector(m)\n"
+        "objective sum(exp(dot(past(k), q)) * length(past(v) - z)^2); learn exact; read z }",
+    ),
 }  # fmt: skip
 
 RESETS = """nl 1
@@ -477,6 +511,61 @@ system resets(vocab = 5) {
 def test_levels_start_anew_every_so_many_tokens(ticks: int, cuts: list[int]) -> None:
     """Whole lives stand side by side in the batch, whatever a level keeps."""
     assert agrees(Case(RESETS, ticks, cuts))
+
+
+CHAOS = """nl 1
+memory kept(q[n], k[n], v[m], b) {
+  state M : matrix(4, 4)
+  o = unit(q) + q
+  objective b * sum((v - M(k))^2) / 2
+  retain 0.9
+  learn momentum(rate = 0.5, keep = 0.5)
+  read M(o)
+}
+system chaos() {
+  level training every step { state E : table(5, 4); objective loss; learn gradient(rate = 0.1) }
+  level made(x) every token {
+    state M[main, key, value] : layernorm(mlp(4, 2, 3, 4, act = sin)) per 1 {
+      objective -sum(M(k) * v)
+    }
+    z = split(x, 1)
+    k = unit(M.key(z))
+    v = tanh(M.value(k))
+    learn dgd(rate = 0.1)
+    linearise every 1 tokens
+    read join(M.main(k))
+  }
+  level mixer(x) every token {
+    k = unit(split(silu(conv(linear(x, 4), 3)), 1))
+    v = tanh(split(x, 1))
+    y = join(kept(v, k, v, sigmoid(linear(x, 1))))
+    read linear(norm(y) * silu(linear(x, 4)), 4)
+  }
+  transfer backprop made, mixer -> training
+  transfer init training -> mixer
+  flow(tokens) {
+    x = training.E(tokens)
+    repeat 2 {
+      x += 0.5 * (made(norm(x)) + made(x))
+      x += 0.5 * mixer(x)
+    }
+    logits = linear(layernorm(x), 5)
+    loss = 0.5 * cross_entropy(logits, next(tokens)) + sum(logits^2) / 100
+    return logits
+  }
+}
+"""
+
+
+def test_chaos_is_told_from_a_difference() -> None:
+    """Of a system that magnifies the last bits of its weights, that much is allowed; no more."""
+    spec = nlc.load(CHAOS)
+    streams = Case(CHAOS, 11, []).streams(spec)
+    model = compiled(spec)
+    assert model is not None
+    answers, _ = nlc.reference(spec, model.state_dict(), traced=())(streams)
+    moved = last_bits(spec, model, streams, answers)
+    assert distance(model(*streams)[0], answers) <= max(TOLERANCE, moved) < 1e-3
 
 
 @pytest.mark.parametrize("name", FOUND)

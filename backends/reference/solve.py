@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from math import prod
 from typing import TYPE_CHECKING
 
 import torch
@@ -90,16 +91,37 @@ def names(term: Term, name: str) -> bool:
 def weighted_mean(
     run: Run, frame: Frame, role: str, parts: list[tuple[Term | None, Term]]
 ) -> Tensor:
-    total, weights = torch.zeros((), dtype=torch.float64), torch.zeros((), dtype=torch.float64)
+    """What is in every weight does not count, so the largest exponent is 0: no `exp` is too large,
+    and nor is its derivative.
+    """
     scope = Scope(run, frame, role, objective=True)
+    found = []
     for weight, point in parts:
         v = scope.array(point)
-        w = torch.ones((), dtype=torch.float64) if weight is None else scope.array(weight)
-        w = w.expand(joint(w.shape, v.shape[:-1]))
-        axes = tuple(range(w.ndim))
-        total = total + (w.unsqueeze(-1) * v).sum(axes)
+        terms = [] if weight is None else factors_of(weight)
+        factors = [t for t in terms if t.op != "exp"]
+        exponents = [t for t in terms if t.op == "exp"]
+        one = torch.ones((), dtype=torch.float64)
+        share = prod((scope.array(t) for t in factors), start=one)
+        power = sum((scope.array(t.args[0]) for t in exponents), start=0 * one)
+        shape = joint(joint(share.shape, power.shape), v.shape[:-1])
+        found.append((v, share.expand(shape), power.expand(shape)))
+    powers = [p[s != 0].reshape(-1).detach() for _, s, p in found]
+    largest = torch.cat([*powers, torch.full((1,), -torch.inf).double()]).max()
+    largest = torch.where(largest.isfinite(), largest, 0.0)
+    total, weights = torch.zeros((), dtype=torch.float64), torch.zeros((), dtype=torch.float64)
+    for v, share, power in found:
+        least = power - largest
+        w = share * torch.exp(torch.where(share != 0, least, least.clamp(max=600.0)))
+        total = total + (w.unsqueeze(-1) * v).sum(tuple(range(w.ndim)))
         weights = weights + w.sum()
     return total / weights
+
+
+def factors_of(term: Term) -> list[Term]:
+    if term.op != "mul":
+        return [term]
+    return [*factors_of(term.args[0]), *factors_of(term.args[1])]
 
 
 # ---- Newton's method ---------------------------------------------------------------------------
