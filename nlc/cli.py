@@ -79,10 +79,14 @@ def _version() -> int:
 
 def _told(error: Exception) -> int:
     """A mistake in a spec, as diagnostics; anything else is a fault of nlc and says where."""
+    from .diagnostics import Unsettled
     from .driver import SpecError
 
     if isinstance(error, SpecError):
         print_diagnostics(error.diagnostics, sys.stderr)
+        return 1
+    if isinstance(error, Unsettled):
+        print(f"nlc: {error}", file=sys.stderr)
         return 1
     if os.environ.get("NLC_TRACEBACK"):
         raise error

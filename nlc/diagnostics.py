@@ -40,3 +40,14 @@ class Diagnostic:
 
 class InternalError(Exception):
     """A state that cannot be: a fault of nlc, never of the user."""
+
+
+class Unsettled(ArithmeticError):
+    """An `implicit` step, or an `exact` state, that Newton's method does not find."""
+
+    def __init__(self, rounds: int) -> None:
+        super().__init__(
+            f"an `implicit` step does not settle in {rounds} rounds of Newton's method: its "
+            "objective has a kink, a jump or no least value there; a smaller rate or a smoother "
+            "objective (`smooth_abs`) has one"
+        )

@@ -32,7 +32,7 @@ from .system import (
     Term,
     line_terms,
 )
-from .windows import mixed
+from .windows import mixed, rows_of
 
 # Operations that no generated code has yet.
 UNLOWERED = {"fade", "across", "copy", "fresh"}
@@ -96,10 +96,12 @@ def check_flow(system: System) -> None:
         raise NotLowered("`past` in a flow", past.span)
 
 
-def check_terms(root: Term, flow: bool = False, box: Box | None = None) -> None:
+def check_terms(
+    root: Term, flow: bool = False, box: Box | None = None, stream: bool = False
+) -> None:
     lines = {} if box is None else values_of(box)
     for t in root.walk():
-        if t.op in UNLOWERED:
+        if t.op in UNLOWERED and not (stream and t.op == "across"):
             raise NotLowered(f"`{t.op}`", t.span)
         if t.op == "past" and (t.info.window == ALL or touched(t.args[0], lines)):
             raise NotLowered("`past` of all ticks outside attention", t.span)
@@ -302,6 +304,10 @@ def own_objective(box: Box) -> Lowering:
     terms = [t for state in box.states for t in rule_terms(state)]
     for term in terms:
         check_terms(term, box=box)
+    for stream in (
+        t for s in box.states for l in s.rule.learn.values() for t in l.streams.values()
+    ):
+        check_terms(stream, box=box, stream=True)
     check_windows(box, *terms)
     clock = box.level.clock
     if clock.period > 1 or clock.phase is not None:
@@ -322,7 +328,7 @@ def rule_terms(state: State) -> Iterator[Term]:
     for links in (rule.through, rule.onto):
         yield from (link.body for link in (links or {}).values())
     for learn in rule.learn.values():
-        yield from (*learn.settings.values(), *learn.streams.values())
+        yield from learn.settings.values()
 
 
 def in_dual_form(box: Box) -> Lowering:
@@ -365,31 +371,65 @@ def at_firings(box: Box, why: str) -> Lowering:
     if box.linearise is not None and (level.clock.period > 1 or level.clock.phase is not None):
         raise NotLowered(f"`linearise` of `{box.name}` {level.clock}", box.span)
     gradients = {}
+    if any(l.rule == "implicit" for s in box.states for l in s.rule.learn.values()):
+        why = f"tick by tick, an implicit step by Newton's method ({why.rpartition('(')[2]}"
     for state in box.states:
         rule = state.rule
         check_start(box, state)
         if rule.after_retain and level.clock.period > 1:
             raise NotLowered(f"`after retain` of `{state.name}` {level.clock}", state.span)
-        for array in state.form.arrays if rule.objective is not None else ():
-            fires_with(state, array.name)
-        if rule.objective is not None:
-            try:
-                gradients[state.name] = gradient(box, state)
-            except Underivable as error:
-                why += f"; the gradient of `{state.name}` is autograd's: {error}"
+        if rule.objective is None:
+            continue
+        try:
+            gradients[state.name] = gradient(box, state)
+        except Underivable as error:
+            why += f"; the gradient of `{state.name}` is autograd's: {error}"
+        for array in state.form.arrays:
+            fires_with(box, state, array.name, gradients.get(state.name))
     return Lowering(box, "fired", why, gradients=gradients)
 
 
-def fires_with(state: State, array: str) -> None:
+def fires_with(box: Box, state: State, array: str, found: Gradient | None) -> None:
     learn = state.rule.learn.get(array)
-    if learn is None or not learn.optimizers or learn.steps > 1:
+    if learn is not None and learn.rule == "implicit":
+        if box.level is not None and box.level.clock.period > 1:
+            raise NotLowered(f"`implicit` {box.level.clock}", learn.span)
+        return
+    if learn is None or not learn.optimizers:
         raise NotLowered(
             f"the learning rule of `{state.name}`", learn.span if learn else state.span
         )
-    if any(s not in ("grad", "weight") for s in learn.streams):
+    clock = box.level.clock if box.level is not None else None
+    if learn.steps > 1 and clock is not None and clock.period > 1:
+        raise NotLowered(f"`steps = {learn.steps}` of `{learn.rule}` {clock}", learn.span)
+    if any(s not in ("weight", "grad", "input", "surprise") for s in learn.streams):
         raise NotLowered(f"a stream given to `{learn.rule}`", learn.span)
-    if any(uses_examples(rule) for rule in learn.optimizers.values()):
-        raise NotLowered(f"`{learn.rule}`, which asks for its examples, at a firing", learn.span)
+    terms = [*(t for b in learn.optimizers.values() for t in b.terms())]
+    terms += [t for stream in learn.streams.values() for t in stream.walk()]
+    if not any(map(is_example, terms)):
+        return
+    if found is None or state.form.kind == "vector":
+        raise NotLowered(f"`{learn.rule}`, which asks for its examples, here", learn.span)
+    windows = any(rows_of(e.input) for e in found.examples if e.array == array)
+    if windows and not all(map(adds_rows_up, terms)):
+        raise NotLowered(f"`{learn.rule}` on the examples of a window", learn.span)
+
+
+def is_example(term: Term) -> bool:
+    return term.op == "input" and term.info in ("input", "surprise")
+
+
+def adds_rows_up(term: Term) -> bool:
+    """Whether its arguments meet examples in `transpose(a) @ b` alone, to which rows of nought (a
+    window that is not yet full) add nothing.
+    """
+    alone = any(is_example(a) or turned(a) for a in term.args)
+    sums = term.op == "matmul" and turned(term.args[0]) and is_example(term.args[1])
+    return sums or turned(term) or not alone
+
+
+def turned(term: Term) -> bool:
+    return term.op == "transpose" and is_example(term.args[0])
 
 
 def derived(box: Box, state: State) -> Gradient:
@@ -517,6 +557,8 @@ def array_rules(box: Box, state: State, grad: Gradient, frozen: bool) -> Iterato
                 f"an objective of `{state.name}` that calls it {len(examples)} times", state.span
             )
         for example in examples:
+            if frozen and len(example.input.shape) - len(state.per) == 2:
+                raise NotLowered("several writes a tick with frozen gradients", state.span)
             yield array_rule(box, state, array.name, example, frozen)
 
 

@@ -15,6 +15,7 @@ import torch
 
 from . import checkpoint, corpus, run_folder
 from .backends.runtime.optimizer import GradientError
+from .diagnostics import Unsettled
 from .files import CallError, Stopped, why, write_atomically
 from .interrupts import Interrupts
 from .learner import Learner, pick_device, prepare
@@ -329,6 +330,8 @@ class Trainer:
             nats = self.learner.step(ids)
         except GradientError as error:
             raise Stopped(self._not_finite(f"At step {self.step + 1:,} {error}")) from None
+        except Unsettled as error:
+            raise Stopped(f"At step {self.step + 1:,} {error}.") from None
         if not math.isfinite(nats):
             raise Stopped(self._not_finite(f"The loss is {nats} at step {self.step + 1:,}"))
         took = time.monotonic() - began

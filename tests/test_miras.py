@@ -185,6 +185,7 @@ def test_every_spec_checks_clean_and_is_in_the_one_style() -> None:
     assert len(fine) > 500
     for r in fine:
         checked = check_text(r.text, f"{r.name}.nl")
+        assert r.compiled, r.cost
         assert not checked.diagnostics, (r.name, checked.diagnostics)
         assert format_source(Source(r.name, r.text))[0] == r.text
         assert f"memory {r.name}(" in r.text and r.combination.bias.words.lower() in words(r.text)

@@ -6,7 +6,9 @@ for, what runs is the plain form, so that nothing is lost but time.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 import torch
@@ -19,9 +21,22 @@ def allowed() -> bool:
     """Not while tracing, as the tracer warns about every autograd.Function, nor under torch.func,
     whose gradients see the inputs and outputs of such a function alone.
     """
-    if torch.compiler.is_compiling():
+    if torch.compiler.is_compiling() or PLAINLY.get():
         return False
     return not torch._C._are_functorch_transforms_active()
+
+
+PLAINLY: ContextVar[bool] = ContextVar("PLAINLY", default=False)
+
+
+@contextmanager
+def plainly() -> Iterator[None]:
+    """The plain forms, whose gradients can be taken many at once."""
+    token = PLAINLY.set(True)
+    try:
+        yield
+    finally:
+        PLAINLY.reset(token)
 
 
 def again(

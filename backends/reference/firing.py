@@ -479,7 +479,11 @@ class Firing:
                     continue
             return torch.as_tensor(total)
 
-        return solve.minimise(value, kept, self.recorded)
+        scale = {
+            n: torch.ones((), dtype=torch.float64) if f is None else f
+            for n, _, f in factors(state, kept, rate)
+        }
+        return solve.minimise(value, kept, self.recorded, scale)
 
 
 # ---- gradients ---------------------------------------------------------------------------------

@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from nlc.diagnostics import InternalError
+from nlc.diagnostics import InternalError, Unsettled
 from nlc.system import Term
 
+from ..ops.nearest import BENDS, DOWN, HALVINGS, ROUNDS
 from .arrays import joint
 from .evaluate import Scope
 from .frames import Arrays, Frame
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from .boxes import Run
 
 Objective = Callable[[Arrays], Tensor]
+EPS = torch.finfo(torch.float64).eps
 
 
 def exact(run: Run, frame: Frame, name: str, role: str) -> Arrays:
@@ -128,48 +130,94 @@ def factors_of(term: Term) -> list[Term]:
 
 
 def minimise(
-    objective: Objective, start: Arrays, recording: bool, tolerance: float = 1e-13
+    objective: Objective,
+    start: Arrays,
+    recording: bool,
+    scale: Arrays | None = None,
+    tolerance: float = 1e-13,
 ) -> Arrays:
     """One step for a quadratic objective, more for others; then as a function of all it depends on.
 
-    A step taken from the solution, with its graph, has the right derivatives of first order; two
-    have those of second order. For a quadratic objective one has all.
+    A step is halved until it lowers the objective; where Newton's does not lead down, it is bent
+    towards the gradient times `scale`, further and further (Levenberg). A step taken from the
+    solution, with its graph, has the right derivatives of first order; two have those of second
+    order. For a quadratic objective one has all.
     """
     point = {n: a.detach() for n, a in start.items()}
     steps = 0
-    for _ in range(100):
-        step = newton(objective, point, False)
-        point = {n: a + step[n] for n, a in point.items()}
+    for _ in range(ROUNDS):
+        value, grad, step = newton(objective, point, False)
+        slope = along(grad, step)
+        for bend in BENDS:
+            if not slope > 0:
+                break
+            _, _, step = newton(objective, point, False, bend, scale)
+            slope = along(grad, step)
         steps += 1
-        size = max(float(a.abs().max()) for a in step.values())
-        if size <= tolerance * (1 + max(float(a.abs().max()) for a in point.values())):
+        if largest(step) <= tolerance * (1 + largest(point)):
+            point = {n: a + step[n] for n, a in point.items()}
             break
+        point = lowered(objective, point, step, float(value), slope)
     else:
-        raise InternalError(
-            "Newton's method does not converge on an `exact` or `implicit` objective"
-        )
+        raise Unsettled(ROUNDS)
     if recording:
         for _ in range(1 if steps <= 2 else 2):
-            step = newton(objective, point, True)
+            _, _, step = newton(objective, point, True)
             point = {n: a + step[n] for n, a in point.items()}
     return point
 
 
-def newton(objective: Objective, point: Arrays, create: bool) -> dict[str, Tensor]:
+def lowered(
+    objective: Objective, point: Arrays, step: Arrays, value: float, slope: float
+) -> dict[str, Tensor]:
+    """The point after the step, halved while it does not lower the objective by enough (Armijo)."""
+    share, room = 1.0, 1e3 * EPS * (1 + abs(value))
+    for _ in range(HALVINGS):
+        there = {n: (a + share * step[n]).detach() for n, a in point.items()}
+        with torch.no_grad():
+            found = float(objective(there))
+        if found <= value + DOWN * share * slope + room:
+            break
+        share /= 2
+    return there
+
+
+def largest(arrays: Arrays) -> float:
+    return max(float(a.abs().max()) for a in arrays.values())
+
+
+def along(grad: Arrays, step: Arrays) -> float:
+    return sum(float((g * step[n]).sum()) for n, g in grad.items())
+
+
+def newton(
+    objective: Objective,
+    point: Arrays,
+    create: bool,
+    bend: float = 0.0,
+    scale: Arrays | None = None,
+) -> tuple[Tensor, dict[str, Tensor], dict[str, Tensor]]:
+    """The value, the gradient, and Newton's step."""
     with torch.enable_grad(), learning(OWN):
         flat = torch.cat([a.reshape(-1) for a in point.values()])
         at = flat.detach().requires_grad_() if not flat.requires_grad else flat
         value = objective(unflatten(at, point))
         grad = torch.autograd.grad(value, at, create_graph=True)[0]
-        rows = [
-            torch.autograd.grad(g, at, create_graph=create, retain_graph=True, allow_unused=True)[0]
-            if g.requires_grad
-            else None
-            for g in grad
-        ]
-        matrix = torch.stack([torch.zeros_like(at) if r is None else r for r in rows])
+        matrix = torch.zeros(at.numel(), at.numel(), dtype=at.dtype)
+        if grad.requires_grad:
+            one = torch.eye(at.numel(), dtype=at.dtype)
+            (rows,) = torch.autograd.grad(
+                grad, at, one, create_graph=create, retain_graph=True, allow_unused=True,
+                is_grads_batched=True,
+            )  # fmt: skip
+            matrix = matrix if rows is None else rows
+        if bend:
+            wide = {n: torch.ones_like(a) * (1.0 if scale is None else scale[n])
+                    for n, a in point.items()}  # fmt: skip
+            matrix = matrix + torch.diag(bend / torch.cat([x.reshape(-1) for x in wide.values()]))
         step = -solved(matrix, grad)
-    return unflatten(step if create else step.detach(), point)
+    found = unflatten(step if create else step.detach(), point)
+    return value.detach(), unflatten(grad.detach(), point), found
 
 
 def solved(matrix: Tensor, right: Tensor) -> Tensor:

@@ -149,6 +149,13 @@ class Stream(dict[str, Tensor]):
             yield a, b, tick % period == 0, bool(cut) and tick > 0 and tick % cut == 0
             a = b
 
+    def since(self, period: int, first: int) -> int:
+        """Ticks since a clock last fired, at the end of this span: those of a period that is over,
+        where it fires there.
+        """
+        tick = self.age + self.time
+        return tick if tick <= first else (tick - first - 1) % period + 1
+
     def periods(self, period: int, first: int, flush: int = 0) -> Iterator[tuple[int, int, int]]:
         """Parts of this span that end where a clock fires, at `first` and every `period` ticks from
         it: start, end, and which firing it is (0: none, the span ends before). Until the next is

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..ops.attention import attend
+from ..ops.nearest import Errors, nearest
 from ..ops.parts import causal_conv
 from ..ops.recurrence import scan
 from .stream import Stream
@@ -66,6 +67,19 @@ class Words:
         return tuple(
             torch.zeros_like(a) if g is None else g for a, g in zip(arrays, found, strict=True)
         )
+
+    def nearest(
+        self,
+        errors: Errors,
+        kept: Sequence[Tensor],
+        rates: Sequence[Any],
+        seen: Sequence[Tensor | None],
+        lead: int,
+        block: int,
+    ) -> list[Tensor]:
+        """The arrays of an `implicit` step."""
+        found: list[Tensor] = nearest(errors, kept, rates, seen, lead, block)
+        return found
 
     def full(self, value: float | Tensor, shape: tuple[int, ...]) -> Tensor:
         return torch.as_tensor(value, device=self.device, dtype=self.dtype).expand(shape)
@@ -148,6 +162,16 @@ class Words:
         if window is None or past.shape[axis] <= window:
             return past
         return past.narrow(axis, past.shape[axis] - window, window)
+
+    def rows_of(self, *examples: Tensor) -> Tensor:
+        """Rows of several calls [.., r, n], those of the first before those of the next."""
+        lead = wide([x[..., 0, 0] for x in examples])
+        return torch.cat([x.expand(*lead, *x.shape[-2:]) for x in examples], -2)
+
+    def newest_rows(self, known: Tensor, rows: Tensor) -> Tensor:
+        """As many rows as are known, the newest last."""
+        more = rows.to(known.dtype).expand(*known.shape[:-2], *rows.shape[-2:])
+        return torch.cat([known, more], -2)[..., -known.shape[-2] :, :]
 
     def joined(self, reads: list[Tensor], axis: int) -> Tensor:
         return reads[0] if len(reads) == 1 else torch.cat(reads, axis)

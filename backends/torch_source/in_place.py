@@ -26,8 +26,9 @@ from .rule_body import (
     Slope,
     Written,
 )
+from .rule_streams import across_in, across_of, examples_asked
 from .rule_tasks import TaskLevels
-from .rule_terms import Chained, is_plain, uses_examples
+from .rule_terms import Chained, is_plain
 from .rules import ELEMENTWISE, RuleWriter, fitted
 
 ROOM, SHORT = 76, 20  # columns of a line, and of what needs no name
@@ -99,10 +100,7 @@ class InPlace(TaskLevels):
         rule, code = self.rule, self.code
         assert rule.write is not None
         streams = ["weight", "grad"]
-        if uses_examples(rule) or any(
-            t.op == "input" and t.info in ("input", "surprise")
-            for s in self.streams.values() for t in s.walk()
-        ):  # fmt: skip
+        if examples_asked(rule, self.streams.values()):
             streams += [identifier("input"), identifier("surprise")]
         self.examples = tuple(streams[2:])
         extra = [identifier(n) for n in self.passed]
@@ -570,28 +568,6 @@ def bare(text: str) -> str:
         if not depth:
             return text[1:-1] if i == len(text) - 1 else text
     return text
-
-
-def across_in(root: Term) -> list[Term]:
-    """`across` terms below, the inner before the outer."""
-    found: list[Term] = []
-    seen: set[int] = set()
-
-    def visit(term: Term) -> None:
-        if id(term) in seen:
-            return
-        seen.add(id(term))
-        for a in term.args:
-            visit(a)
-        if term.op == "across":
-            found.append(term)
-
-    visit(root)
-    return found
-
-
-def across_of(streams: Mapping[str, Term]) -> list[Term]:
-    return list({id(t): t for s in streams.values() for t in across_in(s)}.values())
 
 
 def is_weight(term: Term) -> bool:

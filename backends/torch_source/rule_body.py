@@ -154,7 +154,7 @@ class RuleBody:
         return Value(value.at(ATOM), ATOM, False, value.own)
 
     def across(self, term: Term) -> Value:
-        raise NotLowered("`across` at tokens", term.span)
+        raise NotImplementedError
 
     def state_value(self, term: Term) -> Value:
         handle: Handle = term.info

@@ -7,7 +7,7 @@ heads], [heads] or none). `Pure` writes rules at tokens, which a slower level ma
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 
 from nlc.lacking import NotLowered
@@ -15,9 +15,10 @@ from nlc.resolve.shapes import broadcast
 from nlc.system import Array, Box, Learn, Shape, State, Term
 
 from .code import Code, identifier
-from .expressions import ATOM
+from .expressions import ATOM, Value
 from .rule_body import AT_TASK, STREAMS, Kept, RuleBody, Slope, Written
-from .rule_terms import is_plain, uses_examples
+from .rule_streams import examples_asked
+from .rule_terms import RuleExpressions, is_plain, uses_examples
 
 
 class RuleWriter:
@@ -36,19 +37,42 @@ class RuleWriter:
         streams: Mapping[str, Term],
         passed: Mapping[str, int | None] | None = None,
         weights: bool = False,
+        across: Mapping[int, int] | None = None,
     ) -> Written:
         """`(weight, grad, m, count) -> (what is kept of the weight, the amount)`; `m` holds the
         rule's states. `passed`: settings that are given as well, with how many axes they have of
-        their own. `weights`: the rule may make some, which are then given too.
+        their own. `weights`: the rule may make some, which are then given too. `across`: which
+        number of those of its line each `across` of a stream is.
         """
         inner = Code(depth=self.code.depth)
         found = {t.info.path: t for t in rule.terms() if t.op == "weight"}
         made = dict(sorted(found.items())) if weights else {}
         names = weight_names(made.values(), [*STREAMS, *IN_METHODS, *map(identifier, passed or {})])
-        body = Pure(self, inner, rule, lead, settings, streams, passed or {}, names)
+        numbers = across or {}
+        body = Pure(self, inner, rule, lead, settings, streams, passed or {}, names, numbers)
         body.write("NAME")
         written = self.once(wish, inner.text(), tuple(body.kept), rule.retain is None)
         return replace(written, weights=tuple(made.values()))
+
+    def part_of_sum(self, term: Term, lead: int, across: Mapping[int, int], rows: bool) -> str:
+        """The method that gives what one array adds to one of a line's `across`, for each head."""
+        inner = Code(depth=self.code.depth)
+        hooks: dict[str, Callable[[Term], Value]] = {
+            "input": lambda t: Value(identifier(str(t.info)), ATOM, True, len(t.shape)),
+            "across": lambda t: Value(f"across[{across[id(t)]}]", ATOM, True, 0),
+            "count": lambda t: Value("count", ATOM, False, 0),
+        }
+        e = RuleExpressions(inner, lead, hooks=hooks)
+        names = ["weight", "grad", *(("input", "surprise") if rows else ())]
+        given = "".join(f", {identifier(n)}: Tensor" for n in names)
+        given += ", count: int, across: tuple[Tensor, ...]"
+        with inner.function(f"def NAME(self{given}) -> Tensor:", [*names, "count", "across"]):
+            inner.docstring(["What this array adds to `across`."])
+            e.count(term.args)
+            value = e(term.args[0])
+            one = f"weight.new_full(weight.shape[:{lead}], {value.code})"
+            inner.add(f"return {value.code if value.lead else one}")
+        return self.once(f"measure_{len(self.known)}", inner.text()).name
 
     def once(
         self,
@@ -107,20 +131,26 @@ class Pure(RuleBody):
         streams: Mapping[str, Term],
         passed: Mapping[str, int | None],
         weights: Mapping[str, str],
+        across: Mapping[int, int],
     ) -> None:
         super().__init__(code, rule, lead, settings, streams, passed, weights)
         self.writer = writer
+        self.numbers = across
 
     def write(self, name: str) -> None:
         rule, code = self.rule, self.code
         types = {k: "float" if own is None else "Tensor" for k, own in self.passed.items()}
         types |= dict.fromkeys(self.weights.values(), "Tensor")
-        extra = "".join(f", {identifier(n)}: {t}" for n, t in types.items())
-        given = f"weight: Tensor, grad: Tensor, m: dict[str, Tensor], count: int{extra}"
+        extra = ", across: tuple[Tensor, ...]" if self.numbers else ""
+        extra += "".join(f", {identifier(n)}: {t}" for n, t in types.items())
+        rows = "".join(
+            f"{identifier(n)}: Tensor, "
+            for n in ("input", "surprise")
+            if examples_asked(rule, self.streams.values())
+        )
+        given = f"weight: Tensor, grad: Tensor, {rows}m: dict[str, Tensor], count: int{extra}"
         head = f"def {name}(self, {given}) -> tuple[Any, Tensor]:"
         names = [*STREAMS, *IN_METHODS, *map(identifier, self.passed), *self.weights.values()]
-        if uses_examples(rule):
-            raise NotLowered(f"`input` or `surprise` of `{rule.name}` in a whole step", rule.span)
         with code.function(head, names):
             code.docstring(self.about())
             self.streams_given()
@@ -139,6 +169,9 @@ class Pure(RuleBody):
             for change in self.later:
                 change()
             code.add(f"return {keep}, {text}")
+
+    def across(self, term: Term) -> Value:
+        return Value(f"across[{self.numbers[id(term)]}]", ATOM, True, 0)
 
     def holds(self, kept: Kept) -> str:
         if kept.std:
@@ -180,7 +213,7 @@ class Pure(RuleBody):
     def nested(self, box: Box, state: State, array: Array, line: Learn, slope: Slope) -> None:
         """A memory of gradients that learns by a rule of its own."""
         rule = line.optimizers[array.shape]
-        if line.steps > 1 or state.rule.after_retain or line.streams:
+        if line.steps > 1 or state.rule.after_retain or line.streams or uses_examples(rule):
             raise NotLowered(f"`{line.rule}` of the memory `{state.name}`", line.span)
         place = id(box), state.name, array.name
         name, base = self.held[place], self.keys[self.held[place]]

@@ -191,7 +191,7 @@ class Solved(Frozen):
         pairs: dict[str, list[tuple[str, str, bool]]] = {r.array: [] for r in rules}
         for step in range(steps):
             if step:
-                body.later_step(state.name, {a: [p[:2] for p in ps] for a, ps in pairs.items()})
+                body.later_step(state.name, {a: list(ps) for a, ps in pairs.items()})
             folded = [(r, self.fold(r.input), self.fold(r.surprise)) for r in rules]
             body.e.count([t for _, x, e in folded for t in (x, e)])
             new = [(r.array, self.pair(body, state, r, x, e, gates)) for r, x, e in folded]

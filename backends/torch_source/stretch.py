@@ -32,7 +32,7 @@ class StretchBody(Body):
         self.in_line = True  # a plain line sees the state before retention (2.8.1)
         self.retained: set[str] = set()  # states whose objective sees it after retention
         self.offsets: dict[
-            tuple[str, str], list[tuple[str, str]]
+            tuple[str, str], list[tuple[str, str, bool]]
         ] = {}  # by earlier steps, a tick's
 
     def fold_lead(self) -> None:
@@ -63,7 +63,7 @@ class StretchBody(Body):
         turned = f"{matrix}{'' if back else '.mT'}"
         return f"torch.bmm({x.code}, {turned})"
 
-    def later_step(self, state: str, pairs: dict[str, list[tuple[str, str]]]) -> None:
+    def later_step(self, state: str, pairs: dict[str, list[tuple[str, str, bool]]]) -> None:
         """The next step on the same data: the state with what was written so far."""
         self.offsets |= {(state, array): list(made) for array, made in pairs.items()}
         self.e = Expressions(self.code, self.lead, dict(self.e.names), self.e.hooks)
@@ -157,7 +157,7 @@ class StretchBody(Body):
         if self.exact:
             later = not self.in_line and handle.name in self.retained
             code = f"{run}.retained({ones})" if later else f"{run}.read({ones}, before_write=True)"
-            for _, column in self.offsets.get((handle.name, ""), []):
+            for _, column, _ in self.offsets.get((handle.name, ""), []):
                 code = f"({code} + {column})"
             return Value(code, ATOM, True, own)
         code = f"{run}.read({ones}{', before_write=True' if self.before else ''})"
@@ -199,9 +199,20 @@ class StretchBody(Body):
             code = (
                 f"{run}.retained({asked})" if later else f"{run}.read({asked}, before_write=True)"
             )
-        for row, column in self.offsets.get((handle.name, term.info.array.name), []):
+        rows = x.own - (len(handle.state.per) if swap else 0) == 2
+        for row, column, several in self.offsets.get((handle.name, term.info.array.name), []):
             one, other = (column, row) if back else (row, column)
-            code += f" + ({one} * {x.atom}{swap}).sum(-1, keepdim=True) * {other}"
+            code += f" + {written_before(f'{x.atom}{swap}', rows, one, other, several)}"
         if self.offsets.get((handle.name, term.info.array.name)):
             code = f"({code})"
         return Value(f"{code}{swap}", ATOM, True, x.own)
+
+
+def written_before(x: str, rows: bool, one: str, other: str, several: bool) -> str:
+    """What the steps before on the same data say of x: other' one x, of one pair or of several."""
+    if several:
+        wide = x if rows else f"{x}.unsqueeze(-2)"
+        code = f"{wide} @ {one}.mT @ {other}"
+        return code if rows else f"({code}).squeeze(-2)"
+    down = ".unsqueeze(-2)" if rows else ""
+    return f"({one}{down} * {x}).sum(-1, keepdim=True) * {other}{down}"

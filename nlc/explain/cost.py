@@ -210,18 +210,23 @@ def fired(box: Box) -> Cost | None:
     s, r = sizes(box), reads(box)
     if s is None or not learned:
         return reading(box)
-    formula = added([(4 + 2 * r, "P"), (2 if s.b else 0, "B")])
+    learns = [l for state in box.states for l in state.rule.learn.values()]
+    steps = max((l.steps for l in learns), default=1)
+    formula = added([(4 * steps + 2 * r, "P"), (2 * steps if s.b else 0, "B")])
     note = s.note(False)
     rules = {
-        l.rule
-        for state in box.states
-        for l in state.rule.learn.values()
-        if not all(linear_rule(b) is not None for b in l.optimizers.values())
+        l.rule for l in learns if l.rule == "implicit" or not all(map(plain, l.optimizers.values()))
     }
     if rules:
         note += f"; and what {', '.join(f'`{n}`' for n in sorted(rules))} takes at each firing"
-    flops = (4 + 2 * r) * s.p + 2 * s.b
+    flops = (4 * steps + 2 * r) * s.p + 2 * steps * s.b
     return Cost(formula, s.named("P", "B"), flops, memories(box), note)
+
+
+def plain(rule: Box) -> bool:
+    """Whether what it adds to the gradient's own cost is nothing to speak of."""
+    found = linear_rule(rule)
+    return found is not None and found.erase is None
 
 
 # ---- what keeps no matrix of its own -------------------------------------------------------------

@@ -39,8 +39,9 @@ class Bias:
     """What a memory is asked to be right about. `streams`: names with the size in brackets, if one.
 
     `quadratic`: of a memory that multiplies. `dot`: linear in what the memory says. `past`: it asks
-    about the last few pairs. `exchanged`: it finds the key of a value. `most`: the largest rate
-    that settles, for keys and values of length 1 (what `--recall` begins with).
+    about the last few pairs. `exchanged`: it finds the key of a value. `smooth`: convex, and with a
+    slope everywhere. `most`: the largest rate that settles, for keys and values of length 1 (what
+    `--recall` begins with).
     """
 
     name: str
@@ -52,6 +53,7 @@ class Bias:
     dot: bool = False
     past: bool = False
     exchanged: bool = False
+    smooth: bool = False
     most: float = 1.0
 
 
@@ -122,16 +124,16 @@ BIASES = (
         "exchanged", "squared error of the key that the value finds",
         "sum((M(v) - k)^2) / 2", quadratic=True, exchanged=True,
     ),
-    Bias("l1", "absolute error", "sum(smooth_abs(M(k) - v))"),
-    Bias("l1.5", "error to the power 1.5", "sum(smooth_abs(M(k) - v)^1.5)"),
-    Bias("l3", "cubed error", "sum(smooth_abs(M(k) - v)^3)", most=0.3),
+    Bias("l1", "absolute error", "sum(smooth_abs(M(k) - v))", smooth=True),
+    Bias("l1.5", "error to the power 1.5", "sum(smooth_abs(M(k) - v)^1.5)", smooth=True),
+    Bias("l3", "cubed error", "sum(smooth_abs(M(k) - v)^3)", smooth=True, most=0.3),
     Bias(
         "huber", "error clipped coordinate by coordinate", "huber(M(k) - v, delta)",
-        ("delta",), HUBER,
+        ("delta",), HUBER, smooth=True,
     ),
     Bias(
         "huber_norm", "error of clipped length", "huber(M(k) - v, delta)",
-        ("delta",), HUBER_LENGTH,
+        ("delta",), HUBER_LENGTH, smooth=True,
     ),
     Bias(
         "switch", "squared error while small, absolute error beyond",

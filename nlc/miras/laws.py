@@ -86,12 +86,12 @@ def solved_keeps_nothing(c: Combination) -> bool:
 
 @law(
     "apart",
-    "an implicit step is that of a quadratic objective and a matrix",
-    "For any other the step is the root of a nonlinear equation, and of a network it has several.",
+    "an implicit step is that of a smooth convex objective and a matrix",
+    "At a kink or a jump there is no slope to solve with; a direction and a network have several.",
 )
-def implicit_in_closed_form(c: Combination) -> bool:
-    linear = c.bias.quadratic or c.bias.dot
-    return c.rule.name == "implicit" and (not linear or c.memory.network)
+def implicit_without_a_slope(c: Combination) -> bool:
+    plain = c.bias.quadratic or c.bias.dot or c.bias.smooth
+    return c.rule.name == "implicit" and (not plain or c.memory.network)
 
 
 @law(
