@@ -531,6 +531,20 @@ def test_norms_and_units() -> None:
     assert_same((unit(x),), (one,), [x])
 
 
+@pytest.mark.parametrize("shape", [(2, 3, 4), (4,), (2, 1)])
+def test_norms_have_their_derivatives_by_hand(
+    shape: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    x, gain = leaf(numbers(*shape)), leaf(numbers(shape[-1], seed=1))
+    functions: list[Callable[[Tensor], Tensor]] = [unit, lambda x: rms_norm(x, gain)]
+    made = [f(x) for f in functions]
+    for f in functions:
+        assert torch.autograd.gradcheck(f, [x])
+        assert torch.autograd.gradgradcheck(f, [x])
+    monkeypatch.setattr(by_hand, "allowed", lambda: False)
+    assert_same(made, [f(x) for f in functions], [x, gain])
+
+
 def test_half_precision_sums_in_float32() -> None:
     x = numbers(3, 512).bfloat16()
     for part in (unit, lambda v: rms_norm(v, torch.ones(512, dtype=v.dtype)), length):

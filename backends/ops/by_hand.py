@@ -117,6 +117,26 @@ class GeluBack(torch.autograd.Function):
         return of_bar, of_x
 
 
+class Shortened(torch.autograd.Function):
+    """z = r x with r = (share sum x^2 + small)^-1/2; dx = r (dz - share z (z dz))."""
+
+    @staticmethod
+    def forward(ctx: Any, plain: Plain, share: float, small: float, x: Tensor) -> Tensor:
+        r = x.square().sum(-1, keepdim=True).mul_(share).add_(small).rsqrt_()
+        z = x * r
+        ctx.plain, ctx.share = plain, share
+        ctx.save_for_backward(x, z, r)
+        return z
+
+    @staticmethod
+    def backward(ctx: Any, of_z: Tensor) -> tuple[Tensor | None, ...]:
+        x, z, r = ctx.saved_tensors
+        if torch.is_grad_enabled():
+            return None, None, None, *again(ctx.plain, [x], [of_z])
+        along = (of_z * z).sum(-1, keepdim=True)
+        return None, None, None, torch.addcmul(of_z, z, along, value=-ctx.share).mul_(r)
+
+
 class Written(torch.autograd.Function):
     """What a span of the delta rule writes, and its state at the end, without momentum.
 

@@ -6,6 +6,7 @@ Functions of a vector work on the last axis; every one is the same for a token a
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -18,8 +19,7 @@ SMALL = 1e-6
 
 def rms_norm(x: Tensor, gain: Tensor, eps: float = SMALL) -> Tensor:
     """x / sqrt(mean x^2 + eps) * gain; x [..., n], gain [n] (1910.07467)."""
-    wide = _wide(x)
-    return (wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps)).to(x.dtype) * gain
+    return _shortened(x, 1 / max(x.shape[-1], 1), eps) * gain
 
 
 def layer_norm(x: Tensor, gain: Tensor | None = None, bias: Tensor | None = None) -> Tensor:
@@ -29,8 +29,21 @@ def layer_norm(x: Tensor, gain: Tensor | None = None, bias: Tensor | None = None
 
 def unit(x: Tensor) -> Tensor:
     """x / sqrt(sum x^2 + 1e-30); x [..., n]."""
-    wide = _wide(x)
-    return (wide * torch.rsqrt(wide.square().sum(-1, keepdim=True) + 1e-30)).to(x.dtype)
+    return _shortened(x, 1.0, 1e-30)
+
+
+def _shortened(x: Tensor, share: float, small: float) -> Tensor:
+    """x / sqrt(share sum x^2 + small)."""
+    wide, plain = _wide(x), partial(_short, share=share, small=small)
+    by = plain
+    if wide.requires_grad and torch.is_grad_enabled() and by_hand.allowed():
+        by = partial(by_hand.Shortened.apply, plain, share, small)
+    short: Tensor = by(wide)
+    return short.to(x.dtype)
+
+
+def _short(x: Tensor, share: float, small: float) -> Tensor:
+    return x * torch.rsqrt(x.square().sum(-1, keepdim=True) * share + small)
 
 
 def smooth_abs(x: Tensor) -> Tensor:
