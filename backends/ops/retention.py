@@ -172,7 +172,7 @@ def products(factor: Tensor) -> Tensor:
     """
     if not by_hand.allowed():
         return _products(factor)
-    if kernels.ready(factor.shape[-1], factor):
+    if kernels.ready(factor.shape[-1] + 1, factor):
         return kernels.products(factor, _products)
     table: Tensor = by_hand.Products.apply(factor, _products)  # type: ignore[no-untyped-call]
     return table

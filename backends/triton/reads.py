@@ -13,7 +13,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .tiles import block, column, laid, launch, put, put_column, tile
+from .tiles import block, column, laid, launch, placed, put, put_column, tile
 
 Read = tuple[Tensor, Tensor, Tensor, Tensor, Tensor | None, Tensor, Tensor | None, Tensor | None]
 
@@ -109,6 +109,7 @@ def _read_back(
         put_column(to_of_s + b * ticks, of_momentum, t, 1, ticks)
 
 
+@placed
 def read(
     u: Tensor, x: Tensor, wrote: Tensor, w: Tensor, s: Tensor | None, table: Tensor,
     left: Tensor | None, of_s: Tensor | None,
@@ -126,6 +127,7 @@ def read(
     return y
 
 
+@placed
 def read_back(
     u: Tensor, x: Tensor, wrote: Tensor, w: Tensor, s: Tensor | None, table: Tensor,
     left: Tensor | None, of_s: Tensor | None, bar: Tensor,
@@ -182,6 +184,7 @@ def _end(
     put(end + b * m * n, made, o, d, n, m, n)
 
 
+@placed
 def end(
     w: Tensor, s: Tensor | None, x: Tensor, wrote: Tensor, *left: Tensor
 ) -> tuple[Tensor, Tensor | None]:

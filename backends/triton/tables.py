@@ -9,7 +9,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .tiles import block, launch, put, tile
+from .tiles import block, launch, placed, put, tile
 
 
 @triton.jit
@@ -41,6 +41,7 @@ def _products_back(table, bar, g_b, g_t, to_keep, ticks, BC: tl.constexpr, PRECI
     tl.store(to_keep + b * ticks + t - 1, made, mask=(t > 0) & (t < side))
 
 
+@placed
 def products(keep: Tensor) -> Tensor:
     """[b, C + 1, C + 1]."""
     batch, ticks = keep.shape
@@ -51,6 +52,7 @@ def products(keep: Tensor) -> Tensor:
     return table
 
 
+@placed
 def products_back(table: Tensor, bar: Tensor) -> Tensor:
     """[b, C]: what comes to keep."""
     batch, side, _ = table.shape
@@ -58,6 +60,6 @@ def products_back(table: Tensor, bar: Tensor) -> Tensor:
     to_keep = table.new_empty(batch, side - 1)
     _products_back[batch,](
         table.contiguous(), bar, bar.stride(0), bar.stride(1), to_keep, side - 1,
-        block(side, 128), launch(side, side).precision, num_warps=4, num_stages=1,
+        block(side, 128), launch(side, side).precision, num_warps=8, num_stages=1,
     )  # fmt: skip
     return to_keep

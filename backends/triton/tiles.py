@@ -4,7 +4,9 @@ Every product is of tiles of at least 16 x 16, as the matrix units ask; a tile t
 has nought where there is nothing. Numbers are float32 in all kernels, whatever they are read from.
 """
 
-from typing import NamedTuple
+from collections.abc import Callable
+from functools import wraps
+from typing import NamedTuple, ParamSpec, TypeVar
 
 import torch
 import triton
@@ -14,8 +16,12 @@ from torch import Tensor
 # Products of float32 as three of the matrix units' own, which is about as exact as float32.
 EXACT = tl.constexpr("tf32x3")
 
-# Sides of a tile, and warps: what the compiler for compute capability 9.0 fits into registers.
-TILES = {"tf32": (64, 4), "tf32x3": (32, 8)}
+# The side of a tile, and warps: what the compiler for compute capability 9.0 fits into registers,
+# and what fits into the 99 KiB of shared memory of the smaller devices.
+SIDE, WARPS = 32, {"tf32": 4, "tf32x3": 8}
+
+P = ParamSpec("P")
+R = TypeVar("R")
 
 
 @triton.jit
@@ -60,8 +66,22 @@ def launch(m: int, n: int, *given: Tensor | None) -> Launch:
     """
     half = any(x is not None and x.dtype == torch.bfloat16 for x in given)
     coarse = half or torch.backends.cuda.matmul.fp32_precision == "tf32"
-    most, warps = TILES["tf32" if coarse else "tf32x3"]
-    return Launch("tf32" if coarse else "tf32x3", block(m, most), block(n, most), warps)
+    kind = "tf32" if coarse else "tf32x3"
+    return Launch(kind, block(m, SIDE), block(n, SIDE), WARPS[kind])
+
+
+def placed(launcher: Callable[P, R]) -> Callable[P, R]:
+    """Kernels are launched on the device that is torch's at the time: that of the first tensor."""
+
+    @wraps(launcher)
+    def run(*given: P.args, **named: P.kwargs) -> R:
+        first = next(x for x in given if isinstance(x, Tensor))
+        if not first.is_cuda:
+            return launcher(*given, **named)
+        with torch.cuda.device(first.device):
+            return launcher(*given, **named)
+
+    return run
 
 
 def laid(x: Tensor | None, instead: Tensor) -> tuple[Tensor, int, int]:

@@ -14,7 +14,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .tiles import EXACT, block, column, laid, launch, put, put_column, tile
+from .tiles import EXACT, block, column, laid, launch, placed, put, put_column, tile
 
 
 @triton.jit
@@ -124,6 +124,7 @@ def _affine_back(
     put_column(to_strength + b * ticks, of_gate, t, 1, ticks)
 
 
+@placed
 def affine(
     x: Tensor, amount: Tensor, strength: Tensor, table: Tensor, left: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -135,11 +136,12 @@ def affine(
     how = launch(m, n, x)
     _affine[batch,](
         *given, inverse, fixed, slope, ticks, n, m, left is not None, wide, wide.bit_length() - 1,
-        how.high, how.wide, how.precision, num_warps=how.warps, num_stages=2,
+        how.high, how.wide, how.precision, num_warps=4, num_stages=2,
     )  # fmt: skip
     return inverse, fixed, slope
 
 
+@placed
 def affine_back(
     x: Tensor, amount: Tensor, strength: Tensor, table: Tensor, left: Tensor | None,
     inverse: Tensor, fixed: Tensor, slope: Tensor, of_fixed: Tensor, of_slope: Tensor,
