@@ -15,7 +15,7 @@ from .plan import Lowering, Spans
 from .system import Assign, Box, Clock, Handle, Level, Line, System, Term, line_terms
 
 NAMING = ("state", "apply", "copy")
-WRITTEN = ("recurrence", "frozen", "solved", "fired")
+WRITTEN = ("recurrence", "frozen", "solved", "fired", "slept")
 
 
 def named_elsewhere(term: Term) -> Handle | None:
@@ -119,7 +119,9 @@ def spans(system: System, lowerings: dict[int, Lowering], learners: tuple[Level,
 
 
 def ticks_of(clock: Clock) -> int:
-    """A number that divides every tick at which the clock fires."""
+    """A number that divides every tick at which the clock fires; 0 where none is one."""
+    if clock.unit == "sequence":
+        return 0
     return gcd(clock.period, clock.phase or 0)
 
 

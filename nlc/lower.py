@@ -7,11 +7,13 @@ What no lowering covers yet is NL701: the reference interpreter runs it.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 
 from .backward import Underivable, constant, make
 from .crossing import check_edges, openness
 from .derive import affine, given_write, gradient, implicit_step, linear_rule
 from .diagnostics import Diagnostic
+from .endings import ending, summed
 from .foreign import names_others, spans, through_lines
 from .idle import idle
 from .joint import hands_starts, joint
@@ -192,11 +194,12 @@ def solved_anew(box: Box) -> Lowering:
 
 def check_clock(box: Box, level: Level) -> None:
     clock = level.clock
-    late = clock.phase is not None and any(s.rule.uses_loss for s in box.states)
-    if clock.unit in ("sequence",) or late:
+    loss = any(s.rule.uses_loss for s in box.states)
+    late = clock.phase is not None and loss
+    if late or clock.unit == "sequence" and (loss or box.exact or level.resets.unit != "never"):
         raise NotLowered(f"the clock of `{level.name}` ({clock})", level.span)
     own = level.reset
-    within = own is not None and own.unit == "token"
+    within = own is None or own.unit in ("token", "sequence")
     if level.partial == "drop" or level.partial == "flush" and not within:
         raise NotLowered(f"`partial {level.partial}` of `{level.name}`", level.span)
     if own is None or clock.unit not in ("token", "always") or own == Clock("sequence"):
@@ -310,6 +313,8 @@ def own_objective(box: Box) -> Lowering:
         check_terms(stream, box=box, stream=True)
     check_windows(box, *terms)
     clock = box.level.clock
+    if clock.unit == "sequence":
+        return at_the_end(box)
     if clock.period > 1 or clock.phase is not None:
         why = f"gradients summed over {clock.period} tokens at the state that stands (class v)"
         return at_firings(box, why)
@@ -389,6 +394,29 @@ def at_firings(box: Box, why: str) -> Lowering:
     return Lowering(box, "fired", why, gradients=gradients)
 
 
+def at_the_end(box: Box) -> Lowering:
+    """A box on sequences: any optimizer, from sums and from what the last tick saw."""
+    level = box.level
+    assert level is not None
+    if names_others(box) or box.linearise is not None:
+        raise NotLowered(f"another box's state, or `linearise`, in `{box.name}`", box.span)
+    ending(box)
+    why = f"at the end of a sequence, at the state that stood (class v, {level.clock})"
+    made = at_firings(box, why)
+    for state in box.states:
+        for learn in state.rule.learn.values():
+            terms = [
+                *learn.streams.values(),
+                *(t for b in learn.optimizers.values() for t in b.terms()),
+            ]
+            examples = any(is_example(t) for root in terms for t in root.walk())
+            if learn.rule == "implicit" or summed(state) and (learn.steps > 1 or examples):
+                raise NotLowered(f"`{learn.rule}` on all ticks of a sequence", learn.span)
+        if state.rule.after_retain and summed(state):
+            raise NotLowered(f"`after retain` of `{state.name}` {level.clock}", state.span)
+    return replace(made, kind="slept")
+
+
 def fires_with(box: Box, state: State, array: str, found: Gradient | None) -> None:
     learn = state.rule.learn.get(array)
     if learn is not None and learn.rule == "implicit":
@@ -400,7 +428,7 @@ def fires_with(box: Box, state: State, array: str, found: Gradient | None) -> No
             f"the learning rule of `{state.name}`", learn.span if learn else state.span
         )
     clock = box.level.clock if box.level is not None else None
-    if learn.steps > 1 and clock is not None and clock.period > 1:
+    if learn.steps > 1 and clock is not None and clock.period > 1 and clock.unit == "token":
         raise NotLowered(f"`steps = {learn.steps}` of `{learn.rule}` {clock}", learn.span)
     if any(s not in ("weight", "grad", "input", "surprise") for s in learn.streams):
         raise NotLowered(f"a stream given to `{learn.rule}`", learn.span)

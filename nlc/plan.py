@@ -20,6 +20,7 @@ class Lowering:
     frozen      gradients at the start of N tokens, in dual form
     squares     the matrix that fits all pairs seen, from their sums
     fired       gradients summed over a period, then any optimizer; each tick by itself if need be
+    slept       at the end of a sequence, then any optimizer; it stands while one runs
     solved      any memory that multiplies, exactly: each write from those before it, a fixed point
     loss        the model's own loss at a token clock: what it writes comes from the runtime
     """

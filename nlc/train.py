@@ -168,6 +168,11 @@ def length_notes(system: Any, length: int) -> list[str]:
         )
     for level in system.levels:
         clock = level.clock
+        if clock.unit == "sequence":
+            notes.append(
+                f"{level.name} ({clock}) stands while this run trains: each step is a sequence of "
+                "its own, which no other goes on from."
+            )
         if clock.unit == "token" and level.resets.unit == "sequence" and clock.first > length:
             notes.append(f"{level.name} ({clock}) never fires in sequences of {length} tokens.")
     return notes

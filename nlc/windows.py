@@ -46,6 +46,8 @@ def mixes(term: Term) -> bool:
     if term.op in LAST:
         alone = any(rows_of(a) and len(a.shape) == 1 for a in term.args)
         return (
-            term.op != "sum" if alone or term.info is None and term.op in ("sum", "mean") else False
+            term.op not in ("sum", "top")
+            if alone or term.info is None and term.op in ("sum", "mean")
+            else False
         )
     return term.op not in APART

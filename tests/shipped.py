@@ -45,6 +45,7 @@ SMALL: dict[str, Any] = {
     "block": 5,
     "pixels": 6,
     "classes": 3,
+    "replayed": 2,
     "code": 3,
     "states": 4,
     "shots": 3,

@@ -42,7 +42,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "checks",
         "reading components order",
         "backward derive",
-        "lacking foreign crossing joint windows pasts idle lower",
+        "lacking foreign crossing joint windows pasts endings idle lower",
     ),
     ("driver",),
     # tools, each a question about what the stages have made

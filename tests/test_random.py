@@ -160,6 +160,8 @@ def agrees(case: Case) -> bool:
     with torch.no_grad():
         same_splits(model, streams, answers, case)
         alone(lambda *x: model(*x)[0], streams)
+        if "sequence" in case.text:
+            same_sequences(model, truth, streams)
     return True
 
 
@@ -171,6 +173,17 @@ def last_bits(spec: Spec, model: torch.nn.Module, streams: Streams, answers: Ten
         for n, w in model.state_dict().items()
     }
     return distance(nlc.reference(spec, moved, traced=())(streams)[0], answers)
+
+
+def same_sequences(model: torch.nn.Module, truth: Reference, streams: Streams) -> None:
+    """One after the other, of two lengths: what outlives them, and what they see of it."""
+    state, wanted = None, None
+    for i in range(4):
+        part = [x[:, i % 2 :] for x in streams]
+        found, state = model(*part, state)
+        answers, wanted = truth(part, wanted)
+        assert distance(found, answers) <= TOLERANCE, f"sequence {i + 1}"
+        state, wanted = model.finish(state), truth.finish(wanted)  # type: ignore[operator]
 
 
 def same_gradients(model: torch.nn.Module, truth: Mapping[str, Tensor], streams: Streams) -> None:
@@ -325,6 +338,14 @@ def cell(rule: str, read: str = "c + x", clock: str = "token") -> str:
     return CELL.format(clock=clock, rule=rule, read=read)
 
 
+WINDOWED = """level mixer(x) every token {
+  state M : matrix(4, 4)
+  objective sum((M(past(x, 3)) - past(tanh(x), 3))^2)
+  learn gradient(rate = 0.1)
+  read M(linear(x, 4))
+}"""
+
+
 OPEN = "backprop mixer -> training"
 FOUND = {
     "two reads of one memory start from one momentum": with_mixer(
@@ -427,6 +448,11 @@ FOUND = {
         MAPPED, OPEN, more="memory kept(k[n], v[m]) { state M : mlp(n, m)\n"
         "objective sum((M(k) / (1 + position) - v)^2)\n"
         "learn gradient(rate = 0.1); linearise every 3 tokens; read M(k) }",
+    ),
+    "the largest of a window that is not yet full": with_mixer(
+        WINDOWED.replace("objective sum((M(past(x, 3)) - past(tanh(x), 3))^2)",
+                         "w = top(past(mean(x), 3), 2)\n"
+                         "objective sum(w * length(M(past(x, 3)) - past(tanh(x), 3))^2)"), OPEN
     ),
     "a name may be a word of Python": with_mixer(
         matrix().replace("mixer", "λ"), "backprop λ -> training", call="x += λ(x)"
@@ -568,6 +594,73 @@ def test_chaos_is_told_from_a_difference() -> None:
     assert distance(model(*streams)[0], answers) <= max(TOLERANCE, moved) < 1e-3
 
 
+SLEEPER = """level mixer(x) every sequence {{
+  {body}
+}}"""
+KEPT = "memory kept(k[n], v[m]) {{ state M : mlp(n, m); objective {}; learn {}; read M(k) }}"
+
+
+def sleeper(*body: str, more: str = "", call: str = "x += mixer(norm(x))") -> str:
+    return with_mixer(SLEEPER.format(body="\n  ".join(body)), OPEN, more=more, call=call)
+
+
+SPLIT = ("z = split(x, 2)", "read join(kept(unit(z), z))")
+SLEEPERS = {
+    "sums of each head": sleeper(*SPLIT, more=KEPT.format("sum((M(k) - v)^2)", "adam(rate = 0.1)")),
+    "several steps on a window": sleeper(*SPLIT, more=KEPT.format(
+        "sum((M(past(k, 3)) - past(v, 3))^2) once", "momentum(rate = 0.1, keep = 0.5, steps = 3)"
+    )),
+    "what moves on is kept": sleeper(
+        "state M : matrix(2, 2) per 2", "k = split(unit(conv(x, 3)), 2)",
+        "v = split(linear(x, 4), 2)", "retain sigmoid(linear(x, 2))", "objective sum((M(k) - v)^2)",
+        "learn gradient(rate = 0.1)", "read join(M(split(x, 2)))",
+    ),
+    "two states, one of them set": sleeper(
+        "state M : matrix(4, 4) { objective sum((M(x) - tanh(x))^2) }",
+        "state c : vector(4) { set x + M(x) }", "learn gradient(rate = 0.1 / count)",
+        "read M(x) + c", call="repeat 2 { x += mixer(norm(x)) }",
+    ),
+    "a rule that forgets, after retention": sleeper(
+        "state M : mlp(4, 4)", "retain 0.9", "objective sum((M(x) - x)^2) after retain once",
+        "learn adamw(rate = 0.1, steps = 2)", "read M(x)",
+    ),
+    "the largest of the last pairs": sleeper(
+        "state M : matrix(4, 4)", "w = top(past(mean(x), 5), 2)",
+        "objective sum(w * length(M(past(x, 5)) - past(tanh(x), 5))^2) once",
+        "learn dgd(rate = 0.1)", "read M(x)",
+    ),
+    "a dual": sleeper(
+        "state M : matrix(4, 4)", "retain 1 through softmax", "objective sum((M(x) - tanh(x))^2)",
+        "learn gradient(rate = 0.1)", "read M(x)",
+    ),
+    "its position, and a bound": sleeper(
+        "state M : mlp(4, 4)", "k = rope(x)", "retain 0.9 onto tanh",
+        "objective sum((M(k) - tanh(x) * sin(position))^2) once",
+        "learn gradient(rate = 0.1, steps = 2)", "read M(k)",
+    ),
+    "named by the flow, derived by autograd": sleeper(
+        "state M : matrix(4, 4)", "objective cross_entropy(M(x), 2) once",
+        "learn gradient(rate = 0.1, steps = 2)", "read M(x)",
+        call="x += mixer(norm(x))\nx += mixer.M(x)",
+    ),
+    "beside what learns the loss": with_mixer(
+        LEARNERS.replace("every token { read linear(conv(x, 3), 4) }", "every sequence {\n"
+                         "state c : vector(4); h = conv(x, 3); set 0.5 * c + h; read c + h }"),
+        "backprop mixer -> training first order", "backprop seen -> training, mixer",
+        call="x += seen(x)\nrepeat p in [2, 3] { x += mixer[p](x) }",
+    ),
+    "starts of the next sequence are others": with_mixer(
+        cell("retain 0.9; write 0.1 * h").replace("vector(4)", "vector(4) = fresh(normal(1))"),
+        OPEN, call="x += mixer(norm(x))  # in every sequence",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", SLEEPERS)
+def test_sequence_after_sequence(name: str) -> None:
+    assert agrees(Case(SLEEPERS[name], 9, [1, 4]))
+
+
 @pytest.mark.parametrize("name", FOUND)
 def test_found(name: str) -> None:
     assert agrees(Case(FOUND[name], 9, [1, 4]))
@@ -577,12 +670,6 @@ ATTEND = 'use "memory/attend"'
 ATTENTION = """level mixer(x) always {
   k = split(linear(x, 4), 2)
   read join(attend(k, k, k))
-}"""
-WINDOWED = """level mixer(x) every token {
-  state M : matrix(4, 4)
-  objective sum((M(past(x, 3)) - past(tanh(x), 3))^2)
-  learn gradient(rate = 0.1)
-  read M(linear(x, 4))
 }"""
 ADAPTER = """level mixer(x) every step {
   state A : matrix(4, 4)
@@ -616,18 +703,20 @@ REFUSED = {
         GATED.format(keep="a", rule="momentum(rate = 0.2 * b, keep = 0.5 * b)"),
         "init training -> mixer",
     ),
-    "the clock of `training` (every task)": ON_STEPS.replace("every step", "every task", 1),
     "the clock of `training` (every 2 steps from 1)": ON_STEPS.replace("step", "2 steps from 1", 1),
     "`reset every 9 steps` of `training`": ON_STEPS.replace("step {", "step { reset every 9 steps"),
     "`backprop` between two levels on steps": ON_STEPS.replace("step", "2 steps", 1),
     "`init` between two levels on steps": with_mixer(
         ADAPTER.replace("linear(x, 4)", "x"), "init training -> mixer"
     ).replace("step", "2 steps", 1),
-    "`reset every 4 tokens` of `mixer`": with_mixer(
-        "level mixer(x) every 2 tokens { reset every 4 tokens; read kept(x) }",
-        f"{OPEN} first order",
-        more="memory kept(x[n]) { state F : mlp(n, n); objective loss; "
-        "learn gradient(rate = 0.1); read F(x) }",
+    "the clock of `mixer` (every sequence)": with_mixer(ADAPTER.replace("step", "sequence"), OPEN),
+    "`gradient` on all ticks of a sequence": sleeper(
+        "state M : matrix(4, 4)", "objective sum((M(x) - x)^2)",
+        "learn gradient(rate = 0.1, steps = 2)", "read M(x)",
+    ),
+    "a past of `mixer` that is seen before": sleeper(
+        "state M : matrix(4, 4)", "objective sum((M(past(x, 3)) - past(x, 3))^2)",
+        "learn gradient(rate = 0.1)", "read M(x)",
     ),
     "the start of `A`": with_mixer(
         ADAPTER.replace("step {", "3 tokens {").replace("4)\n", "4) = fresh(normal(0.1))\n"),

@@ -57,6 +57,21 @@ def test_a_loaded_state_continues_to_the_same_numbers(
 
 
 @every_system
+def test_after_the_end_of_a_sequence_all_is_as_at_its_start(name: str) -> None:
+    """Where no level counts sequences; also in the middle of a period. The old state goes on."""
+    model, x = compiled(name), tokens(2, 16)
+    fresh, _ = model(x)
+    _, state = model(x[:, :7])
+    over = model.finish(state)
+    assert (over.position, over.sequence, over.elapsed) == (0, 1, 7)
+    assert same(snapshot(over), snapshot(model.reset(2)))
+    assert torch.equal(model(x, over)[0], fresh)
+    assert distance(model(x[:, 7:], state)[0], fresh[:, 7:]) <= 1e-12
+    again = model.finish(over)  # a sequence of no ticks is none
+    assert (again.position, again.sequence, again.elapsed) == (0, 1, 7)
+
+
+@every_system
 def test_a_loaded_state_can_be_saved_again(name: str, tmp_path: Path) -> None:
     model, x = compiled(name), tokens(2, 12)
     with torch.no_grad():

@@ -22,6 +22,7 @@ from nlc.driver import Spec
 from nlc.lower import lower
 from nlc.verify import Certificate, Options, verify
 from nlc.verify import properties as P
+from nlc.verify.streams import farthest, gradients, truth_of
 
 # What starts at nought hides, until it has moved, the array that it multiplies; and a memory whose
 # rate is a setting of 0 fires, and does not change.
@@ -63,14 +64,12 @@ def test_memories_keep_their_size(name: str) -> None:
 
 
 def test_the_page_of_systems_names_each() -> None:
-    """And each that the reference runs alone, as long as it does."""
+    """There is none that the reference runs alone."""
     page = (SPECS.parent / "docs" / "systems.md").read_text(encoding="utf-8")
-    compiled, lacking = page.split("## Run by the reference interpreter alone")
-    named = re.findall(r"`(\w+)`", "".join(r for r in compiled.splitlines() if r.startswith("| `")))
+    named = re.findall(r"`(\w+)`", "".join(r for r in page.splitlines() if r.startswith("| `")))
     assert sorted(set(named) & set(EVERY)) == EVERY
     for path in (SPECS.parent / "tests" / "cases" / "good").glob("*.nl"):
-        told = lower(nlc.load(str(path)).system)[1]
-        assert (f"`{path.stem}`" in lacking) is bool(told), path.stem
+        assert lower(nlc.load(str(path)).system)[1] == [], path.stem
 
 
 # ---- tools ---------------------------------------------------------------------------------------
@@ -570,6 +569,81 @@ def test_a_recipe_counts_its_steps() -> None:
 def test_a_recipes_attention_is_empty_at_the_start_of_a_block() -> None:
     off = effect(model_of(small("training_recipe", block=4)).eval(), 12)
     assert off[:4].min() > 1e-9 and off[4:].max() == 0
+
+
+# ---- sleep ---------------------------------------------------------------------------------------
+
+
+def night(state: State, i: int = 0) -> tuple[Tensor, Tensor, Tensor]:
+    """The pairs that a layer keeps for its replay, and how wrong the waking memory was of each."""
+    at = f"layers.{i}.asleep"
+    k, v = state.arrays[f"{at}.S.past"], state.arrays[f"{at}.S.past_2"]
+    return k, v, state.arrays[f"{at}.worst.past"]
+
+
+def slow_error(state: State) -> Tensor:
+    """How wrong the slow memory is of each pair of the last day, [batch, window]."""
+    k, v, _ = night(state)
+    one, two = (state.arrays[f"layers.0.asleep.S.W{j}"] for j in (1, 2))
+    off: Tensor = (F.gelu(k @ one.mT) @ two.mT - v).norm(dim=-1)
+    return off
+
+
+def test_sleep_replays_what_surprised_most_and_nothing_else() -> None:
+    model, x = one("sleep", window=8, replayed=3), tokens(2, 12)
+    _, state = model(x)
+    before, wrong = slow_error(state), night(state)[2]
+    worst = torch.zeros_like(wrong).scatter(1, wrong.topk(3).indices, 1.0).bool()
+    woken = model.finish(state)
+    after = slow_error(woken)
+    assert (after[worst] < before[worst]).float().mean() > 0.8
+    assert after[worst].square().sum() < 0.9 * before[worst].square().sum()
+    slow = [k for k in state.arrays if ".S.W" in k]
+    for chosen in (False, True):
+        other = state.fork()
+        past = night(other)[1].clone()
+        past[worst if chosen else ~worst] += 1.0
+        other.arrays["layers.0.asleep.S.past_2"] = past
+        dreamt = model.finish(other)
+        same = all(torch.equal(dreamt.arrays[k], woken.arrays[k]) for k in slow)
+        assert same is not chosen
+
+
+def test_sleep_keeps_its_slow_memory_and_forgets_the_day() -> None:
+    """Within a sequence the slow memory stands; each sample has its own night."""
+    model, x = one("sleep", window=8, replayed=3), tokens(2, 12)
+    found = states(model, x)
+    slow = "layers.0.asleep.S.W1"
+    assert all(torch.equal(a, b) for a, b in pairwise(kept(found, slow)))
+    woken = model.finish(found[-1])
+    assert not torch.equal(woken.arrays[slow][0], woken.arrays[slow][1])
+    assert woken.arrays["layers.0.awake.M"].abs().max() == 0
+    next_day = model(x, woken)[0]
+    assert distance(next_day, model(x)[0]) > 1e-3
+    _, alone = model(x[1:])
+    assert distance(model.finish(alone).arrays[slow][0], woken.arrays[slow][1]) < 1e-12
+
+
+def test_sleep_is_that_of_the_reference_for_days_of_any_length() -> None:
+    """Answers, losses and gradients, the state saved and loaded between two days."""
+    spec = small("sleep")
+    model = model_of(spec)
+    reference = nlc.reference(spec, model.state_dict())
+    state, wanted = model.reset(2), None
+    for day, time in enumerate((7, 1, 4, 5)):
+        x = tokens(2, time, seed=day)
+        truth = truth_of(reference, (x,), wanted)
+        losses, labelled, _ = model.losses(x, state=state)
+        assert torch.equal(labelled, truth.labelled) and distance(losses, truth.losses) < 1e-12
+        if time > 1:
+            assert farthest(gradients(model, (x,), state), truth.gradients)[0] < 1e-9
+        answers = []
+        for part in torch.split(x, 3, 1):
+            y, state = model(part, state=state)
+            answers.append(y.detach())
+        assert distance(torch.cat(answers, 1), truth.outputs) < 1e-12
+        _, wanted = reference(x, wanted)
+        state, wanted = model.finish(state), reference.finish(wanted)
 
 
 # ---- a learned optimizer -------------------------------------------------------------------------

@@ -419,20 +419,21 @@ def owns(run: Run, level: Level, key: object) -> bool:
 
 def finish(run: Run, task: bool = False) -> None:
     """The end of a sequence: what waits happens without its label, then levels on sequences fire,
-    then the due are reset (2.7.3). A new sequence begins with what is not reset. `task`: so does a
-    new task.
+    then the due are reset (2.7.3). A new sequence begins with what is not reset; one of no ticks is
+    none. `task`: so does a new task.
     """
     sample = run.sample
     with torch.set_grad_enabled(run.recording):
         settle(run)
+        one = sample.position > 0
         levels = [level for level in run.system.levels if per_sample(level)]
         for level in levels:
-            sample.sequences[level.name] = sample.sequences.get(level.name, 0) + 1
+            sample.sequences[level.name] = sample.sequences.get(level.name, 0) + one
             sample.tasks[level.name] = sample.tasks.get(level.name, 0) + task
         due = [
             v
             for v in levels
-            if v.clock.unit == "sequence" and v.clock.fires(sample.sequences[v.name])
+            if one and v.clock.unit == "sequence" and v.clock.fires(sample.sequences[v.name])
         ]
         fire_levels(run, due)
         for level in sorted(levels, key=speed):
@@ -441,7 +442,7 @@ def finish(run: Run, task: bool = False) -> None:
                 sample.sequences[level.name] = sample.tasks[level.name] = 0
         for slot in [k for k, of in sample.slot_level.items() if of is None]:
             sample.slots.pop(slot, None)
-        sample.position, sample.ended = 0, sample.ended + 1
+        sample.position, sample.ended = 0, sample.ended + one
 
 
 def ends(clock: Clock, sequences: int, tasks: int, task: bool) -> bool:

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from ..parameters import noise
 from . import joint
 from .chance import Chance
+from .ending import finish
 from .examples import Examples, Watching
 from .lives import lives
 from .optimizer import Optimizer
@@ -112,6 +113,7 @@ class Model(Words, nn.Module):
     CHAINS: ClassVar[tuple[Row, ...]] = ()  # (level, who learns its starts)
     ENTERS: ClassVar[tuple[Row, ...]] = ()  # (level, whose gradients enter its states)
     FIRST: ClassVar[tuple[Row, ...]] = ()  # (level, to whom its gradients are constants)
+    LASTING: ClassVar[tuple[Row, ...]] = ()  # (box, rounds) of levels that outlive a sequence
 
     # Picard rounds of memories that are solved exactly: None, until nothing changes.
     rounds: int | None = None
@@ -366,6 +368,16 @@ class Model(Words, nn.Module):
             raise StateError(f"this state is in {wrong}, and the model in {self.dtype}")
         return state.fork()
 
+    def finish(self, state: State) -> State:
+        """The state after the end of the sequence, where the next one begins: the levels on
+        sequences fire, and all that is not theirs starts anew (2.6.1). What they write is a
+        constant to training. A sequence of no ticks is none.
+        """
+        return finish(self, self.checked(state, state.batch))
+
+    def ends(self, s: Stream, sequence: int) -> None:
+        """The levels on sequences that are due at the end of this one fire."""
+
     def nothing(self, call: Pass, state: State) -> Tensor:
         """The outputs of no ticks: an empty tensor of the right width."""
         s = self.stream_of(state, 1)
@@ -423,7 +435,13 @@ class Model(Words, nn.Module):
         return fresh
 
     def stream_of(self, state: State, time: int) -> Stream:
-        return Stream(state.arrays, state.position, time, state.batch, self.device, self.dtype)
+        return self.placed(
+            Stream(state.arrays, state.position, time, state.batch, self.device, self.dtype), state
+        )
+
+    def placed(self, s: Stream, state: State) -> Stream:
+        s.sequence, s.elapsed = state.sequence, state.elapsed
+        return s
 
     def labelled(self, kept: tuple[Tensor, ...], call: Pass, a: int, b: int) -> Tensor:
         """Losses of ticks a to b of the call; the call's last has no label, so its loss is 0."""
@@ -522,8 +540,11 @@ class Model(Words, nn.Module):
             fixed = {k: v for k, v in state.arrays.items() if not state.inner[k].requires_grad}
             state.inner.update(detached(fixed))
         state.replay.append((tuple(x[:, a:b] for x in call.inputs), call.own))
-        s = Stream(
-            state.inner, state.position, b - a, state.batch, self.device, self.dtype, inner=True
+        s = self.placed(
+            Stream(
+                state.inner, state.position, b - a, state.batch, self.device, self.dtype, inner=True
+            ),
+            state,
         )
         if training:
             s.remembered = self.run(call, state, a, b).remembered

@@ -46,6 +46,7 @@ class State:
     """Where a stream stands. `arrays`: what it keeps, by path, each [batch, ..]. `position`: ticks
     so far.
 
+    `sequence`: how many sequences of the stream have ended, with `elapsed` ticks.
     `inner`: the same arrays in the graph of the levels on tokens; `sums`: their gradients since the
     last firing. `live`: they stand in the graph of training too (joint.py). `base`, `base_sums`,
     `base_position`, `replay`: from where, and with which inputs, all of this can be made again.
@@ -65,6 +66,8 @@ class State:
     replay: list[tuple[tuple[Tensor, ...], bool]] = field(default_factory=list)
     live: bool = False
     rewind: bool = False  # its graph has to be made again
+    sequence: int = 0
+    elapsed: int = 0
 
     def fork(self) -> State:
         """A second stream from the same place; neither sees what the other does."""
@@ -82,6 +85,7 @@ class State:
             self.base_position,
         )
         copy.replay, copy.live, copy.rewind = list(self.replay), self.live, self.rewind
+        copy.sequence, copy.elapsed = self.sequence, self.elapsed
         return copy
 
     def detach(self) -> State:
@@ -110,6 +114,7 @@ class State:
             "spec": self.spec,
             "position": self.base_position,
             "batch": self.batch,
+            "ended": [self.sequence, self.elapsed],
             "own": [own for _, own in self.replay],
             "inputs": [len(x) for x, _ in self.replay],
         }
@@ -190,6 +195,7 @@ def rebuilt(
                 f"{path} holds {key} as {list(v.shape)}, which does not fit this model"
             )
     state = model.state_from(arrays, int(header["position"]), int(header["batch"]), sums)
+    state.sequence, state.elapsed = map(int, header.get("ended", (0, 0)))
     with torch.no_grad():
         for i, own in enumerate(header["own"]):
             inputs = tuple(tensors[f"input {i} {j}"].to(device) for j in range(header["inputs"][i]))

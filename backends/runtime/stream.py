@@ -45,6 +45,7 @@ class Stream(dict[str, Tensor]):
         self.device, self.dtype = device, dtype
         self.inner, self.joint = inner, joint
         self.sequence = 0  # of the stream: how many have ended
+        self.elapsed = 0  # ticks of those
         self.remembered: dict[str, Any] = {}
         self.born = 0
         self.began: Tensor | None = None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -109,8 +109,9 @@ class Words:
         shape = wide([v[..., 0] for v in values])
         return torch.cat([v.expand(*shape, v.shape[-1]) for v in values], -1)
 
-    def cross_entropy(self, logits: Tensor, ids: Tensor) -> Tensor:
+    def cross_entropy(self, logits: Tensor, ids: Any) -> Tensor:
         """Of each tick, in nats."""
+        ids = torch.as_tensor(ids, device=logits.device).expand(logits.shape[:-1])
         flat = F.cross_entropy(
             logits.flatten(0, -2).float()
             if logits.dtype in (torch.bfloat16, torch.float16)
@@ -157,6 +158,28 @@ class Words:
         known = torch.cat([s[key].to(x.dtype), x], lead - 1)
         s[key] = known.narrow(lead - 1, known.shape[lead - 1] - (ticks - 1), ticks - 1)
         return known.unfold(lead - 1, ticks, 1).movedim(-1, lead)
+
+    def remember(self, s: Stream, key: str, x: Tensor, lead: int, last: bool = False) -> None:
+        """The newest ticks of a stream, as many as are kept under `key`; `last`: one, by itself.
+        Constants, for the end of a sequence.
+        """
+        x = x.detach().expand(s.batch, *s[key].shape[1 : lead - 1], *x.shape[lead - 1 :])
+        if last:
+            s[key] = x.select(lead - 1, -1)
+            return
+        known = torch.cat([s[key].to(x.dtype), x], lead - 1)
+        many = s[key].shape[lead - 1]
+        s[key] = known.narrow(lead - 1, known.shape[lead - 1] - many, many)
+
+    def firing(self, sequence: int, period: int, first: int) -> int:
+        """Which firing of a clock the end of this sequence is; 0: none."""
+        since = sequence - first
+        return since // period + 1 if since >= 0 and since % period == 0 else 0
+
+    def long(self, s: Stream, box: Callable[..., Tensor], at: str, *given: Any) -> Tensor:
+        """What a box answers that outlives sequences."""
+        with s.life(0, s.time, -s.elapsed, f"{at}long"):
+            return box(s, at, *given)
 
     def newest(self, past: Tensor, window: int | None, axis: int = -2) -> Tensor:
         if window is None or past.shape[axis] <= window:

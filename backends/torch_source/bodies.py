@@ -217,6 +217,8 @@ class Body:
             code = (
                 f"self.{run}({', '.join(['s', str(every), f'self.{method}', *given[1:], *args])})"
             )
+        elif self.box is None and outlives(box):
+            code = f"self.long({', '.join(['s', f'self.{method}', *given[1:], *args])})"
         elif self.box is None and self.plan.learners and self.constant_inside(box):
             code = f"s.answer({', '.join([f'self.{method}', *given[1:], *args])})"
         k = len(box.mapped)
@@ -520,6 +522,11 @@ class Body:
 
 def arrays_of_others(box: Box) -> list[tuple[Handle, str]]:
     return [(h, a.name) for h in names_others(box) for a in h.state.form.arrays]
+
+
+def outlives(box: Box) -> bool:
+    """Whether what it keeps is kept from sequence to sequence."""
+    return box.level is not None and box.level.clock.unit == "sequence"
 
 
 def reset_of(box: Box) -> int:

@@ -25,6 +25,7 @@ from .common import (
 from .expressions import ATOM, Value
 from .fired import fired
 from .frozen import frozen
+from .slept import slept
 from .solved import solved
 
 
@@ -40,6 +41,7 @@ def write_box(module: Module, box: Box) -> None:
         "frozen": frozen,
         "solved": solved,
         "fired": fired,
+        "slept": slept,
     }[module.plan.of(box).kind](module, box)
 
 

@@ -337,6 +337,10 @@ class Expressions:
 
     def op_top(self, term: Term) -> Value:
         v = self(term.args[0])
+        if rows_of(term) and v.own == 1 and v.lead:  # what is not there is not among the largest
+            seen = self.names[f"seen {rows_of(term)}"].code
+            least = f"{v.atom}.masked_fill({seen} == 0, float('-inf'))"
+            return Value(f"parts.top({least}, {term.info})", ATOM, True, 1)
         return Value(f"parts.top({v.code}, {term.info})", ATOM, v.lead, v.own)
 
     def op_matmul(self, term: Term) -> Value:

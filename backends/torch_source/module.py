@@ -6,6 +6,8 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Sequence
+from contextlib import ExitStack
+from itertools import zip_longest
 
 from nlc.lacking import NotLowered
 from nlc.plan import Plan
@@ -13,7 +15,7 @@ from nlc.system import Assign, Box, Level, Line, System, Term, line_terms
 
 from ..parameters import boxes as every_box
 from ..parameters import start_draw, trainer
-from .bodies import Body, Module, all_mapped, reset_of, state_path
+from .bodies import Body, Module, all_mapped, attribute, outlives, reset_of, state_path
 from .boxes import write_box
 from .code import Code, class_name, identifier, is_used, names_module
 from .expressions import ATOM, Value
@@ -88,6 +90,7 @@ class Writer:
             hold_starts(self.module)
             self.loss()
             self.fire()
+            self.ends()
             self.optimizer_list()
             body, code.lines = code.lines[at:], code.lines[:at]
             self.tables(name)
@@ -222,6 +225,10 @@ class Writer:
         ]
         if anew:
             self.table("RESETS", "level, box, rounds, after how many tokens it starts anew", anew)
+        levels = [b for b in self.system.boxes if b.kind == "level"]
+        lasting = [(f"{b.path}.", b.loops) for b in levels if outlives(b)]
+        if lasting:
+            self.table("LASTING", "box that outlives a sequence, rounds", lasting)
         self.table(
             "PARAMETERS",
             "path, rounds, shape, deviation of the draw, value (or of what a copy), trained",
@@ -472,6 +479,39 @@ class Writer:
                 else f'{pad}s.update({{f"{{at}}.{{k}}": v for k, v in m.items()}})'
             )
         return lines
+
+    # ---- firings at the end of a sequence --------------------------------------------------------
+
+    def ends(self) -> None:
+        code = self.code
+        mine = [b for b in self.called() if self.plan.of(b).kind == "slept"]
+        if not mine:
+            return
+        with code.function("def ends(self, s: Stream, sequence: int) -> None:", []):
+            code.docstring(["The levels on sequences that are due at the end of this one fire."])
+            for box in mine:
+                assert box.level is not None
+                clock = box.level.clock
+                code.add(f"count = self.firing(sequence, {clock.period}, {clock.first})")
+                with code.block("if count:"):
+                    self.end_box(box)
+        code.add("")
+
+    def end_box(self, box: Box) -> None:
+        """Every round of a box."""
+        code, method = self.code, self.module.method(box)
+        names = "ijkl"[: len(box.loops)]
+        with ExitStack() as stack:
+            for i, n in zip(names, box.loops, strict=True):
+                stack.enter_context(code.block(f"for {i} in range({n}):"))
+            path, weights = f"{box.path}.", "self.weights"
+            for i, part in zip_longest(names, box.path.split(".{}")):
+                weights = attribute(weights, part) + (f"[{i}]" if i else "")
+            for i in names:
+                path = path.replace("{}", "{" + i + "}", 1)
+            at = f'f"{path}"' if names else repr(path)
+            w = f", {weights}" if box.path in self.module.has_weights else ""
+            code.add(f"self.{method}_ends(s, {at}{w}, count)")
 
     # ---- optimizers of the run -------------------------------------------------------------------
 

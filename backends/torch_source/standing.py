@@ -61,7 +61,8 @@ class FiredBody(Body):
 
 def counts_ticks(box: Box | None) -> bool:
     """Whether a convolution in the box needs every tick of a period."""
-    period = box is not None and box.level is not None and box.level.clock.period > 1
+    clock = box.level.clock if box is not None and box.level is not None else None
+    period = clock is not None and (clock.period > 1 or clock.unit == "sequence")
     return period and box is not None and any(t.op == "conv" for t in box.terms())
 
 

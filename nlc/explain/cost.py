@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from math import prod
 
 from ..derive import linear_rule
+from ..endings import summed
 from ..plan import Lowering
 from ..show import Writer
 from ..system import ALL, Array, Box, Slot, State, Term
@@ -61,6 +62,8 @@ def cost_rows(w: Writer, box: Box, lowering: Lowering | None) -> list[Row]:
 
 def cost(box: Box, lowering: Lowering) -> Cost | None:
     """None where the algorithm has no count of ours."""
+    if lowering.kind == "slept" and not any(summed(s) for s in box.states):
+        return reading(box)
     learned = [t for s in box.states if s.rule.objective for t in s.rule.objective.walk()]
     if not box.exact and any(t.op == "past" for t in learned):
         return None
@@ -71,7 +74,7 @@ def cost(box: Box, lowering: Lowering) -> Cost | None:
             return frozen(box)
         case "solved":
             return solved(box)
-        case "fired":
+        case "fired" | "slept":
             return fired(box)
         case "attention":
             return attended(box, lowering)
@@ -270,6 +273,9 @@ def reading(box: Box) -> Cost | None:
         return None
     has_loss = any(s.rule.uses_loss for s in box.states)
     note = f"{IN_PARTS}" + "; its gradient comes with the model's own" * has_loss
+    changes = any(s.rule.changes for s in box.states)
+    on_sequences = box.level is not None and box.level.clock.unit == "sequence"
+    note += "; and what its firing takes, at the end of a sequence" * (on_sequences and changes)
     return Cost(f"{2 * r}P", (("P", size),), 2.0 * r * size, memories(box), note)
 
 
