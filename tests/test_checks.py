@@ -208,6 +208,54 @@ def test_transfers(transfer: str, codes: list[str]) -> None:
     assert mixer(transfer=transfer) == codes
 
 
+@pytest.mark.parametrize("kind", ["backprop mixer -> training", "init training -> mixer"])
+@pytest.mark.parametrize(
+    ("reset", "cut", "codes"),
+    [
+        ("", 101, ["NL309"]),
+        ("", 100, []),
+        ("reset every 50 tokens", 51, ["NL309"]),
+        ("reset every 50 tokens from 90", 80, []),
+        ("reset every 200 tokens", 120, []),
+        ("reset every 2 sequences", 150, []),
+        ("reset never", 10**6, []),
+    ],
+)
+def test_a_cut_comes_before_the_level_starts_anew(
+    kind: str, reset: str, cut: int, codes: list[str]
+) -> None:
+    line = f"transfer {kind} through {cut} tokens"
+    text = MIXER.format(
+        clock="every token", reset=reset, rule="gradient(rate = 0.1)", transfer=line
+    )
+    text = text.replace("width = 64) {", "width = 64) {\n  assume sequence = 100 tokens")
+    found = told(text)
+    assert [d.code for d in found] == codes
+    assert all(d.severity == "warning" for d in found)
+
+
+def test_a_cut_is_for_the_longest_of_its_levels() -> None:
+    text = """nl 1
+system small(vocab = 256, width = 64) {
+  assume sequence = 100 tokens
+  level training every step { objective loss; learn adam(rate = 1e-3) }
+  level brief(x) every token { reset every 10 tokens; state a : vector(width) { set x }; read a }
+  level whole(x) every token { state b : vector(width) { set 0.5 * b + x }; read b }
+  transfer backprop brief, whole -> training through 50 tokens
+  flow(tokens) {
+    x = embed(tokens, vocab, width)
+    x += brief(x)
+    x += whole(x)
+    logits = unembed(norm(x), vocab)
+    loss = cross_entropy(logits, next(tokens))
+    return logits
+  }
+}
+"""
+    assert [d.code for d in told(text)] == []
+    assert [d.code for d in told(text.replace("50 tokens", "500 tokens"))] == ["NL309"]
+
+
 @pytest.mark.parametrize(
     ("lines", "codes"),
     [

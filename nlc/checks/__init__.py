@@ -22,6 +22,7 @@ CHECKS: tuple[Check, ...] = (
     transfers.nl302,
     transfers.nl305,
     transfers.nl306,
+    transfers.nl309,
     gradients.nl207,
     gradients.nl208,
     gradients.nl401,

@@ -1,10 +1,11 @@
 """Transfers: what crosses levels undeclared (NL301, NL306), what is declared and empty (NL302,
-NL303,
-NL402), and answers made from inputs to come (NL305).
+NL303, NL402), a gradient that is cut where it has ended (NL309), and answers made from inputs to
+come (NL305).
 """
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Iterator
 from itertools import groupby
@@ -88,6 +89,33 @@ def idle_clause(t: Transfer) -> Diagnostic:
     why = f"`{t.source.name}` never learns" if t.kind == "init" else f"`{t.kind}` passes none"
     message = f"`{clause}` carries nothing: it is said of a gradient, and {why}"
     return Diagnostic("NL302", message, t.span, f"take `{clause}` out")
+
+
+def nl309(facts: Facts) -> Iterator[Diagnostic]:
+    """A line whose cut comes later than every state starts anew that its gradient enters."""
+    lines: dict[Span, list[Transfer]] = defaultdict(list)
+    for t in facts.system.transfers:
+        if t.truncate is not None and not clause_is_idle(t):
+            lines[t.span].append(t)
+    for span, edges in lines.items():
+        entered = [t.source if t.kind == "backprop" else t.target for t in edges]
+        lives = [(tokens_kept(level, facts.system.assume) or math.inf, level) for level in entered]
+        longest, level = max(lives, key=lambda life: life[0])
+        cut = edges[0].truncate
+        if cut is not None and longest < cut:
+            ends = level.resets
+            why = f"`{level.name}` starts anew {ends}"
+            why += f", of {facts.system.assume} tokens each" if ends.unit == "sequence" else ""
+            message = f"`through {cut} tokens` never cuts: {why}"
+            help = f"take it out, or cut after less than {longest}"
+            yield Diagnostic("NL309", message, span, help, severity="warning")
+
+
+def tokens_kept(level: Level, assume: int | None) -> int | None:
+    """Tokens from one reset of a level to the next, where that is known."""
+    if level.resets.unit == "sequence" and assume is not None:
+        return level.resets.first * assume
+    return level.resets.first if level.resets.unit == "token" else None
 
 
 def empty(facts: Facts, t: Transfer) -> Diagnostic | None:

@@ -50,8 +50,10 @@ def _generated(transfer: str) -> str:
     return system(f"{_GIST}    {transfer}\n" if transfer else _GIST, "x += fast(x, gist(x))")
 
 
-def _started(transfer: str) -> str:
-    return system(f"{_KEPT}    {transfer}\n", "x += fast(x)\nx += slow(x)")
+def _started(*lines: str) -> str:
+    return system(
+        "\n".join([_KEPT, *(f"    {line}" for line in lines)]), "x += fast(x)\nx += slow(x)"
+    )
 
 
 CODES: dict[str, Code] = {
@@ -133,5 +135,19 @@ CODES: dict[str, Code] = {
         inputs is not called; it owns the weights that nobody declared.""",
         system(_KEPT, "x += fast(x)"),
         system(_KEPT, "x += fast(x)\nx += slow(x)"),
+    ),
+    "NL309": code(
+        "a gradient is cut where it has ended",
+        """`through 512 tokens` cuts the gradient of a transfer at each multiple of 512 tokens since
+        the level was reset. A level that starts anew sooner has nothing to cut: its gradient ends
+        at the reset. The numbers are those of a system without the clause, so this is a warning:
+        either the cut should come sooner, or the level should be kept longer, or `assume` says less
+        than a sequence has.""",
+        _started(
+            "assume sequence = 256 tokens", "transfer backprop fast -> training through 512 tokens"
+        ),
+        _started(
+            "assume sequence = 256 tokens", "transfer backprop fast -> training through 128 tokens"
+        ),
     ),
 }
