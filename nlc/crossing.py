@@ -115,6 +115,23 @@ def keeps_windows(box: Box) -> bool:
     return any(t.op == "past" for t in box.terms())
 
 
+def reads_state(lowering: Lowering) -> bool:
+    """Whether what is written depends on the state."""
+    rule = lowering.arrays[0] if lowering.arrays else None
+    if rule is None or rule.error is None:
+        return True
+    return rule.error.factor is not None or rule.rule.erase is not None
+
+
+def apart(lowering: Lowering, training: Openness) -> bool:
+    """A recurrence takes its write and what the write reads as one; where `first order` makes the
+    one a constant and not the other, they have to be apart.
+    """
+    level = lowering.box.level
+    first = level is not None and level.name in training.first_order
+    return first and lowering.kind == "recurrence" and reads_state(lowering)
+
+
 def check_orders(system: System, lowering: Lowering, training: Openness) -> None:
     """Whether the inner gradient is a constant is one answer for the streams and for the start of a
     memory (2.11.3).
@@ -127,21 +144,10 @@ def check_orders(system: System, lowering: Lowering, training: Openness) -> None
         if t.kind == "init" and t.target is box.level and other:
             why = f"`init` and `backprop` of `{box.level.name}`, `through` different lengths"
             raise NotLowered(why, t.span)
-    rule = lowering.arrays[0] if lowering.arrays else None
-    reads = (
-        rule is None
-        or rule.error is None
-        or rule.error.factor is not None
-        or rule.rule.erase is not None
-    )
+    reads = reads_state(lowering)
     if not reads and box.level.name not in training.levels:
         return  # neither the start nor a stream goes into what is written
     constant = box.level.name in training.first_order
-    if constant and reads and lowering.kind == "recurrence":
-        raise NotLowered(
-            f"`backprop {box.level.name} -> .. first order` through a write that reads its state",
-            box.span,
-        )
     for t in system.transfers:
         if t.kind == "init" and t.target is box.level and t.first_order is not constant:
             raise NotLowered(

@@ -6,11 +6,12 @@ What no lowering covers yet is NL701: the reference interpreter runs it.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 
 from .backward import Underivable, constant, make
-from .crossing import check_edges, openness
+from .crossing import apart, check_edges, openness
 from .derive import affine, given_write, gradient, implicit_step, linear_rule
 from .diagnostics import Diagnostic
 from .endings import ending, summed
@@ -61,6 +62,9 @@ def lower(system: System) -> tuple[Plan | None, list[Diagnostic]]:
     try:
         training = openness(system, trained_levels(system))
         inner = openness(system, learners)
+        for box in system.boxes:
+            if id(box) in lowerings and apart(lowerings[id(box)], training):
+                lowerings[id(box)] = by_rounds(box, lowerings[id(box)].gradients)
         check_edges(system, learners, training, inner, lowerings)
         check_flow(system)
         cut = spans(system, lowerings, learners)
@@ -339,7 +343,7 @@ def rule_terms(state: State) -> Iterator[Term]:
 def in_dual_form(box: Box) -> Lowering:
     changing = [s for s in box.states if s.rule.changes]
     gradients = {s.name: derived(box, s) for s in changing}
-    if box.linearise is not None:
+    if box.linearise is not None and not (box.linearise == 1 and calls_twice(gradients)):
         arrays = tuple(r for s in changing for r in array_rules(box, s, gradients[s.name], True))
         why = f"gradients at the start of every {box.linearise} tokens, in dual form (class iv)"
         if any(s.rule.through for s in changing):
@@ -353,9 +357,22 @@ def in_dual_form(box: Box) -> Lowering:
         if not reads:
             why = "the write does not read the state (class i)"
         return Lowering(box, "recurrence", why, arrays=(rule,), gradients=gradients)
+    return by_rounds(box, gradients)
+
+
+def by_rounds(box: Box, gradients: Mapping[str, Gradient]) -> Lowering:
+    changing = [s for s in box.states if s.rule.changes]
     arrays = tuple(r for s in changing for r in array_rules(box, s, gradients[s.name], False))
     why = "each write from those before it, by Picard iteration in dual form (class iv, exact)"
     return Lowering(box, "solved", why, arrays=arrays, gradients=gradients)
+
+
+def calls_twice(gradients: Mapping[str, Gradient]) -> bool:
+    """Whether an objective calls some array of its state more than once. Frozen gradients are of
+    one call; those at the start of every single token are exact ones (2.9.7).
+    """
+    found = (Counter(e.array for e in g.examples) for g in gradients.values())
+    return any(n > 1 for counts in found for n in counts.values())
 
 
 def once_a_tick(box: Box, changing: list[State]) -> None:

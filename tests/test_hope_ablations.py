@@ -25,6 +25,12 @@ ROWS: dict[str, dict[str, Any]] = {
     "slow key": {"key": 0},
     "slow value": {"value": 0},
     "fast query": {"query": 1},
+    # what the paper leaves open
+    "only what meets the key is cleared": {"deep": 0},
+    "its own value learns too": {"stopped": 0, "chunk": 1},
+    "larger rates": {"most": 0.1},
+    "shorter memories": {"lasting": 3},
+    "token by token": {"chunk": 1},
 }
 SIZES: dict[str, Any] = {
     "width": 4, "heads": 2, "depth": 1, "vocab": 7, "periods": [2, 4], "chunk": 3,
@@ -88,7 +94,9 @@ def rules(text: str) -> str:
     """The spec with another rule for all of its memories."""
     whole = (SPECS / "hope_ablations.nl").read_text("utf-8")
     assert "erase = delta, keep = carry" in whole
-    return whole.replace("dgd_momentum(", f"{text}(").replace("erase = delta, keep = carry", "{}")
+    for erase in ("delta * deep", "delta"):
+        whole = whole.replace(f"erase = {erase}, keep = carry", "{}")
+    return whole.replace("dgd_momentum(", f"{text}(")
 
 
 @pytest.mark.parametrize(
@@ -111,7 +119,7 @@ def test_what_is_left_is_the_plain_rule(more: Any, rule: str, settings: str) -> 
 
 def test_without_weight_decay_nothing_is_forgotten() -> None:
     """At a rate of nothing the memories keep their start, which with weight decay they lose."""
-    whole = (SPECS / "hope_ablations.nl").read_text("utf-8").replace("η = 1e-3", "η = 0")
+    whole = (SPECS / "hope_ablations.nl").read_text("utf-8").replace("η = most", "η = 0")
     for row, kept in (("no weight decay", True), ("whole", False)):
         model = nlc.compile(spec_of(row, whole), dtype=torch.float64)
         before, (_, after) = model.reset(2), model(ids())

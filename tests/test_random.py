@@ -361,6 +361,16 @@ FOUND = {
         matrix("-sum(M(k) * k)").replace("  v = split(linear(x, 4), 2)\n", ""),
         f"{OPEN} first order",
     ),
+    "first order through a write that reads its state": with_mixer(
+        matrix(rule="gradient(rate = 0.1)").replace("v = split(linear(x, 4), 2)", "v = k"),
+        f"{OPEN} first order",
+    ),
+    "first order through one that has faded, with momentum, and a start": with_mixer(
+        matrix(rule="momentum(rate = b, keep = 0.5)", k="x").replace(
+            "v = split(linear(x, 4), 2)", "v = tanh(k)"
+        ).replace("learn", "retain 0.9; learn"),
+        f"{OPEN} first order", "init training -> mixer first order",
+    ),
     "a weight of the objective is one number a tick": with_mixer(
         matrix("mean(b) * sum((M(k) - v)^2)"), OPEN
     ),
@@ -466,6 +476,9 @@ FOUND = {
         more="memory solved(q[n], k[n], v[m]) { state z : vector(m); even = mod(position, 2)\n"
         "objective sum(where(past(even, 3) == even, 1, 0) * exp(dot(past(k, 3), q))\n"
         "  * length(past(v, 3) - z)^2)\nlearn exact; read z }",
+    ),
+    "a known condition that widens what it chooses": with_mixer(
+        matrix(read="where(1, mean(M(q)), M(q)) + where(0, M(q), 1)"), "backprop mixer -> training",
     ),
     "scores that are small": with_mixer(
         """level mixer(x) always {
@@ -695,15 +708,10 @@ REFUSED = {
         matrix(), f"{OPEN} through 3 tokens", "init training -> mixer"
     ),
     "into a past": with_mixer(WINDOWED, f"{OPEN} through 3 tokens"),
-    "through a write that reads its state": with_mixer(
-        matrix(rule="gradient(rate = 0.1)").replace("v = split(linear(x, 4), 2)", "v = k"),
-        f"{OPEN} first order",
-    ),
     "a momentum of `M.main` that states make": with_mixer(
         GATED.format(keep="a", rule="momentum(rate = 0.2 * b, keep = 0.5 * b)"),
         "init training -> mixer",
     ),
-    "the clock of `training` (every 2 steps from 1)": ON_STEPS.replace("step", "2 steps from 1", 1),
     "`reset every 9 steps` of `training`": ON_STEPS.replace("step {", "step { reset every 9 steps"),
     "`backprop` between two levels on steps": ON_STEPS.replace("step", "2 steps", 1),
     "`init` between two levels on steps": with_mixer(

@@ -239,6 +239,8 @@ class Expressions:
             if c.op in COMPARISONS and self.uses[id(c)] < 2
             else self(c)
         )
+        if c.op == "const":  # a known one, where the other branch widens what it chooses
+            test = Value(f"self.full({test.code}, ())", ATOM, False, 0)
         values = [test, self(a), self(b)]
         if a.op == b.op == "const":  # two numbers alone would have torch's own precision
             values[1] = Value(f"self.full({values[1].code}, ())", ATOM, False, 0)

@@ -59,7 +59,7 @@ class Learning(Stage):
                 a
                 for a in draft.form.arrays
                 if a.name not in served
-                and serves(targets, array_kind(draft.form), draft.name, level)
+                and serves(targets, array_kind(draft.form), f"{draft.name}.{a.name}", a.name, level)
             ]
             if mine:
                 line = self.learn_line(
