@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from copy import deepcopy
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ from torch import Tensor
 
 import nlc
 from nlc.backends.runtime import Model, Optimizer
-from nlc.driver import Spec, SpecError
+from nlc.driver import Spec
 
 NET = """nl 1
 system one() {{
@@ -98,8 +99,140 @@ def test_examples_are_of_one_step(whose: str) -> None:
     assert not any(found.pairs for found in other.examples.products.values())
 
 
-def test_sums_of_several_steps_are_not_lowered() -> None:
-    with pytest.raises(SpecError) as raised:
-        nlc.compile(net(RULES[0], "every 2 steps"))
-    told = raised.value.diagnostics[0]
-    assert told.code == "NL701" and "which asks for its examples, every 2 steps" in told.message
+@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("clock", ["every 3 steps", "every 2 steps from 1"])
+def test_several_steps_learn_as_the_reference(rule: str, clock: str) -> None:
+    """The examples of all steps since the last firing; what waits is saved and goes on elsewhere,
+    and a step that is refused changes nothing of it.
+    """
+    spec = net(rule, clock)
+    model = nlc.compile(spec, dtype=torch.float64)
+    (optimizer,) = model.optimizers()
+    truth = nlc.reference(spec, model.state_dict(), traced=())
+    for step in range(5):
+        if step == 2:
+            saved = optimizer.state_dict()
+            other = nlc.compile(spec, dtype=torch.float64)
+            other.load_state_dict(model.state_dict())
+            model, (optimizer,) = other, other.optimizers()
+            optimizer.load_state_dict(saved)
+        if step == 4:
+            nan = tuple(x * torch.nan for x in data(step))
+            with pytest.raises(ValueError, match="not finite"):
+                stepped(model, optimizer, *nan)
+            optimizer.zero_grad()
+        stepped(model, optimizer, *data(step))
+        truth.step(list(data(step)))
+        for name, p in model.named_weights():
+            assert distance(p, truth.values[name]) <= 1e-9, (name, step)
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_tasks_learn_as_the_reference(rule: str) -> None:
+    spec = net(rule, "every task")
+    model = nlc.compile(spec, dtype=torch.float64)
+    (optimizer,) = model.optimizers()
+    truth = nlc.reference(spec, model.state_dict(), traced=())
+    for step in range(4):
+        stepped(model, optimizer, *data(step))
+        truth.step(list(data(step)))
+        if step % 2:
+            optimizer.end_task()
+            truth.end_task()
+        for name, p in model.named_weights():
+            assert distance(p, truth.values[name]) <= 1e-9, (name, step)
+
+
+STATES = {
+    "states": """nl 1
+system one() {{
+  level slow(x[n]) every {clock} {{
+    state M : {form} = normal(0.5)
+    read M(x)
+    objective loss
+    learn {rule}
+  }}
+  flow(x[3], y[3]) {{
+    p = slow(x)
+    loss = sum((p - y)^2) / 2
+    return p
+  }}
+}}
+""",
+    "starts": """nl 1
+use "optim/gradient"
+system one() {{
+  level outer every {clock} {{ objective loss; learn {rule} for matrices; learn adamw() }}
+  level mem(x[n]) every token {{
+    k = split(linear(x, 4), 2)
+    v = split(linear(x, 4), 2)
+    state M : {form} per 2 = normal(0.5) {{
+      objective sum((M(k) - v)^2) / 2
+      learn gradient(rate = 0.1)
+    }}
+    linearise every 2 tokens
+    read linear(join(M(k)), 3)
+  }}
+  transfer backprop mem -> outer
+  transfer init outer -> mem
+  flow(x[3], y[3]) {{
+    p = mem(x)
+    loss = sum((p - y)^2) / 2
+    return p
+  }}
+}}
+""",
+}
+
+
+@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize(
+    ("what", "form", "clock"),
+    [
+        ("states", "matrix(n, n)", "step"), ("states", "mlp(n, 4)", "2 steps"),
+        ("starts", "matrix(2, 2)", "step"), ("starts", "matrix(2, 2)", "2 steps"),
+    ],
+)  # fmt: skip
+def test_states_and_starts_learn_as_the_reference(
+    rule: str, what: str, form: str, clock: str
+) -> None:
+    spec = nlc.load(STATES[what].format(clock=clock, rule=rule, form=form))
+    model = nlc.compile(spec, dtype=torch.float64)
+    optimizers = model.optimizers()
+    truth = nlc.reference(spec, model.state_dict(), traced=())
+    for step in range(4):
+        draw = torch.Generator().manual_seed(step)
+        x, y = torch.randn(2, 2, 4, 3, generator=draw, dtype=torch.float64)
+        losses, labelled, _ = model.losses(x, y)
+        losses[labelled].mean().backward()  # type: ignore[no-untyped-call]
+        for optimizer in optimizers:
+            optimizer.step()
+            optimizer.zero_grad()
+        truth.step([x, y])
+        for name, p in model.named_weights():
+            assert distance(p, truth.values[name]) <= 1e-9, (name, step)
+
+
+@pytest.mark.parametrize("clock", ["every step", "every 2 steps"])
+def test_a_step_without_a_number_changes_nothing(clock: str) -> None:
+    """The rate divides by what is 0 at the second firing: no array, no count and no sum changes."""
+    system = NET.format(clock=clock, rule="momentum(rate = 1 / (2 - count))")
+    model = nlc.compile(nlc.load(system), dtype=torch.float64)
+    (optimizer,) = model.optimizers()
+    for step in range(1 + 2 * (clock != "every step")):
+        stepped(model, optimizer, *data(step))
+    before = deepcopy((model.state_dict(), optimizer.state_dict()))
+    with pytest.raises(ValueError, match=r"no number at firing 2 .* nothing was changed"):
+        stepped(model, optimizer, *data(9))
+    after = model.state_dict(), optimizer.state_dict()
+    assert same(before, after)
+
+
+def same(a: object, b: object) -> bool:
+    if isinstance(a, Tensor):
+        return isinstance(b, Tensor) and torch.equal(a, b)
+    if isinstance(a, dict):
+        return isinstance(b, dict) and all(same(a[k], b[k]) for k in a.keys() | b.keys())
+    if isinstance(a, list | tuple):
+        return isinstance(b, list | tuple) and all(map(same, a, b))
+    return a == b

@@ -51,16 +51,21 @@ class Products:
         """A backward pass that is still to come writes here too."""
         self.pairs.clear()
 
-    def means(self, weight: Tensor) -> Pair:
-        """input and surprise, divided so that `surprise' input` and `input' input` are means: with
-        a loss that is a mean over n examples, input / sqrt(n) and surprise sqrt(n).
-        """
+    def rows(self, weight: Tensor) -> Pair:
+        """input [examples, n] and surprise [examples, m]."""
         if not self.pairs:
             m, n = weight.shape[-2:]
             return weight.new_zeros(0, n), weight.new_zeros(0, m)
         x, s = (torch.cat(parts) for parts in zip(*self.pairs, strict=True))
-        root = x.shape[0] ** 0.5
-        return x / root, s * root
+        return x, s
+
+
+def means(x: Tensor, s: Tensor) -> Pair:
+    """input and surprise, divided so that `surprise' input` and `input' input` are means: with a
+    loss that is a mean over n examples, input / sqrt(n) and surprise sqrt(n).
+    """
+    root = max(x.shape[0], 1) ** 0.5
+    return x / root, s * root
 
 
 class Examples:
@@ -78,7 +83,7 @@ class Examples:
         """None for a weight without a gradient: those that are left are of one that is cleared."""
         if weight.grad is None:
             self.forget(name)
-        return self.products[name].means(weight)
+        return self.products[name].rows(weight)
 
     def forget(self, name: str) -> None:
         self.products[name].forget()

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from . import serving
-from .examples import Examples
+from .examples import means
 from .rule_words import RuleWords
 from .serving import Array, Firing, Rule
 from .trial import failing
@@ -26,8 +26,10 @@ if TYPE_CHECKING:
 
 Row = tuple[Any, ...]
 Group = dict[str, Any]
+Grads = dict[Tensor, Tensor | None]
 UNSAVED = ("params", "names", "line", "rule", "spec")  # what a group is, wherever it is loaded
 PENDING, NEXT = "pending gradients", "at the task's end"  # no names that a spec can give
+ROWS = ("pending inputs", "pending surprises")  # as many as there were examples
 
 
 class GradientError(ValueError):
@@ -106,7 +108,9 @@ class Serves(RuleWords, torch.optim.Optimizer):
             group.update({k: deepcopy(v) for k, v in saved.items() if k not in UNSAVED})
         for state, given in pairs:
             for key, value in given.items():
-                if isinstance(value, Tensor):
+                if key in ROWS:
+                    state[key] = value.to(state[key], copy=True)
+                elif isinstance(value, Tensor):
                     state[key].copy_(value)
                 else:
                     state[key] = value
@@ -155,7 +159,7 @@ class Serves(RuleWords, torch.optim.Optimizer):
             if isinstance(value, Tensor):
                 wanted = f"an array of {list(value.shape)}"
                 if isinstance(found, Tensor) and found.is_floating_point():
-                    if found.shape == value.shape:
+                    if found.shape == value.shape or key in ROWS and alike(found, value):
                         continue
                     found = list(found.shape)
             elif is_count(found):
@@ -164,6 +168,16 @@ class Serves(RuleWords, torch.optim.Optimizer):
                 f"the state saved for `{array.name}` holds {key} as {found!r}, and here it is "
                 f"{wanted}"
             )
+
+
+def no_rows(p: Tensor, dtype: torch.dtype, key: str) -> Tensor:
+    """Inputs are as wide as a row of the weight, surprises as a column."""
+    return p.new_zeros(0, p.shape[-1 if key == ROWS[0] else -2], dtype=dtype)
+
+
+def alike(found: Tensor, wanted: Tensor) -> bool:
+    """Rows of one width, however many."""
+    return found.ndim == 2 and found.shape[1] == wanted.shape[1]
 
 
 def is_group(saved: Any) -> bool:
@@ -211,18 +225,22 @@ class Optimizer(Serves):
         super().__init__([g for g in groups if g["params"]], counts)
         self.arrays = {}
         self.chance = model.chance
-        self.watched: list[tuple[Examples, str]] = []
+        self.watched: dict[Tensor, Callable[[], tuple[Tensor, Tensor]]] = {}
+        self.forgets: list[Callable[[], None]] = []
         for name, rule, lead, _ in rows:
             p = weights[name]
             array = Array(name, p, self, rule, self.state[p], lead)
             if rule.examples:
                 model.examples.watch(name)
-                array.examples = partial(model.examples.of, name, p)
-                self.watched.append((model.examples, name))
+                array.examples = partial(self.examples_of, p)
+                self.watched[p] = partial(model.examples.of, name, p)
+                self.forgets.append(partial(model.examples.forget, name))
             self.arrays[p] = array
             array.materialise(model.seed)
             if self.adds_up:
                 array.state[PENDING] = torch.zeros_like(p, dtype=array.dtype)
+                if rule.examples:
+                    array.state |= {k: no_rows(p, array.dtype, k) for k in ROWS}
         for name, p in self.followers.items():
             self.arrays[p] = array = Array(name, p, self, Rule("set", ()), self.state[p])
             if self.on_tasks:
@@ -252,8 +270,8 @@ class Optimizer(Serves):
     def step(self, closure: Callable[[], float] | None = None) -> float | None:
         """One step; arrays without a gradient have one of zero.
 
-        Raises GradientError for a gradient that is not finite: nothing is changed then. ValueError
-        for a rule that comes to no number: arrays may have been changed by then.
+        Raises GradientError for a gradient that is not finite, and ValueError for a rule that comes
+        to no number: nothing is changed then.
         """
         loss = None
         if closure is not None:
@@ -266,14 +284,15 @@ class Optimizer(Serves):
         first = self.param_groups[0]
         due = not self.on_tasks and self.fires(first["steps"] + 1)
         new = self.new_states(first["count"] + 1) if due or self.on_tasks else {}
-        for group in self.param_groups:
+        waiting = self.due(grads) if due else []
+        for i, group in enumerate(self.param_groups):
             group["steps"] += 1
             if self.on_tasks:
                 group["since"] += 1
-            if self.adds_up:
-                self.add_up(group, grads)
             if due:
-                self.fire_group(group, grads)
+                self.fire_group(group, waiting[i])
+            elif self.adds_up:
+                self.add_up(group, grads)
         for name, value in new.items():
             p = self.followers[name]
             (self.state[p][NEXT] if self.on_tasks else p).copy_(value)
@@ -295,15 +314,21 @@ class Optimizer(Serves):
         then those inside its rules.
         """
         self.follow()
+        ending = [g for g in self.param_groups if self.on_tasks and g["steps"] and g["since"]]
+        due = {
+            id(group): self.firings(group, {p: self.state[p].get(PENDING) for p in group["params"]})
+            for group in ending
+            if self.fires(group["tasks"] + 1)
+        }
+        self.check_numbers(one for found in due.values() for one in found)
         for group in self.param_groups:
             if self.on_tasks and group["steps"]:
                 group["tasks"] += 1
-                if group["since"] and self.fires(group["tasks"]):
-                    group["since"] = 0
-                    waiting = {p: self.state[p].get(PENDING) for p in group["params"]}
-                    self.fire_group(group, waiting)
-                    for p in (p for p in group["params"] if NEXT in self.state[p]):
-                        p.copy_(self.state[p][NEXT])
+            if id(group) in due:
+                group["since"] = 0
+                self.fire_group(group, due[id(group)])
+                for p in (p for p in group["params"] if NEXT in self.state[p]):
+                    p.copy_(self.state[p][NEXT])
             for p in group["params"]:
                 if self.arrays[p].rule.tasks and group["count"]:
                     serving.end_task(Firing(self.arrays[p], p, group["count"]))
@@ -327,28 +352,63 @@ class Optimizer(Serves):
 
     def forget(self) -> None:
         """Examples are of one step, as gradients are."""
-        for examples, name in self.watched:
-            examples.forget(name)
+        for forget in self.forgets:
+            forget()
 
-    def add_up(self, group: Group, grads: dict[Tensor, Tensor | None]) -> None:
-        """The gradients of the steps since the last firing."""
+    def examples_of(self, p: Tensor) -> tuple[Tensor, Tensor]:
+        """input and surprise of all steps since the last firing, this one's last (2.9.6)."""
+        x, s = self.watched[p]()
+        if self.adds_up:
+            before = [self.state[p][k] for k in ROWS]
+            x, s = (torch.cat([a, b.to(a.dtype)]) for a, b in zip(before, (x, s), strict=True))
+        return means(x, s)
+
+    def add_up(self, group: Group, grads: Grads) -> None:
+        """The gradients of the steps since the last firing, and what they came through."""
         for p in (p for p in group["params"] if PENDING in self.state[p]):
-            pending, grad = self.state[p][PENDING], grads[p]
-            grads[p] = pending if grad is None else pending.add_(grad)
+            state, grad = self.state[p], grads[p]
+            if grad is not None:
+                state[PENDING].add_(grad)
+            if p in self.watched:
+                for key, new in zip(ROWS, self.watched[p](), strict=True):
+                    state[key] = torch.cat([state[key], new.to(state[key].dtype)])
 
-    def fire_group(self, group: Group, grads: dict[Tensor, Tensor | None]) -> None:
-        group["count"] += 1
+    def summed(self, grads: Grads) -> Grads:
+        """The gradients of the firing that this step ends."""
+        found = dict(grads)
+        for p in (p for p in grads if PENDING in self.state[p]):
+            pending, grad = self.state[p][PENDING], grads[p]
+            found[p] = pending.clone() if grad is None else pending + grad
+        return found
+
+    def due(self, grads: Grads) -> list[list[Firing]]:
+        """The firings of each group; that all come to numbers is known before one changes."""
+        grads = self.summed(grads)
+        found = [self.firings(group, grads) for group in self.param_groups]
+        self.check_numbers(one for due in found for one in due)
+        return found
+
+    def firings(self, group: Group, grads: Grads) -> list[Firing]:
+        """What is due, before anything is changed."""
         due = []
         for p in (p for p in group["params"] if self.arrays[p].name not in self.followers):
             grad = grads[p]
             due.append(
                 Firing(
-                    self.arrays[p], torch.zeros_like(p) if grad is None else grad, group["count"]
+                    self.arrays[p], torch.zeros_like(p) if grad is None else grad,
+                    group["count"] + 1,
                 )
-            )
+            )  # fmt: skip
         sums = serving.across([f for f in due if f.array.rule.measures])
         for one in due:
             one.across = sums
+        return due
+
+    def fire_group(self, group: Group, due: list[Firing]) -> None:
+        group["count"] += 1
         self.fire(due)
         for p in (p for p in group["params"] if PENDING in self.state[p]):
-            self.state[p][PENDING].zero_()
+            state = self.state[p]
+            state[PENDING].zero_()
+            for key in (k for k in ROWS if k in state):
+                state[key] = state[key][:0]

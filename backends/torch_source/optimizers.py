@@ -247,19 +247,27 @@ def optimizer_rows(rules: Rules, system: System, level: Level) -> tuple[list[Row
 
 
 def check_examples(system: System, level: Level, array: Served, lead: int) -> None:
-    """Products are seen where a weight made by `linear` multiplies, once for each tick; a start
-    that a level learns has none (2.9.6).
+    """Products are seen where a weight made by `linear`, or a state that stands still in a stream,
+    multiplies, once for each tick; a start that a level learns has none (2.9.6).
     """
     rule, span = array.line.rule, array.line.span
-    if level.clock.unit != "step" or level.clock.period > 1:
-        raise NotLowered(f"`{rule}`, which asks for its examples, {level.clock}", span)
     weight = next((w for w in system.weights if w.path == array.path), None)
     if weight is None:
         boxes = [b for b in system.boxes if b.level is level and array.path.startswith(b.path)]
-        if lead or boxes:
+        if boxes and (lead or any(b.mapped for b in boxes) or called_elsewhere(system, boxes)):
             raise NotLowered(f"`{rule}`, which asks for its examples, for a state", span)
     elif weight.maker != "linear" or weight.box is not None and by_rounds(weight.box):
         raise NotLowered(f"`{rule}`, which asks for its examples, for `{weight.path}`", weight.span)
+
+
+def called_elsewhere(system: System, boxes: list[Box]) -> bool:
+    """Whether another box asks a state of these."""
+    return any(
+        t.op == "apply" and t.info.box in boxes
+        for b in system.boxes
+        if b not in boxes
+        for t in b.terms()
+    )
 
 
 def by_rounds(box: Box) -> bool:

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..backends.runtime.examples import Pair, Products
+from ..backends.runtime.examples import Pair, Products, means
 
 
 class Examples(Products):
@@ -24,7 +24,7 @@ class Examples(Products):
 
     def __call__(self) -> Pair:
         """`input` and `surprise`."""
-        return self.means(self.layer.weight)
+        return means(*self.rows(self.layer.weight))
 
 
 class Seeing:
