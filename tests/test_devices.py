@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from shipped import SYSTEMS, small
+from shipped import SPECS, SYSTEMS, small
 from test_solved import MEMORIES, written
+from torch import Tensor
 
 import nlc
 from nlc.driver import Spec
@@ -47,6 +48,19 @@ def test_shipped_systems(name: str) -> None:
 @pytest.mark.parametrize("name", MEMORIES)
 def test_memories(name: str, tmp_path: Path) -> None:
     used(nlc.load(written(name, tmp_path)))
+
+
+def test_shipped_optimizers() -> None:
+    """Two steps of each, whose arrays are where the parameter is."""
+    for path in sorted((SPECS / "optim").glob("*.nl")):
+        layer = torch.nn.Linear(6, 5, bias=False, device="meta")
+        optimizer = nlc.optimizer(path.stem)(layer)
+        for _ in range(2):
+            optimizer.zero_grad()
+            layer(torch.zeros(3, 6, device="meta")).square().sum().backward()
+            optimizer.step()
+        kept = [v for s in optimizer.state.values() for v in s.values() if isinstance(v, Tensor)]
+        assert all(v.is_meta for v in kept), path.stem
 
 
 def test_two_devices_are_an_error() -> None:

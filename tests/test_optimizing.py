@@ -281,6 +281,18 @@ def test_lines_clip_and_schedule() -> None:
     assert apart(ours, theirs) <= 1e-7  # torch adds 1e-6 to the length as we do
 
 
+@pytest.mark.parametrize("number", ["[1, 0.5, 0.25][min(count, 2)]", "1 / (1 + count)"])
+def test_a_number_of_the_count_is_a_factor(number: str) -> None:
+    """Of a list, too, and beside an array, where torch's calls take arrays alone."""
+    rule = f"nl 1\noptimizer steps(weight, grad, rate = 1) {{ write -rate * grad * {number} }}"
+    w = torch.nn.Parameter(torch.zeros(3, 2))
+    optimizer = nlc.optimizer(rule)([w])
+    for wanted in (-0.5, -0.5 - (0.25 if "[" in number else 1 / 3)):
+        w.grad = torch.ones_like(w)
+        optimizer.step()
+        torch.testing.assert_close(w.detach(), torch.full((3, 2), wanted))
+
+
 def test_a_system_lends_its_lines() -> None:
     optimizer = nlc.optimizer("transformer")(net())
     assert {g["rule"] for g in optimizer.param_groups} == {"muon", "adamw"}

@@ -308,6 +308,9 @@ class InPlace(TaskLevels):
                 return is_plain(self.names[f"local {term.info}"])
             case "expand":
                 return self.pointwise and self.plain(term.args[0])
+            case "index":
+                listed, at = term.args
+                return listed.op == "stack" and all(map(self.plain, (*listed.args, at)))
         known = term.op in ELEMENTWISE or term.op == "stop"
         return known and not term.shape and all(map(self.plain, term.args))
 
