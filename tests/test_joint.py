@@ -109,6 +109,14 @@ CASES: dict[str, Spec] = {
         f"{BACK} first order", body=BODY.replace("norm(x)", "conv(norm(x), 2)"),
     ),
     "what the faster writes, to the slower": spec(OPEN, BACK, "transfer backprop fast -> slow"),
+    "of the third order, through a norm": spec(
+        OPEN, BACK, "transfer backprop fast -> slow",
+        body=BODY.replace("mlp(4, 3, 4)", "layernorm(matrix(4, 4))"),
+    ),
+    "of the first order, and another's": spec(
+        OPEN, "transfer backprop slow -> training", "transfer init training -> slow",
+        "transfer backprop fast -> training first order", "transfer init slow -> fast first order",
+    ),
     "and to its start": spec(OPEN, BACK, "transfer backprop fast -> slow", INIT),
     "beside a matrix": spec(
         OPEN, BACK, INIT, "transfer backprop titan -> training", **titan("matrix(4, 4)")
@@ -132,12 +140,12 @@ CASES: dict[str, Spec] = {
 }  # fmt: skip
 
 
-def three() -> Spec:
+def three(order: str = "") -> Spec:
     text = TEXT.format(
         transfers="\n  ".join([
             "transfer backprop attention -> training, fast, mid, slow",
-            "transfer backprop fast, mid, slow -> training",
-            "transfer init training -> slow -> mid -> fast",
+            f"transfer backprop fast, mid, slow -> training{order}",
+            f"transfer init training -> slow -> mid -> fast{order}",
         ]), body=BODY, clock="token", slow="", fast="", beside="", more="x += mid(x)", outside="",
     )  # fmt: skip
     lines = text.split("\n")
@@ -174,10 +182,12 @@ def test_it_is_what_the_reference_says(name: str) -> None:
     agrees(CASES[name])
 
 
-def test_starts_of_starts() -> None:
-    """fast from what mid has learned, and that from what slow has: third derivatives."""
-    model = agrees(three(), 7, 3)
+@pytest.mark.parametrize("order", ["", " first order"], ids=["second", "first"])
+def test_starts_of_starts(order: str) -> None:
+    """fast from what mid has learned, and that from what slow has: third derivatives, or none."""
+    model = agrees(three(order), 7, 3)
     assert {"fast.F.W1@mid", "fast.F.W1@mid@slow", "mid.F.W1@slow"} <= set(model.kept_arrays())
+    assert set(model.SECOND) == {not order}
 
 
 def test_a_system_without_them_keeps_its_two_graphs() -> None:

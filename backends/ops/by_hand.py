@@ -31,7 +31,7 @@ PLAINLY: ContextVar[bool] = ContextVar("PLAINLY", default=False)
 
 @contextmanager
 def plainly() -> Iterator[None]:
-    """The plain forms, whose gradients can be taken many at once."""
+    """The plain forms, whose gradients can be taken many at once, and three times and more."""
     token = PLAINLY.set(True)
     try:
         yield

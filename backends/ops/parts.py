@@ -24,6 +24,13 @@ def rms_norm(x: Tensor, gain: Tensor, eps: float = SMALL) -> Tensor:
 
 def layer_norm(x: Tensor, gain: Tensor | None = None, bias: Tensor | None = None) -> Tensor:
     """(x - mean) / sqrt(var + 1e-6) * gain + bias; x [..., n], gain, bias [n] (1607.06450)."""
+    if by_hand.PLAINLY.get():  # torch's own third derivative is another one (2.13)
+        wide = _wide(x)
+        centred = wide - wide.mean(-1, keepdim=True)
+        deviation = torch.sqrt(centred.square().mean(-1, keepdim=True) + SMALL)
+        made = (centred / deviation).to(x.dtype)
+        made = made if gain is None else made * gain
+        return made if bias is None else made + bias
     return functional.layer_norm(x, x.shape[-1:], gain, bias, SMALL)
 
 

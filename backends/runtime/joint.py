@@ -11,7 +11,8 @@ A start that level A on tokens learns for an array `fast.F.W1` is an array `fast
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -19,6 +20,7 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ..gates import Allowed, Learner, alias, gate, learning, sealed
+from ..ops.by_hand import plainly
 from .state import State, Waiting, detached
 from .stream import Stream
 
@@ -83,8 +85,7 @@ def span(model: Model, call: Pass, state: State, a: int, b: int, training: bool)
         state.inner, state.position, b - a, state.batch, model.device, model.dtype,
         inner=not training, joint=training,
     )  # fmt: skip
-    # The fused kernels of attention have no second derivative.
-    with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):
+    with differentiable():
         result, kept = model.flow(s, *(x[:, a:b] for x in call.inputs))
         losses = model.labelled(kept, call, a, b)
         if not call.own:
@@ -101,6 +102,15 @@ def span(model: Model, call: Pass, state: State, a: int, b: int, training: bool)
     if not last:
         fire(model, state)
     show(state)
+
+
+@contextmanager
+def differentiable() -> Iterator[None]:
+    """What runs inside has derivatives of every order: the fused kernels of attention have no
+    second one.
+    """
+    with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH), plainly():
+        yield
 
 
 def show(state: State) -> None:
@@ -147,7 +157,7 @@ def fire(model: Model, state: State) -> None:
     if not due and not over:
         return
     assert state.inner is not None
-    with torch.enable_grad():
+    with differentiable():
         found = {level: gradients(model, state, level, period) for level, period, _ in due}
         for level, period, _ in due:
             s = Stream(state.inner, state.position, 0, state.batch, model.device, model.dtype)
@@ -240,4 +250,4 @@ def wound_back(model: Model, state: State) -> State:
     return fresh
 
 
-__all__ = ["fire", "ready", "span"]
+__all__ = ["differentiable", "fire", "ready", "span"]

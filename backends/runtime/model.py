@@ -591,7 +591,7 @@ class Model(Words, nn.Module):
             return
         kept, state.waiting = state.waiting.kept, None
         if not call.own:
-            with torch.enable_grad():
+            with joint.differentiable() if self.JOINT else torch.enable_grad():
                 loss = self.loss(kept, *(x[:, :1] for x in call.inputs)).sum()
                 self.owe(state, loss, state.position - 1, keep=True)
         self.fire_due(state)

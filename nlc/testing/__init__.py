@@ -109,6 +109,7 @@ class Made:
     second_order: bool = False  # its gradients are all that some of its starts learn by
     opened: bool = True  # training's gradient enters its states
     learner: bool = False  # it learns the model's loss on tokens
+    smooth: bool = True  # its rule has a derivative where a gradient is 0
     periods: tuple[int, ...] = ()
 
 
@@ -273,7 +274,7 @@ class Writer:
             made = getattr(self, f"level_{kind}")(name)
             made.weights = makes_weights(made.text) or made.weights and made.learner
             if self.theme == "resets" and not stateless(made) and kind != "adapter":
-                made.text.insert(1, self.reset(made.periods))
+                made.text.insert(1, self.reset(made.periods, made.learner))
             if made.kind not in ("learner", "adapter") and self.chance(10):
                 made.periods = (1, 2)
                 made.text[0] = made.text[0].replace("(x)", "[p in [1, 2]](x)")
@@ -287,11 +288,14 @@ class Writer:
         ]
         return "\n".join(["nl 1", *self.outside, "system random() {", *lines, "}", ""])
 
-    def reset(self, periods: tuple[int, ...]) -> str:
-        """When a level starts anew, and what becomes of a period that this cuts short."""
+    def reset(self, periods: tuple[int, ...], learner: bool) -> str:
+        """When a level starts anew, and what becomes of a period that this cuts short. What learns
+        the loss waits for labels, so where `drop` cuts a call has a say in its numbers.
+        """
         whole = [n for n in (4, 6, 3) if all(n % p == 0 for p in periods)]
         plain = [f"reset every {n} tokens" for n in whole]
         cut = [f"reset every {n} tokens; partial {p}" for n in (5, 4) for p in ("drop", "flush")]
+        cut = [line for line in cut if not (learner and line.endswith("drop"))]
         return str(self.pick(*plain, *cut, "reset every 2 sequences"))
 
     def clock(self) -> str:
@@ -558,8 +562,9 @@ class Writer:
             self.outside += [f"memory {name}_kept(x[n]) {{", *body, "}"]
             text = [f"level {name}{index}(x) {clock} {{", f"read {name}_kept(x)", "}"]
         return Made(
-            name, "learner", text, weights=weights, starts=True, learner=True, periods=periods
-        )
+            name, "learner", text, weights=weights, starts=True, learner=True, periods=periods,
+            smooth="adam" not in rule,
+        )  # fmt: skip
 
     # ---- a new state at every token, and memories of sequences ----
 
@@ -631,11 +636,18 @@ class Writer:
 
     def of_learner(self, m: Made) -> list[str]:
         adapters = "".join(f", {a.name}" for a in self.made if a.kind == "adapter")
-        lines = [f"transfer backprop {m.name} -> training{adapters} first order"]
+        order = self.pick(" first order", "") if m.smooth else " first order"
+        lines = [f"transfer backprop {m.name} -> training{adapters}{order}"]
         if self.chance(25):
             lines = [f"transfer condition training -> {m.name}"] if m.weights else []
-        if self.chance(50):
-            lines.append(f"transfer init training -> {m.name} first order")
+        members = [f"{m.name}[{p}]" for p in sorted(m.periods, reverse=True)]
+        if len(members) > 1 and self.chance(15):
+            lines.append(f"transfer backprop {members[1]} -> {members[0]}{self.pick('', order)}")
+        if len(members) > 1 and self.chance(40):
+            source = self.pick("training -> ", "")
+            lines.append(f"transfer init {source}{' -> '.join(members)}{order}")
+        elif self.chance(50):
+            lines.append(f"transfer init training -> {m.name}{order}")
         return lines
 
     # ---- the flow ----
