@@ -331,3 +331,15 @@ def test_what_has_no_algorithm_is_told(
     with pytest.raises(SpecError, match=told) as error:
         nlc.compile(spec(*transfers, **more))
     assert all(d.code == "NL701" for d in error.value.diagnostics)
+
+
+def test_the_next_sequence_starts_as_the_first_did() -> None:
+    """Starts that are learned while a stream runs end with it."""
+    made = CASES["a start that the slower learns"]
+    model, x = nlc.compile(made, dtype=torch.float64), tokens(7)
+    reference = nlc.reference(made, model.state_dict(), traced=())
+    with torch.no_grad():
+        first, state = model(x)
+        assert distance(model(x, state=model.finish(state))[0], first) <= EXACT
+    _, before = reference(x)
+    assert distance(reference(x, reference.finish(before))[0], first) <= EXACT

@@ -81,10 +81,8 @@ def span(model: Model, call: Pass, state: State, a: int, b: int, training: bool)
         stand(model, state, training)
     assert state.inner is not None
     state.replay.append((tuple(x[:, a:b] for x in call.inputs), call.own))
-    s = Stream(
-        state.inner, state.position, b - a, state.batch, model.device, model.dtype,
-        inner=not training, joint=training,
-    )  # fmt: skip
+    s = stream_of(model, state, b - a)
+    s.inner, s.joint = not training, training
     with differentiable():
         result, kept = model.flow(s, *(x[:, a:b] for x in call.inputs))
         losses = model.labelled(kept, call, a, b)
@@ -102,6 +100,12 @@ def span(model: Model, call: Pass, state: State, a: int, b: int, training: bool)
     if not last:
         fire(model, state)
     show(state)
+
+
+def stream_of(model: Model, state: State, time: int) -> Stream:
+    assert state.inner is not None
+    at = state.position, time, state.batch, model.device, model.dtype
+    return model.placed(Stream(state.inner, *at), state)
 
 
 @contextmanager
@@ -160,7 +164,7 @@ def fire(model: Model, state: State) -> None:
     with differentiable():
         found = {level: gradients(model, state, level, period) for level, period, _ in due}
         for level, period, _ in due:
-            s = Stream(state.inner, state.position, 0, state.batch, model.device, model.dtype)
+            s = stream_of(model, state, 0)
             model.fire(level, s, found[level], model.age(level, state.position) // period)
             state.inner = dict(s)
             node(model, state.inner, level)
@@ -244,6 +248,7 @@ def wound_back(model: Model, state: State) -> State:
     is played again, with the weights as they are now.
     """
     fresh = model.state_from(detached(state.base), state.base_position, state.batch, {})
+    fresh.sequence, fresh.elapsed = state.sequence, state.elapsed
     with torch.no_grad():
         for inputs, own in state.replay:
             _, fresh = model(*inputs, state=fresh, own=own)
