@@ -60,6 +60,9 @@ def lower(system: System) -> tuple[Plan | None, list[Diagnostic]]:
         )
     )
     try:
+        dropping = next((l for l in system.levels if l.partial == "drop"), None)
+        if learners and dropping is not None and dropping.clock.period > 1:
+            raise NotLowered("`partial drop` beside what learns the model's loss", dropping.span)
         training = openness(system, trained_levels(system))
         inner = openness(system, learners)
         for box in system.boxes:
@@ -204,11 +207,12 @@ def check_clock(box: Box, level: Level) -> None:
         raise NotLowered(f"the clock of `{level.name}` ({clock})", level.span)
     own = level.reset
     within = own is None or own.unit in ("token", "sequence")
-    if level.partial == "drop" or level.partial == "flush" and not within:
+    learns = any(s.rule.uses_loss for b in (box, *level.boxes) for s in b.states)
+    drops = level.partial == "drop"  # at a reset it is dropped anyway; here, at the end of a call
+    if drops and (clock.unit != "token" or learns) or level.partial == "flush" and not within:
         raise NotLowered(f"`partial {level.partial}` of `{level.name}`", level.span)
     if own is None or clock.unit not in ("token", "always") or own == Clock("sequence"):
         return
-    learns = any(s.rule.uses_loss for b in (box, *level.boxes) for s in b.states)
     if own.unit != "token" or not learns and any(b.mapped for b in level.boxes):
         raise NotLowered(f"`reset {own}` of `{level.name}`", level.span)
 

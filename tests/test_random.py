@@ -674,6 +674,43 @@ def test_sequence_after_sequence(name: str) -> None:
     assert agrees(Case(SLEEPERS[name], 9, [1, 4]))
 
 
+DROPS = """level mixer(x) every {clock} {{
+  partial drop
+  state M : {form} = normal(0.5)
+  k = split(x, 2)
+  objective sum((M(k) - tanh(split(linear(x, 4), 2)))^2) / 2
+  retain 0.9
+  learn {rule}
+  read join(M(k))
+}}"""
+
+
+@pytest.mark.parametrize("rule", ["gradient(rate = 0.5)", "adam(rate = 0.1)", "dgd(rate = 0.5)"])
+@pytest.mark.parametrize(
+    "clock", ["token", "3 tokens", "4 tokens from 2", "3 tokens { reset every 7 tokens;"]
+)
+def test_a_period_that_a_call_cuts_short_is_dropped(clock: str, rule: str) -> None:
+    """So calls are no longer one stream: each split is another, and the reference's (2.6.5)."""
+    form = "matrix(2, 2) per 2" if "dgd" in rule else "mlp(2, 3, 2) per 2"
+    text = with_mixer(DROPS.format(clock=clock, form=form, rule=rule).replace(";{", ";"), OPEN)
+    text = text.replace("; {", ";")
+    spec = nlc.load(text)
+    model = nlc.compile(spec, dtype=torch.float64)
+    truth = nlc.reference(spec, model.state_dict(), traced=())
+    tokens = torch.randint(0, VOCAB, (2, 13), generator=torch.Generator().manual_seed(0))
+    answers = []
+    for cuts in ([], [4], [1, 2, 5, 9], [3, 6]):
+        ours, theirs, state, before = [], [], None, None
+        for a, b in pairwise([0, *cuts, 13]):
+            y, state = model(tokens[:, a:b], state=state)
+            z, before = truth(tokens[:, a:b], before)
+            ours.append(y.detach())
+            theirs.append(z)
+        assert distance(torch.cat(ours, 1), torch.cat(theirs, 1)) <= TOLERANCE
+        answers.append(torch.cat(ours, 1))
+    assert (distance(answers[2], answers[0]) > TOLERANCE) is (clock != "token")
+
+
 @pytest.mark.parametrize("name", FOUND)
 def test_found(name: str) -> None:
     assert agrees(Case(FOUND[name], 9, [1, 4]))

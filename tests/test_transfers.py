@@ -57,15 +57,8 @@ def to_first_order(spec: Spec) -> Spec:
     return varied(spec, tuple(edges))
 
 
-def grads_of(spec: Spec, time: int = TIME, lowered: bool = True) -> Grads:
-    """Compiled, and the reference's to rounding; the reference's alone where there is no lowering,
-    which then says so.
-    """
-    if not lowered:
-        with pytest.raises(SpecError, match="NL701"):
-            nlc.compile(spec)
-        truth = nlc.reference(spec, traced=())
-        return truth_of(truth, streams(time)).gradients
+def grads_of(spec: Spec, time: int = TIME) -> Grads:
+    """Compiled, and the reference's to rounding."""
     model = nlc.compile(spec, dtype=torch.float64)
     found = gradients(model, streams(time))
     truth = nlc.reference(spec, model.state_dict(), traced=())
@@ -111,7 +104,7 @@ def test_backprop_to_first_order() -> None:
     stay open (2.11.3).
     """
     whole = spec_of(BACKPROP)
-    second, first = grads_of(whole), grads_of(to_first_order(whole), lowered=False)
+    second, first = grads_of(whole), grads_of(to_first_order(whole))
     with pytest.raises(SpecError, match="NL401"):
         spec_of(f"{BACKPROP} first order")
     assert closed(first) == {VALUE}
@@ -143,7 +136,7 @@ def test_init_without_backprop() -> None:
 def test_init_to_first_order() -> None:
     """The writes since are constants: the start gets what the reads alone say of it."""
     whole = spec_of(BACKPROP, INIT)
-    second, first = grads_of(whole), grads_of(to_first_order(whole), lowered=False)
+    second, first = grads_of(whole), grads_of(to_first_order(whole))
     assert START in changed(first, second) and closed(first) == {VALUE}
 
 

@@ -104,6 +104,7 @@ class Model(Words, nn.Module):
     BASES: ClassVar[tuple[float, ...]] = ()  # of the angles of `rope`
     EPS: ClassVar[tuple[float, ...]] = ()  # under the roots of `norm`
     RESETS: ClassVar[tuple[Row, ...]] = ()  # (level, box, rounds, after how many ticks), at a cut
+    DROPPED: ClassVar[tuple[Row, ...]] = ()  # (path, rounds) of what the end of a call forgets
     # Where training and the levels on tokens share a graph (joint.py):
     JOINT: ClassVar[bool] = False
     SECOND: ClassVar[tuple[bool, bool]] = (False, False)  # who differentiates what levels there
@@ -401,10 +402,18 @@ class Model(Words, nn.Module):
                 self.run(call, state, a, b)
                 self.start_anew(state)
                 a = b
+            self.drop(state)
             self.rebase(state)
             return state
         learned: State = self.advance_learning(call, state)
         return learned
+
+    def drop(self, state: State) -> None:
+        """`partial drop`: a period that the call cuts short (2.6.5)."""
+        for path, loops in self.DROPPED:
+            for rounds in product(*(range(n) for n in loops)):
+                name = path.format(*rounds)
+                state.arrays[name] = torch.zeros_like(state.arrays[name])
 
     def before_the_last(self, call: Pass, a: int, b: int) -> int:
         """Where products are written down, the last tick, which has no label, is run by itself."""

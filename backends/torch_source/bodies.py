@@ -54,6 +54,7 @@ class Module:
     code: Code
     has_weights: frozenset[str]  # paths of boxes (templates) below which there are weights
     held: list[Held] = field(default_factory=list)
+    dropped: list[tuple[str, Shape]] = field(default_factory=list)  # with `partial drop`
     methods: dict[str, str] = field(default_factory=dict)  # box path -> method name
     rules: RuleWriter = field(default_factory=lambda: RuleWriter(Code(depth=1)))  # at tokens
 

@@ -105,11 +105,17 @@ class Learned(Standing):
             path = state_path(self.box, state.name, array.name)
             if self.sums_up(state) and keys is not None:
                 shape = self.held_shape(path)
-                self.module.hold(f"{path}.sum", self.box.loops, shape, "zeros")
+                self.hold_back(f"{path}.sum", shape)
                 keys[body.key(path + ".sum")] = name
                 code = f"s[{body.key(path + '.sum')}] + {code}"
             self.code.add(f"{name} = {body.gate(f'({self.of_order(state, code)})')}")
             self.sums[state.name, array.name] = name
+
+    def hold_back(self, path: str, shape: tuple[int, ...]) -> None:
+        """What waits for the end of the period; with `partial drop` no longer than a call."""
+        self.module.hold(path, self.box.loops, shape, "zeros")
+        if self.box.level is not None and self.box.level.partial == "drop":
+            self.module.dropped.append((path, self.box.loops))
 
     def sums_up(self, state: State) -> bool:
         return self.clock[0] > 1 and not state.rule.once
@@ -151,7 +157,7 @@ class Learned(Standing):
         each = sum(rows_a_tick(state, e) for e in examples)
         room = each * max(self.clock)
         wide = shape[-1] if kind == "seen" else shape[-2]
-        self.module.hold(f"{path}.{kind}", self.box.loops, (*shape[:-2], room, wide), "zeros")
+        self.hold_back(f"{path}.{kind}", (*shape[:-2], room, wide))
         key = body.key(f"{path}.{kind}")
         kept = self.code.name(f"{kind}_so_far")
         self.code.add(f"{kept} = self.newest_rows(s[{key}], {name})")

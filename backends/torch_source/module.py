@@ -223,6 +223,8 @@ class Writer:
             for b in self.system.boxes
             if b.kind == "level" and b.level is not None and b.level.name in late
         ]
+        if self.module.dropped:
+            self.table("DROPPED", "what a call ends with; rounds", self.module.dropped)
         if anew:
             self.table("RESETS", "level, box, rounds, after how many tokens it starts anew", anew)
         levels = [b for b in self.system.boxes if b.kind == "level"]
