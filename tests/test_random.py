@@ -662,6 +662,10 @@ SLEEPERS = {
         "backprop mixer -> training first order", "backprop seen -> training, mixer",
         call="x += seen(x)\nrepeat p in [2, 3] { x += mixer[p](x) }",
     ),
+    "a period that the end of a sequence cuts short": with_mixer(
+        cell("partial flush; retain 0.9; write 0.1 * h", clock="4 tokens"), OPEN,
+        call="x += mixer(norm(x))  # in every sequence",
+    ),
     "starts of the next sequence are others": with_mixer(
         cell("retain 0.9; write 0.1 * h").replace("vector(4)", "vector(4) = fresh(normal(1))"),
         OPEN, call="x += mixer(norm(x))  # in every sequence",

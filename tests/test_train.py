@@ -23,7 +23,9 @@ from nlc import checkpoint, cli
 from nlc.backends.runtime.optimizer import GradientError
 from nlc.files import write_atomically
 from nlc.learner import Learner
+from nlc.loading import load_spec
 from nlc.run_folder import RunFolder
+from nlc.train import length_notes
 
 TEXT = "the quick brown fox jumps over the lazy dog; " * 400
 SCRIPT = Path(__file__).parent / "standin.py"
@@ -433,3 +435,8 @@ def test_a_memory_is_loaded_first_and_saved_after(
     Path("other").unlink()
     assert nlc("generate", "run", "--memory", "no/where/m") == 2
     assert sorted(p.name for p in place.iterdir()) == ["m", "run", "spec.nl", "text.txt"]
+
+
+def test_a_level_on_sequences_is_told_to_stand_while_a_run_trains() -> None:
+    (note,) = length_notes(load_spec("sleep", {}).system, 32)
+    assert "asleep (every sequence) stands" in note
