@@ -43,6 +43,11 @@ def learning(learner: Learner) -> Iterator[None]:
         _current.pop()
 
 
+def is_own() -> bool:
+    """Whether no level's gradient is being taken, but one from outside."""
+    return _current[-1] is OWN
+
+
 class _Gate(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, allowed: Allowed) -> Tensor:

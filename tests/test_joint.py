@@ -343,3 +343,30 @@ def test_the_next_sequence_starts_as_the_first_did() -> None:
         assert distance(model(x, state=model.finish(state))[0], first) <= EXACT
     _, before = reference(x)
     assert distance(reference(x, reference.finish(before))[0], first) <= EXACT
+
+
+def test_examples_are_those_of_trainings_gradient_alone() -> None:
+    """Two gradients that are added up, and the step of a rule that asks for what they came through;
+    those of the levels on tokens come through the same products.
+    """
+    text = CASES["a start that the slower learns"].text.replace("unembed(", "linear(")
+    text = text.replace(
+        "learn gradient(rate = 0.1) }", "learn dgd(rate = 0.1) for matrices; learn gradient() }", 1
+    )
+    made = nlc.load(text)
+    model, x = nlc.compile(made, dtype=torch.float64), tokens(9)
+    reference = nlc.reference(made, model.state_dict(), traced=())
+    optimizers = model.optimizers()
+    for _ in range(2):
+        losses, known, _ = model.losses(x)
+        (losses[known].mean() / 2).backward()  # type: ignore[no-untyped-call]
+    rows, _ = model.examples.of("logits.linear", dict(model.named_weights())["logits.linear"])
+    assert len(rows) == 2 * int(known.sum())
+    model.zero_grad()
+    losses, known, _ = model.losses(x)
+    losses[known].mean().backward()  # type: ignore[no-untyped-call]
+    for optimizer in optimizers:
+        optimizer.step()
+    reference.step(x)
+    for name, weight in model.named_weights():
+        assert distance(weight.detach(), reference.values[name]) <= EXACT, name

@@ -12,6 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
+from ..gates import is_own
+
 Pair = tuple[Tensor, Tensor]
 
 
@@ -29,6 +31,8 @@ class Products:
         seen = rows(x.detach())
 
         def surprised(grad: Tensor) -> None:
+            if not is_own():
+                return  # of a level on tokens, in a graph that it shares with training
             self.begin(torch._C._current_graph_task_id(), weight.grad)
             self.pairs.append((seen, rows(grad.detach())))
 

@@ -83,6 +83,8 @@ def span(model: Model, call: Pass, state: State, a: int, b: int, training: bool)
     state.replay.append((tuple(x[:, a:b] for x in call.inputs), call.own))
     s = stream_of(model, state, b - a)
     s.inner, s.joint = not training, training
+    if call.watching is not None:
+        call.watching.on = not model.NEEDS_NEXT or b < call.time
     with differentiable():
         result, kept = model.flow(s, *(x[:, a:b] for x in call.inputs))
         losses = model.labelled(kept, call, a, b)
