@@ -158,7 +158,7 @@ def tokens(time: int, batch: int = 2) -> Tensor:
     return torch.randint(0, 5, (batch, time), generator=torch.Generator().manual_seed(time))
 
 
-def agrees(made: Spec, time: int = 9, cut: int = 5) -> Model:
+def agrees(made: Spec, time: int = 7, cut: int = 5) -> Model:
     """Answers, losses, gradients, any split, and a second call, as the reference has them."""
     model, x = nlc.compile(made, dtype=torch.float64), tokens(time)
     reference = nlc.reference(made, model.state_dict(), traced=())
@@ -179,7 +179,7 @@ def agrees(made: Spec, time: int = 9, cut: int = 5) -> Model:
 
 @pytest.mark.parametrize("name", CASES)
 def test_it_is_what_the_reference_says(name: str) -> None:
-    agrees(CASES[name])
+    agrees(CASES[name], 10 if name == "both start anew" else 7)
 
 
 @pytest.mark.parametrize("order", ["", " first order"], ids=["second", "first"])
