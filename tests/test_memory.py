@@ -21,6 +21,7 @@ from torch import Tensor
 import nlc
 from nlc.backends.runtime import StateError
 from nlc.codes import CODES
+from nlc.driver import SpecError
 from nlc.operation import ALIASES, Memory, MemoryState, names
 from nlc.operation.around import model_of, module_of
 
@@ -599,6 +600,54 @@ def test_a_name_that_is_not_known() -> None:
         nlc.memory("gated_delt")
     with pytest.raises(FileNotFoundError):
         nlc.memory("nowhere.nl")
+
+
+@pytest.mark.parametrize("spec", [3, None, b"delta", ["delta"]])
+def test_what_is_no_name_at_all(spec: Any) -> None:
+    with pytest.raises(TypeError, match="a memory is a shipped name, a file or a text"):
+        nlc.memory(spec)
+
+
+def test_an_objective_is_one_number_a_tick() -> None:
+    """Told as that, and not as one that is missing; an input without sizes leaves it no choice."""
+    text = """nl 1
+use "optim/gradient"
+memory r(q[n], k[n], v[n], eta) {
+  state M : matrix(n, n)
+  objective (M(k) - v)^2
+  learn gradient(rate = eta)
+  read M(q)
+}
+"""
+    with pytest.raises(SpecError) as raised:
+        nlc.memory(text)
+    assert [d.code for d in raised.value.diagnostics] == ["NL603"]
+
+
+@pytest.mark.parametrize("name", ["gain", "bias"])
+def test_a_setting_does_not_spread_an_answer(name: str) -> None:
+    """[4, 1] beside [4] would make [4, 4] of it."""
+    op = OPS["ttt_linear"]
+    data = op.data()
+    data[name] = data[name][..., None]
+    says = rf"with `{name}` \[4, 1\] it would answer \[4, 4\] in place of \[4\]"
+    with pytest.raises(ValueError, match=says):
+        nlc.memory("ttt_linear")(**data, **op.settings)
+
+
+@pytest.mark.parametrize("alpha", [1.5, -0.2])
+def test_a_retention_is_what_is_given(alpha: float) -> None:
+    """Nothing is clipped: beyond 1 a memory grows, below 0 it turns about."""
+    x = GATED.data()
+    kept, reads = torch.zeros(B, H, M, N, dtype=torch.float64), []
+    for t in range(T):
+        q, k, v, beta = (x[n][:, t] for n in ("q", "k", "v", "beta"))
+        said = torch.einsum("bhmn,bhn->bhm", alpha * kept, k)
+        kept = alpha * kept + torch.einsum("bh,bhm,bhn->bhmn", beta, v - said, k)
+        reads.append(torch.einsum("bhmn,bhn->bhm", kept, q))
+    wanted = torch.stack(reads, 1)
+    for given in (alpha, torch.full_like(x["alpha"], alpha)):
+        close(nlc.memory("gated_delta")(**{**x, "alpha": given})[0], wanted)
 
 
 def test_every_mistake_of_a_text_is_told() -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
@@ -121,7 +121,31 @@ def spec_of(call: Call) -> Spec:
             f"what is given does not fit `{memory.name}`: {own}{numbers}, for each of heads "
             f"{list(call.mapped)} and tick\n{render_text(checked.errors)}"
         )
+    check_answer(call, checked.system)
     return Spec(checked)
+
+
+def check_answer(call: Call, system: System) -> None:
+    """A gate that makes the answer of another shape than one number would is no gate: it would be
+    spread over what it was not meant for.
+    """
+    open_ = [p.name.id for p in (*call.memory.streams, *call.memory.settings) if not p.dims]
+    for i, (name, own) in enumerate(call.streams):
+        if name not in open_ or not own:
+            continue
+        streams = (*call.streams[:i], (name, ()), *call.streams[i + 1 :])
+        try:
+            plain = spec_of(replace(call, streams=streams)).system.flow.result.shape
+        except ValueError:  # one number does not fit
+            continue
+        found = system.flow.result.shape
+        if found != plain:
+            heads = len(call.mapped)
+            raise ValueError(
+                f"what is given does not fit `{call.memory.name}`: with `{name}` "
+                f"{list(own)} it would answer {list(found[heads:])} in place of "
+                f"{list(plain[heads:])} for each head and tick"
+            )
 
 
 def refused(memory: Declaration, system: System) -> list[Diagnostic]:

@@ -82,9 +82,13 @@ def declaration(spec: str | Path, name: str | None = None) -> Declaration:
     """A memory by shipped name, by file, or in a text that begins with `nl 1`.
 
     `name`: which one, where a file declares several and none is named as the file.
-    Raises ValueError for an unknown name, OSError for a file that is not there, and SpecError with
-    every mistake of the text.
+    Raises ValueError for an unknown name, TypeError for what is no name, OSError for a file that is
+    not there, and SpecError with every mistake of the text.
     """
+    if not isinstance(spec, str | Path):
+        raise TypeError(
+            f"a memory is a shipped name, a file or a text, and this is a {type(spec).__name__}"
+        )
     if isinstance(spec, str) and "\n" in spec:
         return chosen(spec, "<text>", None, "", name)
     path = Path(spec)

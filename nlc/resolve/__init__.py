@@ -95,7 +95,8 @@ def best_example(
     r: Resolver, declared: Declared, settings: Mapping[str, Any]
 ) -> tuple[list[Box], list[Diagnostic]]:
     """The first example sizes that fit. What fits none may be meant for others, if a size is open:
-    then only what does not depend on sizes is told.
+    then only what does not depend on sizes is told, and what should be one number and is none with
+    any of them.
     """
     node = declared.node
     streams = [p for p in node.params if p.default is None] if isinstance(node, S.Memory) else []
@@ -108,7 +109,12 @@ def best_example(
             return boxes, told
     boxes, told = min(tries, key=lambda t: len(t[1]))
     open_sizes = unsized or any(d.code == "NL601" for d in told)
-    return boxes, [d for d in told if not (open_sizes and d.code.startswith("NL6"))]
+    found = [{(d.code, d.span) for d in each} for _, each in tries]
+
+    def always(d: Diagnostic) -> bool:
+        return d.code == "NL603" and len(tries) > 1 and all((d.code, d.span) in f for f in found)
+
+    return boxes, [d for d in told if not (open_sizes and d.code.startswith("NL6")) or always(d)]
 
 
 def example(
