@@ -171,7 +171,8 @@ CASES = [
 
 
 def test_every_rule_is_tested() -> None:
-    assert {c.op for c in CASES} == set(VJP)
+    # what is drawn has its own: tests/test_systems.py
+    assert {c.op for c in CASES} == set(VJP) - {"dropout"}
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)

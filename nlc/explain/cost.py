@@ -71,7 +71,7 @@ def cost(box: Box, lowering: Lowering) -> Cost | None:
         case "recurrence":
             return recurrence(box, lowering)
         case "frozen":
-            return frozen(box)
+            return frozen(box, lowering)
         case "solved":
             return solved(box)
         case "fired" | "slept":
@@ -164,9 +164,10 @@ def is_behind(array: Array) -> bool:
     return array.name not in ("", "W1", "W3")
 
 
-def frozen(box: Box) -> Cost | None:
-    """Gradients at the first state, forward and back; N ticks of writes that each read meets. With
-    a link each read makes the state first, column by column.
+def frozen(box: Box, lowering: Lowering) -> Cost | None:
+    """Gradients at the first state, forward and back; N ticks of writes that each read meets, and
+    the state at the end, of [m, 2n] with momentum. With a link each read makes the state first,
+    column by column.
     """
     s, r, c = sizes(box), reads(box), box.linearise or 1
     if s is None:
@@ -178,8 +179,10 @@ def frozen(box: Box) -> Cost | None:
         named = (*s.named("P", "B"), ("Q", q), ("F", f), ("C", c))
         note = f"{s.note(False)}; Q and F: P and the widths, each times the columns"
         return Cost(formula, named, flops, memories(box), note)
-    formula = added([(4 + 2 * r, "P"), (2 if s.b else 0, "B"), (2 * r, "CD")])
-    flops = (4 + 2 * r) * s.p + 2 * s.b + 2 * r * c * s.d
+    wide = 2 if any(a.rule.momentum is not None for a in lowering.arrays) else 1
+    whole = 2 + 2 * wide * (1 + r)
+    formula = added([(whole, "P"), (2 if s.b else 0, "B"), (2 * r, "CD")])
+    flops = whole * s.p + 2 * s.b + 2 * r * c * s.d
     named = (*s.named("P", "B", *(("D",) if r else ())), *((("C", c),) if r else ()))
     return Cost(formula, named, flops, memories(box), s.note(False) + ", of widths D" * (r > 0))
 
