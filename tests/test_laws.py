@@ -185,3 +185,25 @@ def test_a_search_without_time_says_so() -> None:
         found = laws.search(fails, examples=3, seconds=10)
     assert found is not None and not found.smallest
     assert "give the search more seconds" in str(found)
+
+
+def test_what_is_drawn_in_training_is_no_stale_read() -> None:
+    """A model as it is compiled trains, and drops; what answers is held to what answers."""
+    spec = nlc.load("""nl 1
+system drawn(n = 3) {
+  level training every step { objective loss; learn adamw(rate = 0.05) }
+  level fast(x) every token {
+    state     M : matrix(n, n)
+    objective sum((M(x) - x)^2)
+    learn     gradient(rate = 0.1)
+    read      M(dropout(x, 0.5))
+  }
+  transfer backprop fast -> training
+  flow(x[n]) {
+    y = fast(linear(x, n))
+    loss = sum((y - next(x))^2)
+    return y
+  }
+}
+""")
+    laws.no_stale_read(spec)

@@ -337,7 +337,11 @@ def compiled(spec: Spec) -> Model | None:
 
 
 def run_for(spec: Spec) -> Run:
-    return run_of(compiled(spec) or reference(spec, traced=()))
+    """As a user runs it: nothing is dropped (2.12), as in a run of the reference that trains
+    nothing.
+    """
+    model = compiled(spec)
+    return run_of(reference(spec, traced=()) if model is None else model.eval())
 
 
 def streams_of(spec: Spec, batch: int = BATCH) -> Streams:
