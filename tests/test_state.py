@@ -71,6 +71,25 @@ def test_after_the_end_of_a_sequence_all_is_as_at_its_start(name: str) -> None:
     assert (again.position, again.sequence, again.elapsed) == (0, 1, 7)
 
 
+def test_the_end_of_what_is_no_state() -> None:
+    model, x = compiled("deltanet"), tokens(2, 16)
+    slips: list[Any] = [None, model(x), x]
+    for wrong in slips:
+        told = f"a state is what this model returned before, not {type(wrong).__name__}"
+        with pytest.raises(TypeError, match=told):
+            model.finish(wrong)
+
+
+def test_an_input_that_the_model_has_not() -> None:
+    model, x = compiled("deltanet"), tokens(2, 16)
+    slip: Any = model.reset(2)
+    told = r"takes tokens \(and a state\), and has no input `sate`"
+    with pytest.raises(TypeError, match=told):
+        model(x, sate=slip)
+    with pytest.raises(TypeError, match=told):
+        model.losses(x, sate=slip)
+
+
 @every_system
 def test_a_loaded_state_can_be_saved_again(name: str, tmp_path: Path) -> None:
     model, x = compiled(name), tokens(2, 12)

@@ -344,6 +344,14 @@ def test_other_names_and_shapes(tmp_path: Path) -> None:
         ("rope_scaling", {"type": "linear", "factor": 2.0}, "rope_type = linear"),
         ("hidden_act", "gelu", "hidden_act = gelu"),
         ("head_dim", 16, "heads of 16"),
+        ("num_attention_heads", 4, "num_attention_heads = 4, and this model 2: make it with heads"),
+        ("partial_rotary_factor", 0.5, "partial_rotary_factor = 0.5, where this language has 1"),
+        ("rope_parameters", {"partial_rotary_factor": 0.5}, "partial_rotary_factor = 0.5"),
+        ("embedding_multiplier", 12.0, "embedding_multiplier = 12.0, where this language has 1"),
+        ("residual_multiplier", 0.22, "residual_multiplier = 0.22"),
+        ("logits_scaling", 8.0, "logits_scaling = 8.0"),
+        ("attention_multiplier", 1.0, "attention_multiplier = 1.0, where this language has 0.5"),
+        ("final_logit_softcapping", 30.0, "final_logit_softcapping = 30.0"),
         ("num_hidden_layers", 3, "3 layers, and this model 2"),
     ],
 )
@@ -352,6 +360,41 @@ def test_a_checkpoint_that_computes_something_else(
 ) -> None:
     place = llama(transformer(1), tmp_path / "llama", **{key: value})
     assert said in refused(tmp_path, place)
+
+
+def with_array(place: Path, name: str, x: Tensor) -> Path:
+    """The folder, with one more file of one array."""
+    save_file({name: x}, place / "more.safetensors")
+    return place
+
+
+@pytest.mark.parametrize("name", ["self_attn.q_norm.weight", "self_attn.q_proj.bias"])
+def test_an_array_of_a_block_that_has_no_place(name: str, tmp_path: Path) -> None:
+    at = f"model.layers.1.{name}"
+    place = with_array(llama(transformer(1), tmp_path / "llama"), at, torch.ones(8))
+    assert f"the checkpoint has {at}, which has no place" in refused(tmp_path, place)
+
+
+def test_what_says_nothing_new_is_no_hindrance(tmp_path: Path) -> None:
+    """Neutral factors, and the angles that old files hold."""
+    neutral: dict[str, Any] = {
+        "embedding_multiplier": 1.0,
+        "logits_scaling": 1,
+        "attention_multiplier": 0.5,
+    }
+    source, model = transformer(1), transformer(2)
+    place = llama(source, tmp_path / "llama", partial_rotary_factor=1.0, **neutral)
+    at = "model.layers.0.self_attn.rotary_emb.inv_freq"
+    started = nlc.start_from(model, with_array(place, at, torch.ones(2)))
+    assert same_bits(source, model) and started.unused == (at,)
+
+
+def test_stacked_of_another_number_of_heads(tmp_path: Path) -> None:
+    place = llama(transformer(1), tmp_path / "llama", num_attention_heads=4)
+    with pytest.raises(WeightsError, match="this model 2: make it with heads = 4"):
+        nlc.start_from(stacked(), place)
+    sizes = SIZES | {"heads": 4}
+    nlc.start_from(nlc.compile("stacked", periods=[3, 7], inner=0, **sizes), place)
 
 
 def test_an_index_that_leads_elsewhere(tmp_path: Path) -> None:

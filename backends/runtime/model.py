@@ -301,7 +301,12 @@ class Model(Words, nn.Module):
         ):
             state = given.pop()
         names = [n for n, _ in self.INPUTS]
-        if len(given) + len(named) != len(names) or any(n not in names for n in named):
+        unknown = next((n for n in named if n not in names), None)
+        if unknown is not None:
+            raise TypeError(
+                f"this model takes {', '.join(names)} (and a state), and has no input `{unknown}`"
+            )
+        if len(given) + len(named) != len(names):
             raise TypeError(
                 f"this model takes {', '.join(names)} (and a state), "
                 f"and was given {len(inputs) + len(named)} inputs"
@@ -344,7 +349,7 @@ class Model(Words, nn.Module):
         sequences fire, and all that is not theirs starts anew (2.6.1). What they write is a
         constant to training. A sequence of no ticks is none.
         """
-        return finish(self, self.checked(state, state.batch))
+        return finish(self, self.checked(state, getattr(state, "batch", 0)))
 
     def ends(self, s: Stream, sequence: int) -> None:
         """The levels on sequences that are due at the end of this one fire."""

@@ -74,7 +74,11 @@ def start_from(
     try:
         theirs = read(place)
         if names is None and (place / "config.json").is_file():
-            numbers = {"rope_theta": model.BASES, "rms_norm_eps": model.EPS}
+            numbers = {
+                "num_attention_heads": llama.heads(model.STATES),
+                "rope_theta": model.BASES,
+                "rms_norm_eps": model.EPS,
+            }
             names, theirs = llama.names(list(ours), theirs, config_of(place), numbers)
     except (CallError, llama.UnlikeError) as error:
         raise WeightsError(str(error)) from None

@@ -3,14 +3,16 @@ what is written as they are.
 
 In: the names of our arrays, the arrays of the checkpoint, its `config.json`. Out: which is which,
 and the arrays as ours are laid out (a key head that several queries share is there once, and here
-once for each query). What a model computes otherwise is refused: another base of its rotary angles
-or number under the root of its norms, biases, and angles that are no powers of one base.
+once for each query). What a model computes otherwise is refused: another number of heads, another
+base of its rotary angles or number under the root of its norms, angles that are no powers of one
+base, factors of its own, biases, and any other array of a block that has no place here.
 """
 
 from __future__ import annotations
 
+import math
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -28,11 +30,28 @@ WANTED: Mapping[str, tuple[Any, ...]] = {
     "attention_bias": (False,),
     "mlp_bias": (False,),
     "sliding_window": (None,),
+    "partial_rotary_factor": (1, None),
+    "embedding_multiplier": (1, None),
+    "residual_multiplier": (1, None),
+    "logits_scaling": (1, None),
+    "logit_scale": (1, None),
+    "attn_logit_softcapping": (None,),
+    "final_logit_softcapping": (None,),
 }
+# Arrays that must all have a place here, and those of them that say nothing new.
+BLOCKS = re.compile(r"model\.(layers\.\d+|norm|embed_tokens)\..*|lm_head\..*")
+DERIVED = re.compile(r".*\.rotary_emb\.inv_freq|lm_head\.weight")
 
 
 # What both sides have as a number: what it means where a config is silent, and our setting.
-NUMBERS = {"rope_theta": (10000.0, "base"), "rms_norm_eps": (1e-6, "eps")}
+NUMBERS = {
+    "num_attention_heads": (1, "heads"),
+    "rope_theta": (10000.0, "base"),
+    "rms_norm_eps": (1e-6, "eps"),
+}
+
+
+ANGLES = ("rope_theta", "partial_rotary_factor")  # what stands among the others or by itself
 
 
 class UnlikeError(ValueError):
@@ -64,7 +83,19 @@ def names(
     here = sum(name.endswith("input_layernorm.weight") for name in found.values())
     if here != layers:
         raise UnlikeError(f"the checkpoint has {layers} layers, and this model {here}")
+    placed = set(found.values())
+    left = [n for n in theirs if n not in placed and BLOCKS.fullmatch(n)]
+    over = [n for n in left if not DERIVED.fullmatch(n)]
+    if over:
+        raise UnlikeError(f"the checkpoint has {over[0]}, which has no place in this model")
     return found, repeated(theirs, config)
+
+
+def heads(states: Iterable[tuple[Any, ...]]) -> set[int]:
+    """How many heads the attention of a model has, by the rows of what it keeps of the past."""
+    path = re.compile(r"(?:layers\.\{\}\.)?attention(?:_\d+)?\..*past(?:_\d+)?")
+    shapes = [shape for name, _, shape, _ in states if path.fullmatch(name)]
+    return {shape[0] if len(shape) == 3 else 1 for shape in shapes}
 
 
 def numbered(ours: list[str], pattern: str, roles: list[str]) -> dict[str, str]:
@@ -85,7 +116,7 @@ def check(config: Mapping[str, Any], numbers: Mapping[str, Collection[float]]) -
             f"the checkpoint has rope_type = {kind}: its angles are no powers of one base, which "
             "is what `rope` has"
         )
-    said = {**config, **{k: v for k, v in angles.items() if k == "rope_theta"}}
+    said = {**config, **{k: v for k, v in angles.items() if k in ANGLES}}
     for key, values in WANTED.items():
         if key in said and said[key] not in values:
             raise UnlikeError(
@@ -104,6 +135,11 @@ def check(config: Mapping[str, Any], numbers: Mapping[str, Collection[float]]) -
     if config.get("head_dim") not in (None, width // heads):
         raise UnlikeError(
             f"the checkpoint has heads of {config['head_dim']}, of a width of {width} by {heads}"
+        )
+    own, usual = config.get("attention_multiplier"), (width // heads) ** -0.5
+    if own is not None and not math.isclose(float(own), usual, rel_tol=1e-6):
+        raise UnlikeError(
+            f"the checkpoint has attention_multiplier = {own}, where this language has {usual:g}"
         )
 
 
