@@ -678,6 +678,50 @@ def test_sleep_is_that_of_the_reference_for_days_of_any_length() -> None:
         state, wanted = model.finish(state), reference.finish(wanted)
 
 
+# ---- the sequence after -------------------------------------------------------------------------
+
+
+EVERY_OTHER_NIGHT = (
+    ("every sequence {", "every 2 sequences {"),
+    ("  transfer backprop", "  transfer init training -> asleep\n  transfer backprop"),
+)
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "constant"),
+    [
+        ("titans", (), ()),
+        ("hope", (), ()),
+        ("cms_sequential", (), ()),
+        ("cms_nested", (), ()),
+        ("sleep", (), ()),
+        ("sleep", EVERY_OTHER_NIGHT, ("layers.0.asleep.S.W1", "layers.0.asleep.S.W2")),
+    ],
+)
+def test_a_start_is_trained_after_the_end_of_a_sequence(
+    name: str, changes: tuple[tuple[str, str], ...], constant: tuple[str, ...]
+) -> None:
+    """As at the first reset; what outlives the sequence is a constant, also where it has not
+    fired yet. Each sequence has its own backward pass.
+    """
+    spec = small(name, depth=1)
+    if changes:
+        text = (SPECS / f"{name}.nl").read_text(encoding="utf-8")
+        for old, new in changes:
+            assert text.count(old) == 1
+            text = text.replace(old, new)
+        spec = nlc.load(text, vocab=11, width=8, depth=1, window=3, replayed=2)
+    model = model_of(spec)
+    reference = nlc.reference(spec, model.state_dict())
+    x, y = tokens(2, 6), tokens(2, 5, seed=1)
+    losses, labelled, state = model.losses(x)
+    losses[labelled].mean().backward()  # type: ignore[no-untyped-call]
+    state, wanted = model.finish(state), reference.finish(reference(x)[1])
+    truth, found = truth_of(reference, (y,), wanted), gradients(model, (y,), state)
+    assert farthest(found, truth.gradients)[0] < 1e-9
+    assert {p for p, g in found.items() if g is None or not g.any()} == set(constant)
+
+
 # ---- a learned optimizer -------------------------------------------------------------------------
 
 

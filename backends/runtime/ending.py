@@ -6,24 +6,32 @@ from itertools import product
 from typing import TYPE_CHECKING
 
 import torch
+from torch import Tensor
 
-from .state import State
+from .state import State, detached
 
 if TYPE_CHECKING:
     from .model import Model
 
 
-@torch.no_grad()
 def finish(model: Model, state: State) -> State:
+    """What lasts is a constant; what starts anew is what `reset` makes, so that a start is trained
+    through the sequences after the first as well.
+    """
     if not state.position:
         return state
+    made = State(model.starts(state.batch) | lasting(model, state), 0, state.batch, state.spec)
+    made.sequence, made.elapsed = state.sequence + 1, state.elapsed + state.position
+    model.rebase(made)
+    return made
+
+
+@torch.no_grad()
+def lasting(model: Model, state: State) -> dict[str, Tensor]:
+    """The arrays of the levels on sequences, after those that are due have fired."""
     s = model.stream_of(state, 1)
     s.position = state.position - 1
     with model.arithmetic(), s.life(0, 1, -state.elapsed, "end"):
         model.ends(s, state.sequence + 1)
-    lasting = [p.format(*r) for p, n in model.LASTING for r in product(*map(range, n))]
-    kept = {k: x for k, x in s.items() if k.startswith(tuple(lasting))}
-    made = State(model.starts(state.batch) | kept, 0, state.batch, state.spec)
-    made.sequence, made.elapsed = state.sequence + 1, state.elapsed + state.position
-    model.rebase(made)
-    return made
+    paths = tuple(p.format(*r) for p, n in model.LASTING for r in product(*map(range, n)))
+    return detached({k: x for k, x in s.items() if k.startswith(paths)})
