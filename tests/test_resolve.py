@@ -733,3 +733,13 @@ def test_both_backends_train_the_starts_that_are_named(end: str) -> None:
     }
     for name, gradient in found.items():
         torch.testing.assert_close(gradient, wanted[name])
+
+
+def test_a_learned_start_is_one_weight() -> None:
+    level = """level cells(x) every token {
+      state c : vector(width) = learned(width, start = 0.1) { retain 0.9; write 0.1 * x }
+      read c
+    }
+    transfer backprop cells -> training"""
+    made = system(lm(levels=level, flow="x += cells(x)"))
+    assert [w.path for w in made.weights if w.maker == "learned"] == ["cells.learned"]

@@ -107,11 +107,13 @@ class Boxes(Rules, States):
         )
         r.add_box(level, box, body)
         quiet = Body(r, env.new_child(), f"{path}.", body.loops, box)
+        weights = len(r.weights)
         with r.quiet():
             work = Work()
             for statement in node.body.statements:
                 if isinstance(statement, S.State):
                     self.declare(quiet, statement, work)
+        r.drop_weights(weights)  # those of starts are made when the body is read
         r.box_states[id(box)] = dict(quiet.env.maps[0])
         return box
 
