@@ -245,6 +245,74 @@ def test_compiled_equals_the_reference(name: str, tmp_path: Path) -> None:
         assert other_samples(run_of(model), spec.system, streams).value == 0
 
 
+BESIDE = """nl 1
+system test(n = 3) {{
+  level training every step {{ objective loss; learn adamw(rate = 0.05) }}
+  level fast(x[2, n], r) every token {{
+    {resets}
+    state W : matrix(n, n) per 2 = normal(0.5)
+    state c : vector(n) per 2 {{ {other} }}
+    objective sum((W(x) - c)^2)
+    learn {rule}
+    read join(W(x) + c)
+  }}
+  transfer backprop fast -> training
+  flow(x[6], r) {{
+    z = fast(split(linear(x, 6), 2), r)
+    loss = sum((z - next(x))^2)
+    return z
+  }}
+}}
+"""
+SET = "set 0.5 * c + 0.5 * x"
+ONE_RATE = {
+    "of an input": (SET, "gradient(rate = sigmoid(r))"),
+    "of a mean, from a reset on": (
+        SET, "gradient(rate = sigmoid(mean(x)))", "reset every 4 tokens",
+    ),
+    "beside what is written": ("retain 0.5; write 0.3 * x", "gradient(rate = sigmoid(r))"),
+    "of a vector too": (
+        "objective sum((c - x)^2); learn gradient(rate = sigmoid(r))",
+        "momentum(rate = sigmoid(r), keep = sigmoid(mean(x)))",
+    ),
+    "of what the rule keeps": (SET, "adamw(rate = sigmoid(r) / 10, shrink = sigmoid(r))"),
+    "for each channel": (SET, "gradient(rate = column(sigmoid([1, 2, 3] * r)))"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ONE_RATE)
+def test_one_number_is_the_rate_of_all_heads(name: str, tmp_path: Path) -> None:
+    other, rule, resets = (*ONE_RATE[name], "")[:3]
+    uses = 'use "optim/momentum"\n' if "momentum" in rule else ""
+    text = BESIDE.format(resets=resets, other=other, rule=rule).replace("nl 1\n", f"nl 1\n{uses}")
+    path = tmp_path / "case.nl"
+    path.write_text(text)
+    spec = nlc.load(path)
+    model = nlc.compile(spec, dtype=torch.float64)
+    draw = torch.Generator().manual_seed(0)
+    x = torch.randn(2, 7, 6, generator=draw, dtype=torch.float64)
+    r = torch.randn(2, 7, generator=draw, dtype=torch.float64)
+    truth = nlc.reference(spec, model.state_dict())
+    wanted, _ = truth({"x": x, "r": r})
+    assert near(model(x, r)[0], wanted) < 1e-9
+
+    loss, counted, _ = model.losses(x, r)
+    losses, known = truth.losses({"x": x, "r": r})
+    assert torch.equal(counted, known) and near(loss, losses) < 1e-9
+    loss[counted].mean().backward()  # type: ignore[no-untyped-call]
+    weights = dict(model.named_weights())
+    for weight, gradient in truth.gradients({"x": x, "r": r}).items():
+        found = weights[weight].grad
+        assert found is not None and near(found, gradient) < 1e-9, weight
+
+    state, parts = None, []
+    for at in torch.split(torch.arange(7), [1, 3, 1, 2]):
+        with torch.no_grad():
+            answer, state = model(x[:, at], r[:, at], state)
+        parts.append(answer)
+    assert near(torch.cat(parts, 1), wanted) < 1e-9
+
+
 KINK = memory(
     "matrix(n, n)", "objective length(M(k) - v)", "retain alpha", "learn implicit(rate = eta)"
 )

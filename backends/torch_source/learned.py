@@ -407,12 +407,7 @@ class Learned(Standing):
                 continue
             rest = own_shape(term, state)
             passed[name] = len(rest)
-            code = self.last(body, term, state)
-            if len(rest) == len(term.shape) and state.per:  # no heads of its own
-                at = [":"] * (body.lead - 1) + ["None"] * len(state.per) + [":"] * len(rest)
-                value = body.e(term)
-                code = f"{code}[{', '.join(at)}]" if value.lead else code
-            given += f", {code}"
+            given += f", {self.last(body, term, state)}"
         return passed, given
 
 
