@@ -138,14 +138,23 @@ def test_a_nested_continuum_has_two_orders() -> None:
     assert {"x.embed", "layers.0.fast.continuum.F.W1", "layers.0.slow.continuum.F.W2"} <= differ
 
 
-@pytest.mark.parametrize("name", ["maml", "self_modifying_titans", "cms_nested"])
+def full_hope() -> tuple[Spec, Streams]:
+    """With the second derivatives that the shipped file leaves out."""
+    text = (SPECS / "hope.nl").read_text("utf-8")
+    assert text.count(" first order") >= 2
+    spec = nlc.load(text.replace(" first order", ""), vocab=5, width=4, heads=2, depth=1, chunk=2,
+                    periods=[2, 4])  # fmt: skip
+    return spec, (torch.randint(0, 5, (1, 9), generator=torch.Generator().manual_seed(0)),)
+
+
+@pytest.mark.parametrize("name", ["maml", "self_modifying_titans", "cms_nested", "hope"])
 def test_the_true_derivative_is_that_of_finite_differences(name: str) -> None:
-    cases = {"maml": (maml(), task()), "cms_nested": nested()}
+    cases = {"maml": (maml(), task()), "cms_nested": nested(), "hope": full_hope()}
     spec, streams = cases.get(name) or self_modifying()
     model = nlc.compile(spec, dtype=torch.float64)
     found = gradients(model, streams)
     largest = max(float(g.norm()) for g in found.values())
-    for way in ways(model, 1 if name == "cms_nested" else 3):
+    for way in ways(model, 1 if name in ("cms_nested", "hope") else 3):
         along = sum(float((found[n] * way[n]).sum()) for n in found)
         wanted = slope(spec, model, streams, way, 1e-3)
         assert abs(along - wanted) <= 1e-6 * max(abs(wanted), largest)

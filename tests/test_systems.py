@@ -882,3 +882,17 @@ def test_maml_is_what_one_writes_by_hand(order: str) -> None:
     wanted = torch.func.grad(outer)(start)
     for name, w in model.named_weights():
         assert w.grad is not None and distance(w.grad, wanted[name]) < 1e-12
+
+
+def test_hope_attention_is_a_transformer_until_its_blocks_have_learned() -> None:
+    text = (SPECS / "hope_attention.nl").read_text(encoding="utf-8")
+    still = text.replace("continuum(x)", "continuum(x, rate = 0)")
+    assert still != text
+    sizes = {"vocab": 7, "width": 8, "heads": 2, "depth": 2, "periods": [4, 8]}
+    learns, stands = (nlc.compile(nlc.load(t, **sizes), dtype=torch.float64) for t in (text, still))
+    stands.load_state_dict(learns.state_dict())
+    ids = torch.randint(0, 7, (2, 13), generator=torch.Generator().manual_seed(0))
+    found, wanted = learns(ids)[0], stands(ids)[0]
+    off = (found - wanted).abs().amax((0, 2))
+    assert off[:4].max() < 1e-12, "the label of the fourth token is the fifth"
+    assert off[4:].min() > 1e-6
