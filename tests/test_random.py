@@ -166,11 +166,11 @@ def agrees(case: Case) -> bool:
     return True
 
 
-def moved(spec: Spec, model: torch.nn.Module) -> Reference:
+def moved(spec: Spec, model: torch.nn.Module, seed: int = 0) -> Reference:
     """The reference with other last bits in its weights: how far it is moved is what no algorithm
     can promise.
     """
-    draw = torch.Generator().manual_seed(0)
+    draw = torch.Generator().manual_seed(seed)
     weights = {
         n: w * (1 + 1e-15 * torch.randn(w.shape, generator=draw, dtype=w.dtype))
         for n, w in model.state_dict().items()
@@ -201,9 +201,19 @@ def same_gradients(
             grad = torch.zeros_like(weight) if weight.grad is None else weight.grad
             off = distance(grad, truth[name], 1e-3 * largest)
             if off > TOLERANCE:
-                near = moved(spec, model)
-                grads = training.gradients(near, near.run(streams, None, True)[0])
-                assert off <= distance(grads[name], truth[name], 1e-3 * largest), f"of {name}"
+                assert off <= last_bits(spec, model, streams, truth, 1e-3 * largest), f"of {name}"
+
+
+def last_bits(
+    spec: Spec, model: torch.nn.Module, streams: Streams, truth: Mapping[str, Tensor], least: float
+) -> float:
+    """How far other last bits of the weights move the reference's gradients, in any array."""
+    far = 0.0
+    for draw in range(4):
+        near = moved(spec, model, draw)
+        grads = training.gradients(near, near.run(streams, None, True)[0])
+        far = max([far, *(distance(grads[n], truth[n], least) for n in truth)])
+    return far
 
 
 def same_splits(
