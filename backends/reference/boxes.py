@@ -66,6 +66,7 @@ class Sample:
     ticks: dict[str, int] = field(default_factory=dict)  # of a level, since its reset
     sequences: dict[str, int] = field(default_factory=dict)  # since its reset
     tasks: dict[str, int] = field(default_factory=dict)
+    leaves: Mapping[str, Tensor] = field(default_factory=dict)  # at its last tick
     pending: Frame | None = None
     tick: int = 0
     position: int = 0
@@ -160,11 +161,13 @@ class Run:
     # ---- what terms ask for --------------------------------------------------------------------
 
     def weight(self, weight: Weight, frame: Frame) -> Tensor:
-        """An unnamed weight: a leaf, or a state of each sequence if its owner lives on tokens."""
+        """An unnamed weight, as it was in the call of the frame: what a call has made is made. A
+        leaf, or a state of each sequence if its owner lives on tokens.
+        """
         name = weight.path.format(*frame.rounds)
         owner = self.system.owner
         if owner is None or owner.clock.unit not in ("token", "sequence"):
-            return self.passing.leaves[name]
+            return (frame.leaves or self.passing.leaves)[name]
         if name not in self.sample.weights:
             leaf = {"": self.passing.leaves[name]}
             self.sample.weights[name] = self.cell(owner, leaf, leaf, leaf)
@@ -430,7 +433,7 @@ class Run:
             key = (path, (*frame.heads, *head))
             inner = Frame(
                 box, box.level, key, frame.rounds, self.index, frame.tick, frame.position,
-                both=frame.box is not None, streams=streams,
+                both=frame.box is not None, streams=streams, leaves=frame.leaves,
             )  # fmt: skip
             leads = zip(args.items(), box.input_mapped or ((),) * len(args), strict=True)
             self.run_box(inner, {n: part(v, lead, head) for (n, v), lead in leads})

@@ -102,6 +102,7 @@ class Frame:
     solved: dict[tuple[str, str], Arrays] = field(default_factory=dict)
     results: dict[str, Value] = field(default_factory=dict)
     reads: set[tuple[str, str]] = field(default_factory=set)  # told to the trace
+    leaves: Mapping[str, Tensor] = field(default_factory=dict)  # the parameters of its call
 
     @property
     def heads(self) -> tuple[int, ...]:

@@ -138,7 +138,7 @@ def frame_of(
     return Frame(
         box, outer.level, (where, ()), outer.rounds, outer.sample, outer.tick, outer.position,
         inputs={"read": named, "write": named}, names={"read": names, "write": names},
-        family=family,
+        family=family, leaves=outer.leaves,
     )  # fmt: skip
 
 

@@ -40,6 +40,7 @@ def tick(run: Run, inputs: Mapping[str, Tensor | None]) -> Value:
     with torch.set_grad_enabled(run.recording):
         sample.tick += 1
         sample.inputs[sample.tick] = dict(inputs)
+        sample.leaves = run.passing.leaves
         settle(run)
         if run.passing.replayed:
             sample.snapshots[sample.tick] = sample.fork()
@@ -50,8 +51,9 @@ def flow(run: Run) -> Value:
     """The flow in text order, and who looks at it without being called."""
     sample = run.sample
     frame = Frame(
-        None, None, ("", ()), sample=run.index, tick=sample.tick, position=sample.position
-    )
+        None, None, ("", ()), sample=run.index, tick=sample.tick, position=sample.position,
+        leaves=sample.leaves,
+    )  # fmt: skip
     names: dict[str, object] = {}
     given = sample.inputs[sample.tick]
     frame.inputs = {"read": dict(given), "write": dict(given)}
@@ -72,7 +74,7 @@ def uncalled(run: Run, flow: Frame) -> None:
             if not level.called and box.states:
                 frame = Frame(
                     box, level, (box.path, ()), sample=run.index, tick=flow.tick,
-                    position=flow.position,
+                    position=flow.position, leaves=flow.leaves,
                 )  # fmt: skip
                 run.run_box(frame, {})
 
