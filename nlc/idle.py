@@ -19,7 +19,9 @@ def idle(system: System, box: Box) -> bool:
 
 def stands(state: State) -> bool:
     rule = state.rule
-    if rule.retain is not None or rule.write is not None or rule.set is not None or rule.through:
+    if rule.write is not None or rule.set is not None or rule.through:
+        return False
+    if rule.retain is not None and not is_one(rule.retain):
         return False
     return not rule.onto and all(map(at_nothing, rule.learn.values()))
 
@@ -43,6 +45,9 @@ def is_nothing(term: Term) -> bool:
 
 
 def is_one(term: Term) -> bool:
+    """1, less nothing."""
+    if term.op == "sub":
+        return is_one(term.args[0]) and is_nothing(term.args[1])
     return term.op == "const" and term.info == 1
 
 

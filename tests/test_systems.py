@@ -24,12 +24,6 @@ from nlc.verify import Certificate, Options, verify
 from nlc.verify import properties as P
 from nlc.verify.streams import farthest, gradients, truth_of
 
-# What starts at nought hides, until it has moved, the array that it multiplies; and a memory whose
-# rate is a setting of 0 fires, and does not change.
-KNOWN = {
-    "lora": ("arrays without a gradient", "adapter.A"),
-    "hope_ablations": ("changes off the clock", ""),
-}
 OTHERS = [name for name in EVERY if name not in SYSTEMS]
 
 
@@ -43,14 +37,9 @@ def certificate(name: str) -> Certificate:
 
 @pytest.mark.parametrize("name", OTHERS)
 def test_what_always_holds(name: str) -> None:
+    """`nlc verify` and `nlc build` exit 0 for each."""
     found = certificate(name)
-    assert not found.lacking
-    failed = [m for m in found.measured if not m.holds]
-    if name in KNOWN:
-        (only,) = failed
-        assert only.name == KNOWN[name][0] and KNOWN[name][1] in only.at
-    else:
-        assert failed == []
+    assert found.holds, found.text()
 
 
 @pytest.mark.parametrize("name", OTHERS)

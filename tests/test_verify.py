@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+from shipped import SPECS
 from test_cli import GOOD, MISSPELT
 from torch import Tensor
 
@@ -23,7 +24,7 @@ from nlc.backends.runtime import Model
 from nlc.diagnostics import Diagnostic
 from nlc.driver import Spec, SpecError
 from nlc.system import Clock
-from nlc.verify import Options, Verifier, headed, number, verify, within
+from nlc.verify import Options, Verifier, headed, number, told, verify, within
 from nlc.verify import properties as P
 from nlc.verify.properties import LongRun, Measured
 from nlc.verify.streams import random_streams, run_of, truth_of, vocabularies
@@ -131,15 +132,53 @@ def test_a_state_that_carries_no_gradient_is_seen() -> None:
     assert not P.gradients_across_calls(cut, small().streams).holds
 
 
+UNUSED = """nl 1
+system unused(n = 4, on = 0) {
+  level training every step { objective loss; learn adam(rate = 1e-3) }
+  flow(x[n], y[n]) {
+    z = linear(x, n)
+    z += on * linear(x, n)
+    loss = sum((z - y)^2)
+    return z
+  }
+}
+"""
+
+
 def test_an_array_without_a_gradient_is_seen() -> None:
-    model = small().module(torch.float64)
-    assert P.without_gradient(model, small().streams).value == 0
-    with torch.no_grad():  # nothing passes any more through the mixer
-        next(p for n, p in model.named_weights() if n.endswith("out.linear_2")).zero_()
-    found = P.without_gradient(model, small().streams)
-    assert found.value > 3 and "mixer" in found.at
+    found = verify(nlc.load(UNUSED), FAST)
+    assert [(m.name, m.value, m.at) for m in found.measured if not m.holds] == [
+        ("arrays without a gradient", 1, "z.linear_2")
+    ]
+    assert "arrays without a gradient: 1 (bar 0), FAILS: z.linear_2" in "\n".join(found.header())
+    assert verify(nlc.load(UNUSED, on=1), FAST).holds
     assert not P.all_reached(torch.tensor([1.0, math.nan]))
     assert not P.all_reached(torch.stack([torch.ones(2, 2), torch.zeros(2, 2)])), "one head"
+
+
+def test_a_gradient_that_is_nothing_where_a_weight_stands_is_none_that_is_missing() -> None:
+    model = small().module(torch.float64)
+    assert P.without_gradient(model, small().streams, small().system).value == 0
+    out = next(p for n, p in model.named_weights() if n.endswith("out.linear_2"))
+    with torch.no_grad():  # nothing passes through the mixer while this stands at 0
+        out.zero_()
+    before = {n: p.clone() for n, p in model.named_weights()}
+    assert P.without_gradient(model, small().streams, small().system).value == 0
+    assert all(torch.equal(p, before[n]) for n, p in model.named_weights())
+    with torch.no_grad():
+        out.fill_(math.nan)
+    found = P.without_gradient(model, small().streams, small().system)
+    assert found.value > 3 and not found.holds, "a gradient that is no number is none"
+
+
+def test_weights_that_a_spec_keeps_fixed_need_no_gradient() -> None:
+    text = (SPECS / "deltanet.nl").read_text(encoding="utf-8")
+    assert "transfer backprop mixer -> training" in text
+    text = text.replace("backprop mixer -> training", "condition training -> mixer")
+    verifier = Verifier(nlc.load(text, **SMALL), FAST)
+    found = P.without_gradient(verifier.model, verifier.streams, verifier.system)
+    fixed = P.kept_fixed(verifier.system)
+    assert found.holds and fixed == {n for n, _ in verifier.model.named_weights() if "mixer." in n}
 
 
 def test_changes_off_the_clock_are_seen(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -150,6 +189,54 @@ def test_changes_off_the_clock_are_seen(monkeypatch: pytest.MonkeyPatch) -> None
     other = {path: replace(v, clock=Clock("token", 3)) for path, v in P.owners(slow.system).items()}
     monkeypatch.setattr(P, "owners", lambda _: other)
     assert not P.off_the_clock(slow.model, slow.system, slow.streams).holds
+
+
+STILL = """nl 1
+system still(n = 4, rate = 0) {
+  level training every step { objective loss; learn adam(rate = 1e-3) }
+  level a(x) every token {
+    state M : mlp(n, n)
+    objective sum((M(x) - x)^2) RULE
+    read M(x)
+  }
+  flow(x[n]) {
+    z = linear(x, n)
+    z += a(z)
+    loss = sum((z - x)^2)
+    return z
+  }
+}
+"""
+
+
+def test_what_never_changes_is_told_by_name_unless_its_rate_is_nothing() -> None:
+    """A rate of 0 that the text shows is a weight; one that only the numbers show is a fault."""
+    plain = Verifier(nlc.load(STILL.replace("RULE", "; learn gradient(rate = rate)")), FAST)
+    assert P.off_the_clock(plain.model, plain.system, plain.streams).holds
+    flat = nlc.load(STILL.replace("RULE", "* floor(0 * sum(x)); learn gradient(rate = 0.1)"))
+    found = verify(flat, FAST)
+    (failed,) = (m for m in found.measured if m.name == "changes off the clock")
+    assert failed.at == "a.M.W1 changes at none of its 5 firings" and failed.value == 0
+    assert f"FAILS: {failed.at}" in "\n".join(found.header()) and failed.at in found.text()
+
+
+def test_each_property_that_fails_says_where_and_by_how_much() -> None:
+    x, truth = small().streams, small().truth
+    off = truth.outputs.clone()
+    off[0, 3] += 1
+    assert P.same_outputs(small().model, x, replace(truth, outputs=off)).at == "token 4"
+    none = truth.labelled.clone()
+    none[0, 2] = ~none[0, 2]
+    unlike = P.same_losses(small().model, x, replace(truth, labelled=none))
+    assert unlike.at == "whether token 3 has one" and not unlike.holds
+    assert P.streamed(forgets, random_streams(small().system, 3, 9)).at.startswith("token ")
+    mixed = P.other_samples(mixes, small().system, random_streams(small().system, 3, 9))
+    assert mixed.at == "sample 1, as sample 2 was changed"
+    nothing = P.later_tokens(answers_nothing, small().system, x)
+    assert told(nothing).endswith("FAILS: nothing depends on what was changed")
+    assert told(Measured("a", 2.14e-3, 1e-9, "token 4")) == (
+        "    a: 0.0021 (bar 1e-9), FAILS: token 4"
+    )
 
 
 @pytest.mark.parametrize("end", [0.0, 1e-3, 1e3, math.inf, math.nan])

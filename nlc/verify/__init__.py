@@ -106,10 +106,7 @@ class Certificate:
         """
         said = "Verified" if self.holds else "NOT verified"
         ran = f"{self.tokens} tokens, {amount(self.options.batch, 'sample')}, float64"
-        rows = [
-            f"    {m.name}: {within(m.value)} (bar {short(m.bar)}){'' if m.holds else ', FAILS'}"
-            for m in self.measured
-        ]
+        rows = [told(m) for m in self.measured]
         notes = (fill(f"    note: {n}", 100, subsequent_indent=" " * 8) for n in self.notes)
         return [f"{said} by nlc on {ran}:", *rows, *notes]
 
@@ -205,7 +202,7 @@ class Verifier:
         yield "the Jacobian", lambda: P.jacobian(model, system, self.tokens, seed)
         if self.learns:
             yield "gradients through calls", lambda: P.gradients_across_calls(model, x)
-            yield "what gets a gradient", lambda: P.without_gradient(model, x)
+            yield "what gets a gradient", lambda: P.without_gradient(model, x, system)
 
     @property
     def learns(self) -> bool:
@@ -280,8 +277,18 @@ def title(system: System, options: Options, tokens: int, compiled: bool) -> list
 
 def row(m: Measured) -> str:
     said = "holds" if m.holds else "FAILS"
-    at = m.at if m.contrast > 0 else "nothing depends on what was changed"
+    at = m.at or "nothing depends on what was changed" * (not m.contrast > 0)
     return f"  {m.name:42}{number(m.value):>9}   {short(m.bar):>6}   {said}   {at}".rstrip()
+
+
+def told(m: Measured) -> str:
+    """A line of a header. What fails has its number, and where it was."""
+    bar = f"(bar {short(m.bar)})"
+    if m.holds:
+        return f"    {m.name}: {within(m.value)} {bar}"
+    why = row(m).partition("FAILS")[2].strip()
+    text = f"    {m.name}: {number(m.value)} {bar}, FAILS{why and f': {why}'}"
+    return fill(text, 100, subsequent_indent=" " * 8)
 
 
 def number(value: float) -> str:

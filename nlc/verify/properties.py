@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -19,6 +20,7 @@ from ..backends.parameters import paths
 from ..backends.reference import Reference
 from ..backends.runtime import Model, State
 from ..backends.torch_source.bodies import state_path
+from ..idle import stands
 from ..system import Level, System
 from .streams import (
     Nudged,
@@ -26,6 +28,7 @@ from .streams import (
     Streams,
     Truth,
     answering,
+    apart,
     changed,
     distance,
     farthest,
@@ -61,19 +64,22 @@ class Measured:
 
 def same_outputs(model: Model, streams: Streams, truth: Truth) -> Measured:
     """Answers, with and without gradients kept."""
-    off = distance(model(*streams)[0], truth.outputs)
+    kept = model(*streams)[0]
     with torch.no_grad():
-        off = max(off, distance(model(*streams)[0], truth.outputs))
-    return Measured("outputs == reference", off, EXACT)
+        other = model(*streams)[0]
+    off, where = worse(apart(kept, truth.outputs), apart(other, truth.outputs))
+    return Measured("outputs == reference", off, EXACT, where)
 
 
 def same_losses(model: Model, streams: Streams, truth: Truth) -> Measured:
     """The loss of every token, and which tokens have one."""
     with torch.no_grad():
         losses, labelled, _ = model.losses(*streams)
-    same = torch.equal(labelled, truth.labelled)
-    off = distance(losses, truth.losses) if same else math.inf
-    return Measured("losses == reference", off, EXACT)
+    if not torch.equal(labelled, truth.labelled):
+        tick = int((labelled != truth.labelled).nonzero()[0][1]) + 1
+        return Measured("losses == reference", math.inf, EXACT, f"whether token {tick} has one")
+    off, where = apart(losses, truth.losses)
+    return Measured("losses == reference", off, EXACT, where)
 
 
 def same_gradients(model: Model, streams: Streams, truth: Truth) -> Measured:
@@ -82,15 +88,21 @@ def same_gradients(model: Model, streams: Streams, truth: Truth) -> Measured:
     return Measured("gradients == reference", off, EXACT, where)
 
 
+def worse(a: tuple[float, str], b: tuple[float, str]) -> tuple[float, str]:
+    """The larger distance; what is no number is larger than any."""
+    return a if b[0] <= a[0] or math.isnan(a[0]) else b
+
+
 def handed_over(model: Model, reference: Reference, streams: Streams, cut: int) -> Measured:
     """Answers of two calls, the second with the state of the first, on both sides."""
     first, second = ticks(streams, 0, cut), ticks(streams, cut)
     wanted, before = reference(first)
     with answering(model):
         y, state = model(*first)
-        off = distance(y, wanted)
-        off = max(off, distance(model(*second, state=state)[0], reference(second, before)[0]))
-    return Measured("two calls == reference", off, EXACT)
+        early = apart(y, wanted)
+        late = apart(model(*second, state=state)[0], reference(second, before)[0], cut)
+    off, where = worse(early, late)
+    return Measured("two calls == reference", off, EXACT, where)
 
 
 def gradients_handed_over(
@@ -116,8 +128,8 @@ def gradients_handed_over(
 def streamed(run: Run, streams: Streams) -> Measured:
     """One token a call."""
     whole, _ = run(streams, None)
-    off = distance(in_calls(run, streams, range(1, whole.shape[1])), whole)
-    return Measured("streamed == in one call", off, EXACT)
+    off, where = apart(in_calls(run, streams, range(1, whole.shape[1])), whole)
+    return Measured("streamed == in one call", off, EXACT, where)
 
 
 @torch.no_grad()
@@ -213,26 +225,64 @@ def other_samples(run: Run, system: System, streams: Streams) -> Measured:
     one, _ = run(streams, None)
     two, _ = run(changed(streams, system, 0, sample=1), None)
     off = (two - one).abs().flatten(1).amax(1)
-    rest = torch.cat([off[:1], off[2:]])
-    return Measured("change by another sample", float(rest.max()), 0.0, "", float(off[1]))
+    own, off[1] = float(off[1]), 0
+    worst = float(off.max())
+    where = f"sample {int(off.argmax()) + 1}, as sample 2 was changed" * (worst != 0)
+    return Measured("change by another sample", worst, 0.0, where, own)
 
 
 # ---- what learns ---------------------------------------------------------------------------------
 
 
-def without_gradient(model: Model, streams: Streams) -> Measured:
+def without_gradient(model: Model, streams: Streams, system: System) -> Measured:
     """How many trained arrays get no gradient, or one that is not finite; a start that is one for
-    each head counts by its heads.
+    each head counts by its heads. A gradient may be nothing only where the weights happen to stand
+    (A's in B(A(x)), while B is 0): what has none is asked again a little beside them.
     """
-    found = gradients(model, streams)
+    fixed = kept_fixed(system)
+    found = {n: g for n, g in gradients(model, streams).items() if n not in fixed}
     missing = [n for n, g in found.items() if not all_reached(g)]
+    if missing:
+        with moved(model):
+            beside = gradients(model, streams)
+        missing = [n for n in missing if not (is_finite(found[n]) and all_reached(beside[n]))]
     at = f"{', '.join(missing[:3])}{', ..' * (len(missing) > 3)}" or f"of {len(found)}"
     return Measured("arrays without a gradient", len(missing), 0.0, at)
 
 
+def kept_fixed(system: System) -> frozenset[str]:
+    """Weights in the bodies of levels that pass no gradient back: constants there, as `transfer
+    condition` says (2.11.2).
+    """
+    passing = {t.source for t in system.transfers if t.kind == "backprop" and t.target.owner}
+    levels = ((w, w.box.level) for w in system.weights if w.box is not None)
+    mine = (w for w, level in levels if level is not None and not level.owner | (level in passing))
+    return frozenset(path for w in mine for path in paths(w.path, w.loops))
+
+
+@contextmanager
+def moved(model: Model, by: float = 1e-2) -> Iterator[None]:
+    """While every array is a little beside where it stands, by one draw."""
+    arrays = [p for _, p in model.named_weights()]
+    before, draw = [p.detach().clone() for p in arrays], torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for p in arrays:
+            p.add_(by * torch.randn(p.shape, generator=draw, dtype=torch.float64).to(p))
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for p, x in zip(arrays, before, strict=True):
+                p.copy_(x)
+
+
+def is_finite(gradient: Tensor) -> bool:
+    return bool(gradient.isfinite().all())
+
+
 def all_reached(gradient: Tensor) -> bool:
     heads = gradient.flatten(0, -3) if gradient.ndim > 2 else gradient[None]
-    return bool(gradient.isfinite().all()) and bool((heads.flatten(1).abs().amax(1) > 0).all())
+    return is_finite(gradient) and bool((heads.flatten(1).abs().amax(1) > 0).all())
 
 
 # ---- a long stream -------------------------------------------------------------------------------
@@ -277,7 +327,9 @@ def norms(state: State, paths: Iterable[str]) -> dict[str, float]:
 
 def answers_keep_their_size(run: LongRun) -> Measured:
     """By which factor the deviation of the answers changed."""
-    return Measured(f"answers after {run.time:,} tokens", factor(*run.answers), ALIVE)
+    before, after = run.answers
+    said = f"their deviation was {before:.2g} and is {after:.2g}"
+    return Measured(f"answers after {run.time:,} tokens", factor(before, after), ALIVE, said)
 
 
 def memories_keep_their_size(run: LongRun) -> Measured:
@@ -353,6 +405,20 @@ def off_the_clock(model: Model, system: System, streams: Streams) -> Measured:
             elif not (same or anew or begins):
                 wrong.append(f"{path} at token {t}")
     wrong += [n for n, p in model.named_weights() if not torch.equal(p, weights[n])]
-    shares = [sum(changed) / len(changed) for changed in fired.values() if changed]
-    at = wrong[0] if wrong else ""
-    return Measured("changes off the clock", len(wrong), 0.0, at, min(shares, default=math.inf))
+    shares = {p: sum(changed) / len(changed) for p, changed in fired.items() if changed}
+    moving = sorted(shares.keys() - standing(system), key=shares.__getitem__)
+    contrast = shares[moving[0]] if moving else math.inf
+    still = [f"{p} changes at none of its {len(fired[p])} firings" for p in moving if not shares[p]]
+    at = next(iter([*wrong, *still]), "")
+    return Measured("changes off the clock", len(wrong), 0.0, at, contrast)
+
+
+def standing(system: System) -> frozenset[str]:
+    """The arrays of states that learn at a rate of nothing and forget nothing."""
+    found = ((b, s) for b in system.boxes for s in b.states if stands(s))
+    return frozenset(
+        path
+        for box, s in found
+        for array in s.form.arrays
+        for path in paths(state_path(box, s.name, array.name), box.loops)
+    )

@@ -6,6 +6,7 @@ compiled module or the reference: streams and a state in, answers [batch, time, 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -181,6 +182,16 @@ def distance(a: Tensor, b: Tensor) -> float:
         return 0.0
     a, b = a.detach(), b.detach()
     return float((a - b).abs().max()) / max(float(b.abs().max()), 1e-300)
+
+
+def apart(a: Tensor, b: Tensor, since: int = 0) -> tuple[float, str]:
+    """The distance of two runs [batch, time, ..], and at which token it is that far."""
+    off = distance(a, b)
+    if off == 0 or a.shape != b.shape:
+        return off, "" if a.shape == b.shape else f"{tuple(a.shape)}, not {tuple(b.shape)}"
+    off_at = (a - b).detach().abs().nan_to_num(math.inf)
+    ticks = off_at.reshape(*a.shape[:2], -1).amax((0, 2))
+    return off, f"token {since + int(ticks.argmax()) + 1}"
 
 
 def farthest(a: Grads, b: Grads, least: float = 1e-6) -> tuple[float, str]:
