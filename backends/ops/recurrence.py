@@ -56,6 +56,27 @@ CHUNK = 32
 BLOCK, WIDE = 8192, 262144
 
 
+class Still:
+    """What is the same in every round in which the writes of a span are looked for: what is asked
+    of the start state, and how queries meet what is written.
+
+    alike  the streams that a round has from outside
+    """
+
+    def __init__(self, alike: Sequence[Tensor]) -> None:
+        self.alike = {id(t): t for t in alike}
+        self.made: dict[tuple[int, ...], Tensor] = {}
+
+    def once(self, make: Callable[[], Tensor], view: View, *of: Tensor) -> Tensor:
+        """What `make` makes of streams, once if all are from outside."""
+        if not all(id(t) in self.alike for t in of):
+            return make()
+        place = (list(View).index(view), *map(id, of))
+        if place not in self.made:
+            self.made[place] = make()
+        return self.made[place]
+
+
 @dataclass(frozen=True)
 class Span:
     """A span whose amounts are known: it answers reads at every tick without making a state.
@@ -71,6 +92,7 @@ class Span:
     x: Tensor
     wrote: Tensor
     last: Tensor | None = None  # W_T, where it is known
+    still: Still | None = None
 
     def read(self, q: Tensor, before_write: bool = False) -> Tensor:
         """[..., T, m]: W_t q_t, or W_{t-1} q_t, for q [..., T, n]."""
@@ -84,17 +106,17 @@ class Span:
         """[..., T, n]: W_{t-1}' e_t, or keep_t W_{t-1}' e_t, for e [..., T, m]."""
         view = View.RETAINED if retained else View.BEFORE
         if e.ndim > self.w.ndim:
-            rows = replace(self, retention=self.retention.asked(e.shape[-2]))
+            rows = replace(self, retention=self.retention.asked(e.shape[-2]), still=None)
             return torch.unflatten(rows.back(e.flatten(-3, -2), retained), -2, e.shape[-3:-1])
         with _state_arithmetic(self.x):
             u = e.to(self.x.dtype)
-            near = times(self.retention.pairs(u, self.wrote, view), self.x)
             turned = self.w.mT, None if self.s is None else self.s.mT
-            return (near + self.retention.far(u, view, *turned)).to(e.dtype)
+            far = self.retention.far(u, view, *turned)
+            return plus(far, self.retention.pairs(u, self.wrote, view), self.x).to(e.dtype)
 
     def _read(self, q: Tensor, view: View) -> Tensor:
         if q.ndim > self.w.ndim:
-            rows = replace(self, retention=self.retention.asked(q.shape[-2]))
+            rows = replace(self, retention=self.retention.asked(q.shape[-2]), still=None)
             return torch.unflatten(rows._read(q.flatten(-3, -2), view), -2, q.shape[-3:-1])
         with _state_arithmetic(self.x):
             u = q.to(self.x.dtype)
@@ -103,8 +125,20 @@ class Span:
             if isinstance(self.retention, ScalarRetention) and self._by_kernels(q):
                 tables = self.retention.at(view)
                 return kernels.read(q, self.x, self.wrote, self.w, self.s, *tables)
-            far = self.retention.far(u, view, self.w, self.s)
-            return plus(far, self.retention.pairs(u, self.x, view), self.wrote).to(q.dtype)
+            return plus(*self._met(u, view), self.wrote).to(q.dtype)
+
+    def _met(self, u: Tensor, view: View) -> tuple[Tensor, Tensor]:
+        """What u_t meets of the start state, and of each write."""
+
+        def far() -> Tensor:
+            return self.retention.far(u, view, self.w, self.s)
+
+        def pairs() -> Tensor:
+            return self.retention.pairs(u, self.x, view)
+
+        if self.still is None:
+            return far(), pairs()
+        return self.still.once(far, view, u), self.still.once(pairs, view, u, self.x)
 
     def _by_kernels(self, q: Tensor) -> bool:
         if q.shape != self.x.shape:
@@ -213,6 +247,14 @@ class Start:
     s: Tensor | None
     like: Tensor
     momentum: Tensor | None = None  # where `retention` is None
+    still: Still | None = None
+
+    def each(self, change: Callable[[Tensor, int], Any]) -> Start:
+        """Every array that its spans keep, changed."""
+        w, s = each((self.w, self.s), 2, change)
+        retention = None if self.retention is None else _each_table(self.retention, change)
+        momentum = None if self.momentum is None else change(self.momentum, 1)
+        return replace(self, retention=retention, w=w, s=s, momentum=momentum)
 
     def span(self, x: Tensor, wrote: Tensor, keep: Tensor | None = None) -> Span:
         """The span in which tick t writes wrote_t x_t': [..., T, m] and [..., T, n], or as many
@@ -221,8 +263,9 @@ class Start:
         retention = self.retention or self.left(keep, x)
         if x.ndim > self.like.ndim:
             retention = retention.rows(x.shape[-2])
-            x, wrote = x.flatten(-3, -2), wrote.flatten(-3, -2)
-        return Span(retention, self.w, self.s, x, wrote)
+            return Span(retention, self.w, self.s, x.flatten(-3, -2), wrote.flatten(-3, -2))
+        still = None if self.retention is None else self.still
+        return Span(retention, self.w, self.s, x, wrote, still=still)
 
     def left(self, keep: Tensor | None, x: Tensor) -> Retention:
         if self.momentum is None:
@@ -244,6 +287,7 @@ def begin(
     keep: Number | None = 1.0,
     momentum: Number | None = None,
     S0: Tensor | None = None,
+    retention: Retention | None = None,
 ) -> Start:
     """The start of a span for which `solved` finds the writes. Arguments as in `span`; `like` is
     any stream [..., T, *] with all the leading axes; keep None: as `solved` will find.
@@ -252,7 +296,7 @@ def begin(
         given = Ticks(like, like, 1.0, 1.0 if keep is None else keep, momentum, 0.0)
         w, s, ticks = _widened(W0, S0, given)
         if keep is not None:
-            return Start(ticks.retention(), w, s, ticks.x)
+            return Start(retention or ticks.retention(), w, s, ticks.x)
         row = None if ticks.momentum is None else ticks.row(ticks.momentum)
         return Start(None, w, s, ticks.x, row)
 

@@ -235,7 +235,7 @@ class ScalarRetention:
         if s is None:
             return _met(u, left, w)
         if w.shape[-2] < w.shape[-1]:
-            return times(u, w.mT) * left + times(u, s.mT) * of_momentum[0]
+            return torch.addcmul(times(u, w.mT) * left, times(u, s.mT), of_momentum[0])
         return plus(_met(u, left, w), u * of_momentum[0], s.mT)
 
     def pairs(self, u: Tensor, x: Tensor, view: View) -> Tensor:

@@ -13,13 +13,18 @@ however many were run.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from .recurrence import Span, Start
+from . import by_hand
+from .recurrence import Span, Start, Still
+
+# Rounds that are not looked at, and the factor from round to round that foretells the next one's.
+UNSEEN, FADING = 3, 0.3
 
 Writes = Sequence[tuple[Tensor, ...]]
 Ticks = Callable[..., Writes]
@@ -42,44 +47,105 @@ def amount(
 
 
 @torch.compiler.disable  # type: ignore[untyped-decorator]
-def solved(ticks: Ticks, starts: Sequence[Start], rounds: int | None = None) -> tuple[Span, ...]:
+def solved(
+    ticks: Ticks,
+    starts: Sequence[Start],
+    rounds: int | None = None,
+    streams: Sequence[Tensor] | None = None,
+) -> tuple[Span, ...]:
     """The spans whose writes are those that `ticks` makes of the spans.
 
-    ticks   spans -> for each of them what is written, (x [..., T, n], wrote [..., T, m]), with
-            what is kept [..., T] if its start does not know; it may look at W_{t-1} only
-    rounds  None: until no write changes, for each sample by itself. A number: exactly so many, and
-            the derivative is that of these
+    ticks    spans, then `streams` -> for each span what is written, (x [..., T, n], wrote
+             [..., T, m]), with what is kept [..., T] if its start does not know; it may look at
+             W_{t-1} only
+    rounds   None: until no write changes, for each sample by itself. A number: exactly so many, and
+             the derivative is that of these
+    streams  all that `ticks` has from outside; None where it has more than streams
     """
-    first = [start.nothing() for start in starts]
-    sizes = [len(writes) for writes in first]
-    guess = [t for writes in first for t in writes]
-    length = starts[0].like.shape[-2]
+    problem = Problem(ticks, tuple(starts), tuple(streams or ()))
+    if rounds is not None:
+        guess = problem.nothing()
+        for _ in range(rounds):
+            guess = problem.once(guess)
+        return problem.spans(guess)
+    if streams is None or not by_hand.allowed():
+        return problem.spans(_by_closure(problem))
+    known: dict[int, int] = {}
+    values = iter(_Solution.apply(problem, known, *problem.arrays()))  # type: ignore[no-untyped-call]
+    many = range(len(problem.nothing()))
+    return problem.spans([streams[known[i]] if i in known else next(values) for i in many])
 
-    def spans(flat: Sequence[Tensor]) -> tuple[Span, ...]:
+
+@dataclass(frozen=True)
+class Problem:
+    """The arguments of `solved`."""
+
+    ticks: Ticks
+    starts: tuple[Start, ...]
+    streams: tuple[Tensor, ...]
+
+    @property
+    def length(self) -> int:
+        return self.starts[0].like.shape[-2]
+
+    @property
+    def time(self) -> int:
+        return self.starts[0].like.ndim - 2
+
+    def nothing(self) -> list[Tensor]:
+        return [t for start in self.starts for t in start.nothing()]
+
+    def each(self, change: Callable[[Tensor], Tensor]) -> Problem:
+        """Every array that a round is made of, changed, in one order."""
+        starts = tuple(start.each(lambda t, own: change(t)) for start in self.starts)
+        return replace(self, starts=starts, streams=tuple(map(change, self.streams)))
+
+    def arrays(self) -> list[Tensor]:
+        """What a round is made of."""
+        found: list[Tensor] = []
+
+        def take(t: Tensor) -> Tensor:
+            found.append(t)
+            return t
+
+        self.each(take)
+        return found
+
+    def of(self, arrays: Sequence[Tensor]) -> Problem:
+        """The same, made of others."""
+        given = iter(arrays)
+        return self.each(lambda t: next(given))
+
+    def still(self) -> Problem:
+        """For many rounds: what the streams meet of the starts is made once."""
+        starts = (replace(start, still=Still(self.streams)) for start in self.starts)
+        return replace(self, starts=tuple(starts))
+
+    def spans(self, flat: Sequence[Tensor]) -> tuple[Span, ...]:
         parts = iter(flat)
+        sizes = (len(start.nothing()) for start in self.starts)
         return tuple(
-            start.span(*islice(parts, size)) for start, size in zip(starts, sizes, strict=True)
+            start.span(*islice(parts, size)) for start, size in zip(self.starts, sizes, strict=True)
         )
 
-    def once(flat: Sequence[Tensor]) -> list[Tensor]:
-        made = [t for writes in ticks(*spans(flat)) for t in writes]
+    def once(self, flat: Sequence[Tensor]) -> list[Tensor]:
+        made = [t for writes in self.ticks(*self.spans(flat), *self.streams) for t in writes]
         return [t.to(g.dtype) for t, g in zip(made, flat, strict=True)]
 
-    if rounds is not None:
-        for _ in range(rounds):
-            guess = once(guess)
-        return spans(guess)
-    wanted = torch.is_grad_enabled()
-    guess = once(guess)
-    wanted = wanted and any(t.requires_grad for t in guess)
+
+def _by_closure(problem: Problem) -> Sequence[Tensor]:
+    """What is written, where gradients also go to what `ticks` alone knows of."""
+    guess = problem.once(problem.nothing())
+    wanted = torch.is_grad_enabled() and any(t.requires_grad for t in guess)
     with torch.no_grad():
-        time = starts[0].like.ndim - 2
-        found = _settled(once, [t.detach() for t in guess], length - 1, time)
+        first = [t.detach() for t in guess]
+        found = _settled(problem.once, first, problem.length - 1, problem.time)
     if not wanted:
-        return spans(found)
+        return found
     asked = [t.detach().requires_grad_() for t in found]
-    made = once(asked)
-    return spans(_FixedPoint.apply(asked, made, length, *made))  # type: ignore[no-untyped-call]
+    made = problem.once(asked)
+    values: Sequence[Tensor] = _FixedPoint.apply(asked, made, problem.length, *made)  # type: ignore[no-untyped-call]
+    return values
 
 
 class _FixedPoint(torch.autograd.Function):
@@ -94,22 +160,84 @@ class _FixedPoint(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        if torch.is_grad_enabled():
-            raise RuntimeError(
-                "a second derivative through a memory that is solved to its fixed point: "
-                "give the model a number of `rounds`, or use the reference interpreter"
+        return None, None, None, *_all_rounds(*ctx.round, grads)
+
+
+class _Solution(torch.autograd.Function):
+    """What is written, made of `arrays`, those of the problem. For the derivative one round is made
+    of them alone, so that its graph ends there, and not where the stream began.
+
+    known  is told which writes are streams of the problem, and which; the others are the outputs
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, problem: Problem, known: dict[int, int], *arrays: Tensor
+    ) -> tuple[Tensor, ...]:
+        given = problem.of(arrays).still()
+        first = given.once(given.nothing())
+        for i, t in enumerate(first):
+            known |= {i: n for n, stream in enumerate(given.streams) if t is stream}
+        guess = [t for i, t in enumerate(first) if i not in known]
+        found = _settled(_opened(given, known), guess, problem.length - 1, problem.time)
+        device = arrays[0].device.type
+        ctx.cast = device, torch.get_autocast_dtype(device), torch.is_autocast_enabled(device)
+        ctx.given = problem, known, len(arrays)
+        ctx.save_for_backward(*arrays, *found)
+        return tuple(found)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        problem, known, many = ctx.given
+        saved = [t.detach() for t in ctx.saved_tensors]
+        arrays = [
+            t.requires_grad_(n) for t, n in zip(saved, ctx.needs_input_grad[2:], strict=False)
+        ]
+        asked = [t.requires_grad_() for t in saved[many:]]
+        with torch.enable_grad(), torch.autocast(*ctx.cast):
+            made = _opened(problem.of(arrays).still(), known)(asked)
+        whole = _all_rounds(asked, made, problem.length, grads)
+        wanted = [t for t in arrays if t.requires_grad]
+        ends = [(m, g) for m, g in zip(made, whole, strict=True) if m.requires_grad]
+        found = iter(
+            torch.autograd.grad(
+                [m for m, _ in ends], wanted, [g for _, g in ends], allow_unused=True
             )
-        asked, made, length = ctx.round
-        live = [i for i, t in enumerate(made) if t.requires_grad]
+        )
+        return None, None, *(next(found) if t.requires_grad else None for t in arrays)
 
-        def once(flat: list[Tensor]) -> list[Tensor]:
-            back = torch.autograd.grad(
-                [made[i] for i in live], asked, [flat[i] for i in live], retain_graph=True,
-                allow_unused=True,
-            )  # fmt: skip
-            return [g if b is None else g + b for g, b in zip(grads, back, strict=True)]
 
-        return (None, None, None, *_settled(once, list(grads), length))
+def _opened(problem: Problem, known: dict[int, int]) -> Callable[[list[Tensor]], list[Tensor]]:
+    """A round, of the writes that are not known."""
+
+    def once(flat: list[Tensor]) -> list[Tensor]:
+        rest = iter(flat)
+        many = range(len(flat) + len(known))
+        every = [problem.streams[known[i]] if i in known else next(rest) for i in many]
+        return [t for i, t in enumerate(problem.once(every)) if i not in known]
+
+    return once
+
+
+def _all_rounds(
+    asked: list[Tensor], made: list[Tensor], length: int, grads: Sequence[Tensor]
+) -> list[Tensor]:
+    """(I - J')^-1 grads, with J the derivative of `made` in `asked`."""
+    if torch.is_grad_enabled():
+        raise RuntimeError(
+            "a second derivative through a memory that is solved to its fixed point: "
+            "give the model a number of `rounds`, or use the reference interpreter"
+        )
+    live = [i for i, t in enumerate(made) if t.requires_grad]
+
+    def once(flat: list[Tensor]) -> list[Tensor]:
+        back = torch.autograd.grad(
+            [made[i] for i in live], asked, [flat[i] for i in live], retain_graph=True,
+            allow_unused=True,
+        )  # fmt: skip
+        return [g if b is None else g + b for g, b in zip(grads, back, strict=True)]
+
+    return _settled(once, list(grads), length)
 
 
 def _settled(
@@ -123,41 +251,56 @@ def _settled(
     of time, each tick with those before it, so that none that follows has.
     """
     settled: Tensor | None = None
-    for _ in range(length):
+    before: Tensor | None = None
+    for number in range(1, length + 1):
         new = once(flat)
-        same = _unchanged(flat, new, time)
+        if (
+            number < UNSEEN
+            and number < length
+            or any(o.shape != n.shape for o, n in zip(flat, new, strict=True))
+        ):  # several writes a tick, where the first guess has one
+            flat = new
+            continue
+        change = _change(flat, new, time)
+        same = _has_settled(change, before, tolerance(new[0].dtype))
         if settled is not None:
             known = [_rows(settled, n, time) for n in new]
             pairs = zip(known, flat, new, strict=True)
-            new = [n if o.shape != n.shape else torch.where(s, o, n) for s, o, n in pairs]
+            new = [torch.where(s, o, n) for s, o, n in pairs]
             same |= settled
-        flat, settled = new, same
+        flat, settled, before = new, same, change
         if bool(settled.all()):
             break
     return flat
 
 
-def _unchanged(old: list[Tensor], new: list[Tensor], time: int | None) -> Tensor:
-    """[batch, ticks], or [batch, 1]: whether every array changed by no more than rounding would, up
-    to the tick; what is not a number has settled.
+def _has_settled(change: Tensor, before: Tensor | None, least: float) -> Tensor:
+    """Whether what the next round would change is no more than rounding: a round changes less than
+    the last by the factor that the last did, or by less. What is not a number has settled.
     """
-    ticks = 1 if time is None else new[0].shape[time]
-    same = torch.ones(new[0].shape[0], ticks, dtype=torch.bool, device=new[0].device)
-    for o, n in zip(old, new, strict=True):
-        if o.shape != n.shape:
-            return torch.zeros_like(same)  # several writes a tick, where the first guess has one
-        if n.numel():
-            gap, size = (_largest(x, time) for x in ((n - o).abs(), n.abs()))
-            same &= ~(gap > tolerance(n.dtype) * size)
-    return same
+    if before is None:
+        return ~(change > least)
+    factor = change / before
+    return ~((change > least) & ~((factor < FADING) & (2 * change * factor <= least)))
+
+
+def _change(old: list[Tensor], new: list[Tensor], time: int | None) -> Tensor:
+    """[batch, ticks], or [batch, 1]: the most that an array has changed up to the tick, in parts of
+    its largest number.
+    """
+    sizes = [_largest(x, time) for o, n in zip(old, new, strict=True) for x in (n - o, n)]
+    together = torch.stack(sizes)
+    if time is not None:
+        together = torch.cummax(together, -1).values
+    return torch.nan_to_num(together[::2] / together[1::2], nan=0.0, posinf=torch.inf).amax(0)
 
 
 def _largest(x: Tensor, time: int | None) -> Tensor:
-    """[batch, ticks]: the largest entry up to each tick; [batch, 1]: of all."""
+    """[batch, ticks]: the largest entry of each tick; [batch, 1]: of all."""
     if time is None:
-        return x.flatten(1).amax(1, keepdim=True)
-    rows = x.movedim(time, 1).flatten(2) if x.ndim > 2 else x.unsqueeze(-1)
-    return torch.cummax(rows.amax(-1), 1).values
+        return x.abs().flatten(1).amax(1, keepdim=True)
+    axes = [a for a in range(1, x.ndim) if a != time]
+    return x.abs().amax(axes) if axes else x.abs()
 
 
 def tolerance(dtype: torch.dtype) -> float:

@@ -6,6 +6,8 @@ others write what the spans hold; `solved` (backends/ops/solving.py) finds the s
 
 from __future__ import annotations
 
+import re
+
 from nlc.backward import make, mul
 from nlc.derive import substitute
 from nlc.diagnostics import InternalError
@@ -41,6 +43,7 @@ class Solved(Frozen):
         self.unchanging(body)
         arrays = [(s, a.name) for s in self.box.states if s.rule.changes for a in s.form.arrays]
         gates = [self.gates(body, *key) for key in arrays]
+        self.begun: dict[tuple[str | None, ...], str] = {}  # starts, by their gates
         begins = [self.begin(body, *key, g) for key, g in zip(arrays, gates, strict=True)]
         runs = [code.name(f"{s.name}_{a}" if a else s.name) for s, a in arrays]
         body.runs = {(s.name, a): n for (s, a), n in zip(arrays, runs, strict=True)}
@@ -48,6 +51,7 @@ class Solved(Frozen):
         ticks = code.name("ticks")
         outer, taken = body.e, set(code.taken)
         code.add("")
+        head = len(code.lines)
         with code.block(f"def {ticks}({', '.join(f'{n}: Span' for n in runs)}) -> Writes:"):
             body.e = Expressions(code, body.lead, dict(outer.names), outer.hooks)
             body.exact = body.running = body.before = True
@@ -63,8 +67,12 @@ class Solved(Frozen):
         code.add("")
         body.e, code.taken = outer, taken | {ticks}
         body.running = False
+        given = streams_of(code.lines[head + 1 :], taken - set(runs))
+        shown = "".join(f", {n}: Tensor" for n in given or ())
+        code.lines[head] = code.lines[head].replace(") -> Writes:", f"{shown}) -> Writes:")
         targets, listed = (", ".join(n) + "," * (len(n) == 1) for n in (runs, begins))
-        code.add(f"{targets} = solved({ticks}, ({listed}), self.rounds)")
+        alone = "" if given is None else f", ({', '.join(given)}{',' * (len(given) == 1)})"
+        code.add(f"{targets} = solved({ticks}, ({listed}), self.rounds{alone})")
         for state, array in arrays:
             key = body.key(state_path(self.box, state.name, array))
             memory = body.key(state_path(self.box, state.name, array) + ".m")
@@ -158,6 +166,11 @@ class Solved(Frozen):
         start = self.into(f"s[{key}]") + turned(state.form.kind)
         if "S0" in arguments:
             arguments["S0"] += turned(state.form.kind)
+        gates_of = arguments.get("keep"), arguments.get("momentum")
+        alike = self.begun.setdefault(gates_of, name)
+        if alike != name and arguments.get("keep") != "None":  # the same is left of its writes
+            arguments = {k: v for k, v in arguments.items() if k == "S0"}
+            arguments["retention"] = f"{alike}.retention"
         code.comment(equation(rule, f"{state.name}.{array}" if array else state.name))
         code.add(f"{name} = begin({start}, {self.like(body, state)}{named(arguments)})")
         return name
@@ -259,6 +272,12 @@ class Solved(Frozen):
         if keep is not None and self.touches(keep):
             parts.append(self.gate(body, state, keep))
         return f"({', '.join(parts)})"
+
+
+def streams_of(lines: list[str], outside: set[str]) -> list[str] | None:
+    """The names that these lines have from outside; None where they also see the model itself."""
+    words = set(re.findall(r"(?<![.\w])[^\W\d]\w*", "\n".join(lines)))
+    return None if words & {"self", "s", "w", "at"} else sorted(words & outside)
 
 
 def side_by_side(parts: list[tuple[str, bool]]) -> str:
