@@ -7,12 +7,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import Tensor
 
 import nlc
-from nlc.backends.ops.recurrence import Span, begin
+from nlc.backends.ops.recurrence import Span, Start, begin
 from nlc.backends.ops.solving import Writes, solved
 from nlc.verify.properties import later_tokens, off_the_clock, other_samples
-from nlc.verify.streams import random_streams, run_of
+from nlc.verify.streams import distance, random_streams, run_of
 
 SYSTEM = """nl 1
 use "optim/gradient"
@@ -430,3 +431,37 @@ def test_no_graph_is_kept_for_nothing() -> None:
 
     (found,) = solved(ticks, (begin(torch.zeros(1, 4, 4, dtype=torch.float64), x),))
     assert not found.wrote.requires_grad
+
+
+def test_a_round_that_is_told_its_streams_is_the_same() -> None:
+    """Given all that a round has from outside, its derivative ends where the span starts: nodes of
+    the graph before the span are the arguments of one function.
+    """
+    draw = torch.Generator().manual_seed(1)
+    x, v, rate = (torch.randn(2, 8, n, dtype=torch.float64, generator=draw) for n in (4, 3, 1))
+    w = torch.randn(2, 3, 4, dtype=torch.float64, generator=draw) / 4
+    keep, momentum = (torch.rand(2, 8, dtype=torch.float64, generator=draw) for _ in range(2))
+    leaves = [t.requires_grad_() for t in (x, v, rate, w, keep, momentum)]
+
+    def ticks(run: Span, rate: Tensor, v: Tensor, x: Tensor) -> Writes:
+        error = torch.tanh(run.read(x, before_write=True) - v)
+        return ((x, run.retained(run.back(error)).sigmoid() * rate),)
+
+    def closure(run: Span) -> Writes:
+        return ticks(run, rate, v, x)
+
+    def start() -> Start:
+        return begin(w, x, keep, momentum / 2, torch.zeros_like(w))
+
+    (told,) = solved(ticks, (start(),), None, (rate, v, x))
+    (untold,) = solved(closure, (start(),))
+    assert distance(told.wrote, untold.wrote) < 1e-12
+    node = told.wrote.grad_fn
+    assert node is not None and "Solution" in node.name()
+    given = {getattr(n, "variable", None) for n, _ in node.next_functions if n is not None}
+    assert {x, v, rate, w} <= given
+    found, wanted = (
+        torch.autograd.grad(run.read(x).square().sum(), leaves) for run in (told, untold)
+    )
+    for a, b in zip(found, wanted, strict=True):
+        assert float(b.abs().max()) > 0 and distance(a, b) < 1e-11

@@ -72,7 +72,7 @@ def solved(
         return problem.spans(_by_closure(problem))
     known: dict[int, int] = {}
     values = iter(_Solution.apply(problem, known, *problem.arrays()))  # type: ignore[no-untyped-call]
-    many = range(len(problem.nothing()))
+    many = range(sum(problem.sizes))
     return problem.spans([streams[known[i]] if i in known else next(values) for i in many])
 
 
@@ -91,6 +91,11 @@ class Problem:
     @property
     def time(self) -> int:
         return self.starts[0].like.ndim - 2
+
+    @property
+    def sizes(self) -> list[int]:
+        """How many arrays a round makes for each start."""
+        return [2 if start.retention is not None else 3 for start in self.starts]
 
     def nothing(self) -> list[Tensor]:
         return [t for start in self.starts for t in start.nothing()]
@@ -123,9 +128,9 @@ class Problem:
 
     def spans(self, flat: Sequence[Tensor]) -> tuple[Span, ...]:
         parts = iter(flat)
-        sizes = (len(start.nothing()) for start in self.starts)
         return tuple(
-            start.span(*islice(parts, size)) for start, size in zip(self.starts, sizes, strict=True)
+            start.span(*islice(parts, size))
+            for start, size in zip(self.starts, self.sizes, strict=True)
         )
 
     def once(self, flat: Sequence[Tensor]) -> list[Tensor]:
@@ -160,7 +165,8 @@ class _FixedPoint(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        return None, None, None, *_all_rounds(*ctx.round, grads)
+        asked, made, length = ctx.round
+        return None, None, None, *_all_rounds(asked, made, length, grads)
 
 
 class _Solution(torch.autograd.Function):
@@ -176,8 +182,8 @@ class _Solution(torch.autograd.Function):
     ) -> tuple[Tensor, ...]:
         given = problem.of(arrays).still()
         first = given.once(given.nothing())
-        for i, t in enumerate(first):
-            known |= {i: n for n, stream in enumerate(given.streams) if t is stream}
+        numbers = {id(stream): n for n, stream in enumerate(given.streams)}
+        known |= {i: numbers[id(t)] for i, t in enumerate(first) if id(t) in numbers}
         guess = [t for i, t in enumerate(first) if i not in known]
         found = _settled(_opened(given, known), guess, problem.length - 1, problem.time)
         device = arrays[0].device.type
