@@ -108,10 +108,10 @@ class Gates:
     def hoisted(self, body: Body, cuts: str) -> list[str]:
         """What is left of the writes of all stretches, where no state has a hand in it."""
         names: list[str] = []
-        if self.folder is None or not self.anchored or not body.open:
+        if self.folder is None or not body.open:
             return names
         for rule in self.rules:
-            if self.gates_touch(rule):
+            if self.gates_touch(rule) or not self.anchored and not self.numbers_left(rule):
                 continue
             given = self.retention(body, rule, fold=False)
             if not given:
@@ -122,6 +122,12 @@ class Gates:
                 self.code.add(f"{names[-1]} = {cuts}.retained({given})")
             self.left[rule.state, rule.array] = self.known[given]
         return names
+
+    def numbers_left(self, rule: ArrayRule) -> bool:
+        """Whether one number is kept a tick."""
+        state = self.box.state(rule.state)
+        keep = self.keep_of(state, rule)
+        return keep is None or keep.shape[len(state.per) :] in ((), (1,))
 
     def lift(self, body: Body) -> None:
         """Windows are made for the whole span, whatever uses them."""

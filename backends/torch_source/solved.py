@@ -22,7 +22,7 @@ from .expressions import Expressions
 from .frozen import Frozen, turned
 from .stretch import StretchBody
 
-CHUNK = 32  # ticks solved at a time; no result depends on it
+CHUNK = 64  # ticks solved at a time; no result depends on it
 
 
 class Solved(Frozen):
@@ -43,7 +43,6 @@ class Solved(Frozen):
         self.unchanging(body)
         arrays = [(s, a.name) for s in self.box.states if s.rule.changes for a in s.form.arrays]
         gates = [self.gates(body, *key) for key in arrays]
-        self.begun: dict[tuple[str | None, ...], str] = {}  # starts, by their gates
         begins = [self.begin(body, *key, g) for key, g in zip(arrays, gates, strict=True)]
         runs = [code.name(f"{s.name}_{a}" if a else s.name) for s, a in arrays]
         body.runs = {(s.name, a): n for (s, a), n in zip(arrays, runs, strict=True)}
@@ -134,6 +133,8 @@ class Solved(Frozen):
         }
         found = {}
         for name, (term, settings) in parts.items():
+            if name in ("keep", "momentum") and (state.name, array) in self.left:
+                continue  # made for all spans before
             whole = substitute(term, rule.settings) if settings and term is not None else term
             if whole is not None and not self.touches(whole):
                 found[name] = body.name_row(self.gate(body, state, whole), name)
@@ -158,19 +159,17 @@ class Solved(Frozen):
         arguments = {k: v for k, v in gates.items() if k in ("keep", "momentum")}
         if self.touches(self.keep_of(state, rule)):
             arguments["keep"] = "None"
+        left = self.left.get((state.name, array))
+        if left is not None:
+            arguments["retention"] = f"left_{left}" if left else "left"
         if rule.rule.momentum is not None:
-            if "momentum" not in gates:
+            if "momentum" not in gates and left is None:
                 raise NotLowered(f"a momentum of `{state.name}` that states make", state.span)
             memory = body.key(state_path(box, state.name, array) + ".m")
             arguments["S0"] = self.into(f"s[{memory}]")
         start = self.into(f"s[{key}]") + turned(state.form.kind)
         if "S0" in arguments:
             arguments["S0"] += turned(state.form.kind)
-        gates_of = arguments.get("keep"), arguments.get("momentum")
-        alike = self.begun.setdefault(gates_of, name)
-        if alike != name and arguments.get("keep") != "None":  # the same is left of its writes
-            arguments = {k: v for k, v in arguments.items() if k == "S0"}
-            arguments["retention"] = f"{alike}.retention"
         code.comment(equation(rule, f"{state.name}.{array}" if array else state.name))
         code.add(f"{name} = begin({start}, {self.like(body, state)}{named(arguments)})")
         return name
