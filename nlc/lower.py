@@ -202,7 +202,7 @@ def solved_anew(box: Box) -> Lowering:
 def check_clock(box: Box, level: Level) -> None:
     clock = level.clock
     loss = any(s.rule.uses_loss for s in box.states)
-    late = clock.phase is not None and loss
+    late = clock.phase is not None and loss or clock.period == 1 and clock.first > 1
     if late or clock.unit == "sequence" and (loss or box.exact or level.resets.unit != "never"):
         raise NotLowered(f"the clock of `{level.name}` ({clock})", level.span)
     own = level.reset

@@ -167,7 +167,7 @@ def agrees(made: Spec, time: int = 7, cut: int = 5) -> Model:
         P.same_outputs(model, (x,), truth),
         P.same_losses(model, (x,), truth),
         P.same_gradients(model, (x,), truth),
-        P.gradients_across_calls(model, (x,)),
+        P.gradients_across_calls(model, made.system, (x,)),
         P.gradients_handed_over(model, reference, (x,), cut),
     ):
         assert measured.value <= EXACT, measured

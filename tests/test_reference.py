@@ -12,9 +12,10 @@ import pytest
 import torch
 from torch import Tensor
 
+import nlc
 from nlc.backends.parameters import draw, parameters
 from nlc.backends.reference import Reference
-from nlc.driver import check_file, check_text
+from nlc.driver import SpecError, check_file, check_text
 from nlc.system import System
 
 torch.set_num_threads(1)
@@ -274,6 +275,28 @@ def test_a_reset_cuts_a_period_short(partial: str) -> None:
         total = sum((x[0, i] for i in ticks), torch.zeros(1).double())
         close(answers[0, t, :1], total)
     close(answers[0, 7, 1:], 10 * x[0, 5])
+
+
+def test_a_first_period_of_several_ticks() -> None:
+    """`every token from 3` fires at its call from tick 3 on, and first what three ticks sum up to
+    (2.6.2, 2.8).
+    """
+    text = """system one() {
+      level sums(x[3]) every token from 3 {
+        reset every 5 tokens
+        state S : vector(3)
+        write x
+        read S
+      }
+      flow(x[3]) { return sums(x) }
+    }"""
+    x = random(1, 12, 3)
+    answers, _ = Reference(system(text))(x)
+    for t in range(12):
+        life = x[0, t - t % 5 : t + 1].sum(0)
+        close(answers[0, t], life if t % 5 >= 2 else 0 * life)
+    with pytest.raises(SpecError, match=r"the clock of `sums` \(every token from 3\)"):
+        nlc.compile(nlc.load(f"nl 1\n{text}"))
 
 
 def test_steps_on_the_same_data_and_networks_as_numbers() -> None:

@@ -52,13 +52,13 @@ def test_compiled_is_the_reference_when_a_state_is_handed_over(name: str) -> Non
 
 @every_system
 def test_any_split_is_the_same(name: str) -> None:
-    run, x = run_of(compiled(name)), (tokens(2, 17),)
-    assert_holds(P.streamed(run, x), P.random_splits(run, x, name))
+    run, x, system = run_of(compiled(name)), (tokens(2, 17),), small(name).system
+    assert_holds(P.streamed(run, system, x), P.random_splits(run, system, x, name))
 
 
 @every_system
 def test_gradients_pass_from_call_to_call(name: str) -> None:
-    assert_holds(P.gradients_across_calls(compiled(name), (tokens(2, 13),)))
+    assert_holds(P.gradients_across_calls(compiled(name), small(name).system, (tokens(2, 13),)))
 
 
 # ---- no sample changes another, no tick an earlier one ------------------------------------------

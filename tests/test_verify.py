@@ -87,7 +87,8 @@ def answers_nothing(streams: tuple[Tensor, ...], state: Any) -> tuple[Tensor, No
 
 def test_runs_that_break_a_property_are_seen() -> None:
     system, x = small().system, random_streams(small().system, 3, 9)
-    assert not P.streamed(forgets, x).holds and not P.random_splits(forgets, x).holds
+    assert not P.streamed(forgets, system, x).holds
+    assert not P.random_splits(forgets, system, x).holds
     assert P.later_tokens(forgets, system, x).holds
     assert not P.later_tokens(looks_ahead, system, x).holds
     assert not P.other_samples(mixes, system, x).holds
@@ -128,8 +129,8 @@ def test_a_state_that_carries_no_gradient_is_seen() -> None:
 
     whole: Any = Wrapped(lambda y: y)
     cut: Any = Cut(lambda y: y)
-    assert P.gradients_across_calls(whole, small().streams).holds
-    assert not P.gradients_across_calls(cut, small().streams).holds
+    assert P.gradients_across_calls(whole, small().system, small().streams).holds
+    assert not P.gradients_across_calls(cut, small().system, small().streams).holds
 
 
 UNUSED = """nl 1

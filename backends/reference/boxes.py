@@ -459,17 +459,25 @@ class Run:
         self.lines(frame)
         self.capture(frame)
         frame.after = frame.values
-        if writes_at_call(box) and not any(isinstance(v, Later) for v in inputs.values()):
-            if box.level is not None and box.level.clock.fires(self.level_tick(box.level) + 1):
-                if box.read_before and box.read is not None:
-                    self.read(frame, "read")
-                firing.fire(self, inst, [frame])
-                frame.after = self.written(inst, frame)
+        if self.fires_now(box, inputs):
+            if box.read_before and box.read is not None:
+                self.read(frame, "read")
+            firing.fire(self, inst, [*inst.period, frame])
+            frame.after = self.written(inst, frame)
         elif not box.exact and any(s.rule.changes for s in box.states):
             inst.period.append(frame)
         if box.read is not None:
             self.read(frame, "read")
         self.commit(frame)
+
+    def fires_now(self, box: Box, inputs: dict[str, Any]) -> bool:
+        """At its call; before its clock's first tick (`from`) what it is given is summed (2.8)."""
+        return (
+            box.level is not None
+            and writes_at_call(box)
+            and not any(isinstance(v, Later) for v in inputs.values())
+            and box.level.clock.fires(self.level_tick(box.level) + 1)
+        )
 
     def written(self, inst: Instance, frame: Frame) -> dict[str, Arrays]:
         """The states that a read sees after the write; in a replay, what is closed is as it was."""

@@ -31,7 +31,8 @@ from ..backends.reference.frames import Record
 from ..backends.runtime import Model
 from ..backends.torch_source import compile as compile_spec
 from ..driver import Spec, SpecError
-from ..system import Level, System, Transfer
+from ..foreign import through_lines, writes_at_call
+from ..system import Box, Level, System, Term, Transfer, line_terms
 from ..verify import default_tokens
 from ..verify import properties as P
 from ..verify.streams import (
@@ -94,25 +95,32 @@ def check(spec: Spec) -> None:
 
 @alone
 def compiled_is_reference(spec: Spec) -> None:
-    """Answers, losses and gradients of the compiled module are the reference's."""
+    """Answers, losses and gradients of the compiled module are the reference's; and gradients of a
+    second call, to which what the first made is a constant.
+    """
     model = compiled(spec)
     if model is None:
         return
     streams = streams_of(spec)
-    truth = truth_of(reference(spec, model.state_dict(), traced=()), streams)
+    run = reference(spec, model.state_dict(), traced=())
+    truth = truth_of(run, streams)
     hold(P.same_outputs(model, streams, truth))
     if spec.system.flow.loss is not None:
         hold(P.same_losses(model, streams, truth))
         off, where = farthest(gradients(model, streams), truth.gradients, ROUNDING)
         hold(P.Measured("gradients == reference", off, EXACT, where))
+        for cut in P.second_calls(spec.system, streams[0].shape[1]):
+            hold(P.gradients_handed_over(model, run, streams, cut, ROUNDING))
 
 
 @alone
 def streamed_equals_full(spec: Spec) -> None:
-    """One tick a call, and calls of any length, answer what one call does."""
+    """One tick a call, and calls of any length, answer what one call does; of a level that says
+    `partial drop`, calls that end where it fires or starts anew (2.6.5).
+    """
     run, streams = run_for(spec), streams_of(spec)
-    hold(P.streamed(run, streams))
-    hold(P.random_splits(run, streams, SEED))
+    hold(P.streamed(run, spec.system, streams))
+    hold(P.random_splits(run, spec.system, streams, SEED))
 
 
 @alone
@@ -138,15 +146,13 @@ def fires_on_its_clock(spec: Spec) -> None:
     model, streams = compiled(spec), streams_of(spec)
     if model is not None:
         hold(P.off_the_clock(model, spec.system, streams))
+    time = streams[0].shape[1]
     for record in traced(spec, streams, steps=0):
-        level = level_of(spec.system, record.path)
-        if level is None or record.event != "fire" or level.clock.unit != "token":
+        level = writer_of(spec.system, record.path)
+        if level is None or level.clock.unit != "token":
             continue
-        tick = since_reset(level, record.tick)
-        if not level.clock.fires(tick):
-            raise LawBroken(
-                f"{record.path} is written at tick {tick}, and its clock is {level.clock}"
-            )
+        if record.tick not in firings(level, time):
+            raise LawBroken(f"{record.path} is written at tick {record.tick}, and {told(level)}")
 
 
 @alone
@@ -155,27 +161,21 @@ def fires_as_often_as_computed(spec: Spec) -> None:
     streams, steps = streams_of(spec, batch=1), 2
     if spec.system.flow.loss is None:
         return
-    samples, time = streams[0].shape[:2]
-    counts = Counter(
-        (r.path, r.step)
-        for r in traced(spec, streams, steps)
-        if r.event == "fire" and r.sample >= 0
-    )
-    fired = {instance(path) for path, _ in counts}
-    for path, level in memories(spec.system).items():
-        if level.clock.unit != "token":
+    time = streams[0].shape[1]
+    counts = Counter((r.path, r.step) for r in traced(spec, streams, steps) if r.sample >= 0)
+    for box, path in memories(spec.system):
+        if box.level is None or box.level.clock.unit != "token":
             continue
-        wanted = sum(level.clock.fires(since_reset(level, t)) for t in range(1, time + 1))
-        # A firing at the last token of a stream waits for its label (2.7.3).
-        boxes = (b for b in spec.system.boxes if b.level is level)
-        waits = any(s.rule.uses_loss for b in boxes for s in b.states)
-        lawful = {samples * wanted, samples * (wanted - waits)}
-        if not fired >= {path} and 0 not in lawful:
-            raise LawBroken(f"{path} never fires in {time} tokens, and its clock is {level.clock}")
-        for (whole, step), found in counts.items():
-            if instance(whole) == path and found not in lawful:
-                said = f"{whole} fires {found} times in {samples} x {time} tokens of step {step}"
-                raise LawBroken(f"{said}, and {level.clock} is {samples * wanted} times")
+        wanted = firings(box.level, time)
+        # What does not write at its call fires when the tick is over: the last one is not (2.7.3).
+        lawful = {len(wanted), len(wanted - {time})} if waits(spec.system, box) else {len(wanted)}
+        mine = {at: found for at, found in counts.items() if instance(at[0]) == path}
+        if not mine and 0 not in lawful:
+            raise LawBroken(f"{path} never fires in {time} tokens, and {told(box.level)}")
+        for (whole, step), found in mine.items():
+            if found not in lawful:
+                said = f"{whole} fires {found} times in {time} tokens of step {step}"
+                raise LawBroken(f"{said}, and {told(box.level)}: {len(wanted)} times")
 
 
 @alone
@@ -212,16 +212,19 @@ def no_stale_read(spec: Spec) -> None:
     time = streams[0].shape[1]
     fires = {
         t
-        for level in set(memories(spec.system).values())
-        for t in range(1, time + 1)
-        if level.clock.unit == "token" and level.clock.fires(since_reset(level, t))
+        for level in {box.level for box, _ in memories(spec.system)}
+        if level is not None and level.clock.unit == "token"
+        for t in firings(level, time)
     }
     model = compiled(spec)
-    weights = None if model is None else model.state_dict()
-    truth, _ = reference(spec, weights, traced=())(streams)
+    truth = run_of(reference(spec, None if model is None else model.state_dict(), traced=()))
+    wanted, _ = truth(streams, None)
+    drops = any(level.partial == "drop" for level in spec.system.levels)
     with torch.no_grad():
         for cut in sorted({c for t in fires for c in (t - 1, t, t + 1) if 0 < c < time}):
-            off = distance(in_calls(run, streams, [cut]), truth)
+            if drops:  # what is read depends on where a call ends
+                wanted = in_calls(truth, streams, [cut])
+            off = distance(in_calls(run, streams, [cut]), wanted)
             hold(P.Measured("reads after a firing", off, EXACT, f"a call that ends at tick {cut}"))
 
 
@@ -237,9 +240,9 @@ def gradients_cross_where_declared(spec: Spec) -> None:
     trainer = next((l for l in spec.system.levels if l.owner and l.clock.unit == "step"), None)
     if trainer is None or spec.system.flow.loss is None:
         return
-    streams = streams_of(spec)
+    streams, kept = streams_of(spec), memories(spec.system)
     for level in spec.system.levels:
-        if level.clock.unit != "token" or level not in memories(spec.system).values():
+        if level.clock.unit != "token" or not any(b.level is level for b, _ in kept):
             continue
         shut, wide = without(spec, level, trainer), with_edge(spec, level, trainer)
         models = compiled(shut), compiled(wide)
@@ -360,12 +363,38 @@ def traced(
     return truth.trace
 
 
-def since_reset(level: Level, tick: int) -> int:
-    """The tick of a level, counted from 1 since its reset."""
-    reset = level.reset
-    if reset is None or reset.unit != "token":
-        return tick
-    return (tick - 1) % reset.first + 1  # its own count begins anew too
+def firings(level: Level, time: int) -> frozenset[int]:
+    """The ticks, counted from 1, at whose end the boxes of a level on tokens write: those of its
+    clock, which counts from each reset (2.6.2), and with `partial flush` those of resets (2.6.5).
+    """
+    flushes = level.partial == "flush"
+    dues = ((t, *P.due(level, t)) for t in range(1, time + 1))
+    return frozenset(t for t, fires, anew in dues if fires or flushes and anew)
+
+
+def told(level: Level) -> str:
+    """When it fires, in words."""
+    resets = f", reset {level.reset}" if level.reset is not None else ""
+    flushes = " with partial flush" if level.partial == "flush" else ""
+    return f"its clock is {level.clock}{resets}{flushes}"
+
+
+def waits(system: System, box: Box) -> bool:
+    """Whether a box fires when its tick is over, and not at its call (2.7.1): at the last tick of a
+    run it is yet to fire.
+    """
+    if not writes_at_call(box):
+        return True
+    calls: list[tuple[Box | None, Term]]
+    calls = [(None, t) for root in line_terms(system.flow.lines) for t in root.walk()]
+    calls += [(caller, t) for caller in system.boxes for t in caller.terms()]
+    return any(
+        below.op == "next"
+        for caller, t in calls
+        if t.op == "call" and t.info is box
+        for arg in t.args
+        for below in (arg.walk() if caller is None else through_lines(caller, arg))
+    )
 
 
 def instance(path: str) -> str:
@@ -373,15 +402,16 @@ def instance(path: str) -> str:
     return re.sub(r"\[[^\]]*\]", "", path)
 
 
-def memories(system: System) -> dict[str, Level]:
-    """The paths of the states that levels write, and whose they are."""
-    found = {}
-    for box in system.boxes:
-        for state in box.states:
-            if box.level is not None and not box.exact and state.rule.changes:
-                for path in paths(f"{box.path}.{state.name}", box.loops):
-                    found[path] = box.level
-    return found
+def memories(system: System) -> list[tuple[Box, str]]:
+    """The boxes of levels with the paths of the states that they write."""
+    return [
+        (box, path)
+        for box in system.boxes
+        if box.level is not None and not box.exact
+        for state in box.states
+        if state.rule.changes
+        for path in paths(f"{box.path}.{state.name}", box.loops)
+    ]
 
 
 def level_of(system: System, path: str) -> Level | None:
@@ -392,6 +422,16 @@ def level_of(system: System, path: str) -> Level | None:
             if (path == own or path.startswith(f"{own}.")) and len(own) > len(best):
                 best, found = own, box.level
     return found
+
+
+def writer_of(system: System, path: str) -> Level | None:
+    """The level whose firing writes it: `M@A` is A's, and a weight its owner's."""
+    learner = path.partition("@")[2]
+    if learner:
+        return system.level(learner)
+    if any(path in paths(w.path, w.loops) for w in system.weights):
+        return system.owner
+    return level_of(system, path)
 
 
 LAWS: tuple[Law, ...] = (

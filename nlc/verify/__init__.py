@@ -191,8 +191,8 @@ class Verifier:
 
     def of_the_run(self, run: Run) -> Iterator[Step]:
         system, seed = self.system, self.options.seed
-        yield "calls of one token", lambda: P.streamed(run, self.streams)
-        yield "random splits", lambda: P.random_splits(run, self.streams, seed)
+        yield "calls of one token", lambda: P.streamed(run, system, self.streams)
+        yield "random splits", lambda: P.random_splits(run, system, self.streams, seed)
         yield "later tokens", lambda: P.later_tokens(run, system, self.streams)
         yield "samples", lambda: P.other_samples(run, system, self.several)
 
@@ -201,8 +201,18 @@ class Verifier:
         seed = self.options.seed
         yield "the Jacobian", lambda: P.jacobian(model, system, self.tokens, seed)
         if self.learns:
-            yield "gradients through calls", lambda: P.gradients_across_calls(model, x)
+            yield "gradients through calls", lambda: P.gradients_across_calls(model, system, x)
+            if P.second_calls(system, self.tokens):
+                yield "gradients of a second call", self.second_call
             yield "what gets a gradient", lambda: P.without_gradient(model, x, system)
+
+    def second_call(self) -> Measured:
+        """The worst of those that are asked for."""
+        cuts = P.second_calls(self.system, self.tokens)
+        made = (
+            P.gradients_handed_over(self.model, self.reference, self.streams, cut) for cut in cuts
+        )
+        return max(made, key=lambda m: math.inf if math.isnan(m.value) else m.value)
 
     @property
     def learns(self) -> bool:
@@ -233,6 +243,8 @@ class Verifier:
         """What was too short to show, or is not there to be shown."""
         if not self.learns:
             yield "the flow binds no loss, so there are no gradients to compare"
+        for level in (l for l in late(self.system) if l.partial == "drop"):
+            yield f"level {level.name} drops what a call cuts short: calls end where it fires"
         spans = {f"level {l.name} fires {l.clock}": l.clock.period for l in late(self.system)}
         spans |= {
             f"gradients of {b.name} are those at the start of {b.linearise} tokens": b.linearise

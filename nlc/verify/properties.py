@@ -106,38 +106,43 @@ def handed_over(model: Model, reference: Reference, streams: Streams, cut: int) 
 
 
 def gradients_handed_over(
-    model: Model, reference: Reference, streams: Streams, cut: int
+    model: Model, reference: Reference, streams: Streams, cut: int, least: float = 1e-6
 ) -> Measured:
-    """Gradients of the second of two calls, the state between them detached."""
+    """Gradients of the second of two calls, the state between them detached: what the first made is
+    a constant. `least`: as for `farthest`.
+    """
     _, before = reference(ticks(streams, 0, cut))
     with answering(model):
         _, state = model(*ticks(streams, 0, cut))
     wanted = truth_of(reference, ticks(streams, cut), before).gradients
     found = gradients(model, ticks(streams, cut), state.detach())
-    reached = {n: g for n, g in wanted.items() if float(g.abs().max()) > 0}
-    astray = [n for n, g in found.items() if n not in reached and float(g.abs().max()) > 0]
-    off, where = farthest({n: found[n] for n in reached}, reached)
+    reached = {n: g for n, g in wanted.items() if bool(g.any())}
+    astray = [n for n, g in found.items() if n not in reached and bool(g.any())]
+    off, where = farthest({n: found[n] for n in reached}, reached, least)
     off, where = (math.inf, astray[0]) if astray else (off, where)
-    return Measured("gradients of a second call == reference", off, EXACT, where)
+    at = f"{where}, the first of {cut} tokens" if where else ""
+    return Measured("gradients of a second call == reference", off, EXACT, at)
 
 
 # ---- any split -----------------------------------------------------------------------------------
 
 
 @torch.no_grad()
-def streamed(run: Run, streams: Streams) -> Measured:
+def streamed(run: Run, system: System, streams: Streams) -> Measured:
     """One token a call."""
     whole, _ = run(streams, None)
-    off, where = apart(in_calls(run, streams, range(1, whole.shape[1])), whole)
+    off, where = apart(in_calls(run, streams, ends(system, whole.shape[1])), whole)
     return Measured("streamed == in one call", off, EXACT, where)
 
 
 @torch.no_grad()
-def random_splits(run: Run, streams: Streams, seed: int | str = 0, splits: int = 3) -> Measured:
+def random_splits(
+    run: Run, system: System, streams: Streams, seed: int | str = 0, splits: int = 3
+) -> Measured:
     whole, _ = run(streams, None)
     rng, worst, where = random.Random(seed), 0.0, ""
-    for _ in range(splits):
-        inner = range(1, whole.shape[1])
+    inner = ends(system, whole.shape[1])
+    for _ in range(splits if inner else 0):
         cuts = sorted(rng.sample(inner, rng.randint(1, min(6, len(inner)))))
         off = distance(in_calls(run, streams, cuts), whole)
         if not off <= worst:
@@ -145,12 +150,13 @@ def random_splits(run: Run, streams: Streams, seed: int | str = 0, splits: int =
     return Measured("random splits == in one call", worst, EXACT, where)
 
 
-def gradients_across_calls(model: Model, streams: Streams) -> Measured:
+def gradients_across_calls(model: Model, system: System, streams: Streams) -> Measured:
     """A state that is not detached carries the gradient to the calls before."""
     named = [(n, p) for n, p in model.named_weights() if p.requires_grad]
     last = streams[0].shape[1]
     found = []
-    for cuts in ([], sorted({1, (last + 1) // 3, max(1, last - 2)})):
+    inner = sorted({1, (last + 1) // 3, max(1, last - 2)} & set(ends(system, last)))
+    for cuts in ([], inner):
         y = in_calls(run_of(model), streams, cuts)
         weight = torch.linspace(-1, 1, y.numel(), dtype=y.dtype, device=y.device).view_as(y)
         grads: Sequence[Tensor | None] = [None] * len(named)
@@ -372,12 +378,33 @@ def owners(system: System) -> dict[str, Level]:
 
 
 def due(level: Level, tick: int) -> tuple[bool, bool]:
-    """Whether a level fires at the end of a tick, and whether it starts anew there."""
+    """Whether a level's clock fires at the end of a tick, and whether it starts anew there: from a
+    reset to the next there are as many ticks as to the first, and the clock counts from it (2.6.2).
+    """
     if tick < 1:
         return False, False
     every = level.resets.first if level.resets.unit == "token" else 0
     age = (tick - 1) % every + 1 if every else tick
-    return level.clock.fires(age), age == every
+    since = age - level.clock.first
+    return since >= 0 and since % level.clock.period == 0, age == every
+
+
+def ends(system: System, time: int) -> list[int]:
+    """Where a call may end and have no say in the numbers: before the last tick, and where it cuts
+    no period short that `partial drop` would forget (2.6.5).
+    """
+    drops = [l for l in system.levels if l.partial == "drop" and l.clock.unit == "token"]
+    return [t for t in range(1, time) if all(any(due(level, t)) for level in drops)]
+
+
+def second_calls(system: System, time: int) -> list[int]:
+    """Where a first call is to end, once within periods and once where one ends: what is handed on
+    is a sum, or what was made of it.
+    """
+    levels = [l for l in system.levels if l.clock.unit == "token" and l.clock.period > 1]
+    firing = [t for t in range(2, time - 1) if any(due(level, t)[0] for level in levels)]
+    within = [t for t in range(2, time - 1) if t not in firing]
+    return sorted({*firing[:1], *within[len(within) // 3 :][:1]})
 
 
 @torch.no_grad()
@@ -388,7 +415,7 @@ def off_the_clock(model: Model, system: System, streams: Streams) -> Measured:
     """
     kept = model.kept_arrays()  # what learns at a rate of nothing is a weight
     levels = {path: level for path, level in owners(system).items() if path in kept}
-    waits = {path for _, _, learning in model.LEARNERS for path in learning}
+    waits = {path for _, _, learning in model.LEARNERS for path in learning if model.NEEDS_NEXT}
     weights = {n: p.clone() for n, p in model.named_weights()}
     state, wrong = model.reset(streams[0].shape[0]), []
     fired: dict[str, list[bool]] = {path: [] for path in levels}
