@@ -230,7 +230,9 @@ def test_each_property_that_fails_says_where_and_by_how_much() -> None:
     none[0, 2] = ~none[0, 2]
     unlike = P.same_losses(small().model, x, replace(truth, labelled=none))
     assert unlike.at == "whether token 3 has one" and not unlike.holds
-    assert P.streamed(forgets, random_streams(small().system, 3, 9)).at.startswith("token ")
+    assert P.streamed(forgets, small().system, random_streams(small().system, 3, 9)).at.startswith(
+        "token "
+    )
     mixed = P.other_samples(mixes, small().system, random_streams(small().system, 3, 9))
     assert mixed.at == "sample 1, as sample 2 was changed"
     nothing = P.later_tokens(answers_nothing, small().system, x)

@@ -433,7 +433,8 @@ def off_the_clock(model: Model, system: System, streams: Streams) -> Measured:
                 wrong.append(f"{path} at token {t}")
     wrong += [n for n, p in model.named_weights() if not torch.equal(p, weights[n])]
     shares = {p: sum(changed) / len(changed) for p, changed in fired.items() if changed}
-    moving = sorted(shares.keys() - standing(system), key=shares.__getitem__)
+    at_rest = standing(system)
+    moving = sorted((p for p in shares if p not in at_rest), key=shares.__getitem__)
     contrast = shares[moving[0]] if moving else math.inf
     still = [f"{p} changes at none of its {len(fired[p])} firings" for p in moving if not shares[p]]
     at = next(iter([*wrong, *still]), "")
