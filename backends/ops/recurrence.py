@@ -34,7 +34,7 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from . import by_hand, kernels, scanned
+from . import by_hand, fla, kernels, scanned
 from .retention import (
     ManyAtATick,
     Retention,
@@ -369,6 +369,10 @@ def scan(
     Arguments as in `span`; q [..., T, n]. No result depends on the chunk, but for rounding.
     """
     with _state_arithmetic(x):
+        if momentum is None and S0 is None and not before_write:
+            whole_scan = fla.Scan(W0, q, x, e, rate, keep, erase, after_retain)
+            if fla.takes(whole_scan):
+                return *fla.scan(whole_scan, _without_fla(whole_scan, chunk)), None
         w, s, ticks = _widened(W0, S0, Ticks(x, e, rate, keep, momentum, erase))
         view, time = _view(after_retain), x.shape[-2]
         if time == 1:
@@ -394,6 +398,23 @@ def scan(
             asked = torch.unflatten(asked, -2, (-1, chunk))
             reads.append(spans.read(asked, before_write).flatten(-3, -2))
         return reads[0] if len(reads) == 1 else torch.cat(reads, -2), w, s
+
+
+def _without_fla(asked: fla.Scan, chunk: int) -> Callable[..., tuple[Tensor, Tensor]]:
+    """The same scan of given tensors in float32, which can be derived again."""
+    numbers = [None if isinstance(g, Tensor) else g for g in (asked.rate, asked.keep)]
+    erase, retained, half = asked.erase, asked.retained, asked.q.dtype
+
+    def plain(
+        w: Tensor, q: Tensor, x: Tensor, e: Tensor, *gates: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        rate, keep = (n if g is None else g for n, g in zip(numbers, gates, strict=True))
+        assert rate is not None and keep is not None
+        q, x, e = q.float(), x.float(), e.float()
+        y, end, _ = scan(w, q, x, e, rate, keep, None, None, erase, retained, chunk)
+        return y.to(half), end
+
+    return plain
 
 
 def _blocks(time: int, chunk: int, rows: int, most: int) -> list[int]:
