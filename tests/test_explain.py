@@ -185,3 +185,25 @@ def test_what_crosses_a_start_that_is_learned_while_the_stream_runs() -> None:
     assert "at each reset (every 128 tokens) fast starts from what mid has learned" in text
     assert "mid learns these by its own rule every 128 tokens, by the losses since, through" in text
     assert "the gradients that fast wrote by: a second derivative of the loss" in text
+
+
+def test_how_a_box_is_run_is_what_the_plan_says() -> None:
+    """Where another body names a state at each tick, no chunk is longer than a token; and none is
+    longer than the time between two firings by the model's own loss.
+    """
+    told = re.sub(r"\s+", " ", page("sleep"))
+    assert "(class ii); one token at a time, for `awake.M` is used elsewhere" in told
+    assert re.search(r"C\^2 = [\d,]+ FLOPs a token, in each of 4 memories \([^)]*C = 1\)", told)
+    alone = re.sub(r"\s+", " ", page("deltanet"))
+    assert "C = 32" in alone and "at a time" not in alone
+    short = re.sub(r"\s+", " ", explain(nlc.load("hope", periods=[4, 64])))
+    assert "at most 4 tokens at a time, for `cms[4]` fires every 4 tokens" in short
+    assert "at a time" not in page("hope")
+
+
+def test_who_learns_a_start_of_a_start() -> None:
+    text = page("cms_nested")
+    assert "so do the starts that slow learns for others: layers.{}.fast.continuum.F," in text
+    assert "layers.{}.mid.continuum.F@slow" in text
+    told = page("learned_optimizer")
+    assert "it alone trains student.learned_rule.write.linear, student.learned_rule" in told

@@ -1,5 +1,5 @@
-"""What `nlc explain` says that an edge trains: exactly the arrays whose gradient is another when the
-edge is taken out of the reference, of every system that ships.
+"""What `nlc explain` says that an edge trains: exactly the arrays whose gradient is another when it
+is taken out of the reference, of every system that ships.
 """
 
 from __future__ import annotations

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import lru_cache
 from itertools import groupby
 from math import prod
 
+from ..foreign import readings
 from ..lacking import NotLowered
 from ..levels import form_text
-from ..lower import lower_box
-from ..plan import Lowering
+from ..lower import lower, lower_box
+from ..plan import Lowering, Plan
 from ..show import Writer
 from ..system import ALL, Box, State, System
-from .cost import cost_rows
+from .cost import chunk_of, cost_rows
 from .lines import INDENT, Row, Rows, latex, said, table
 from .optimizers import line_rows, optimizer_blocks
 from .rules import spelled, state_rows
@@ -39,7 +41,7 @@ def blocks(box: Box, system: System | None = None, tex: bool = False) -> list[Bl
     for names, form, rows in grouped(box, system, tex):
         out.append((f"{', '.join(names)} : {form}", rows))
     if box.states:
-        out.append(("", run_rows(box, tex)))
+        out.append(("", run_rows(box, system, tex)))
     return [b for b in out if b[1]]
 
 
@@ -70,19 +72,45 @@ def grouped(
         yield [s.name for s in group], form, rows
 
 
-def run_rows(box: Box, tex: bool = False) -> Rows:
+def run_rows(box: Box, system: System | None = None, tex: bool = False) -> Rows:
     """The chosen algorithm, its reason, and what it costs."""
     w = Writer(latex=tex)
-    plan, reason = lowered(box)
-    return [said(w, "run as", reason), *cost_rows(w, box, plan)]
+    found, reason = lowered(box, system)
+    plan = None if system is None else planned(system)
+    longest, why = (0, "") if plan is None else longest_span(plan)
+    short = found is not None and 0 < longest < chunk_of(box, found)
+    reason += f"; {why}" if short else ""
+    return [said(w, "run as", reason), *cost_rows(w, box, found, longest)]
 
 
-def lowered(box: Box) -> tuple[Lowering | None, str]:
+def lowered(box: Box, system: System | None = None) -> tuple[Lowering | None, str]:
+    """As the plan of the system has it; without one, or where it has no plan, by itself."""
+    plan = None if system is None else planned(system)
     try:
-        plan = lower_box(box)
+        found = plan.of(box) if plan is not None else lower_box(box)
     except NotLowered as error:
         return None, f"by the reference interpreter alone (NL701): {error.diagnostic.message}"
-    return plan, plan.reason
+    return found, found.reason
+
+
+@lru_cache(maxsize=1)
+def planned(system: System) -> Plan | None:
+    return lower(system)[0]
+
+
+def longest_span(plan: Plan) -> tuple[int, str]:
+    """Of how many ticks a call is run at once, and why no more; 0: as many as are given."""
+    ticks = plan.spans.every
+    if ticks:
+        _, handle, _ = next(iter(readings(plan.system)))
+        at = "one token at a time" if ticks == 1 else f"at most {ticks} tokens at a time"
+        return ticks, f"{at}, for `{handle.box.name}.{handle.name}` is used elsewhere"
+    learners = sorted(plan.learners, key=lambda l: l.clock.period)
+    if not learners:
+        return 0, ""
+    first = learners[0]
+    at = "one token" if first.clock.period == 1 else f"at most {first.clock.period} tokens"
+    return first.clock.period, f"{at} at a time, for `{first.name}` fires {first.clock}"
 
 
 def box_text(box: Box, system: System | None = None) -> list[str]:

@@ -51,8 +51,9 @@ class Cost:
         return f"{formula} = {number} FLOPs a token{whole} ({sizes}{note})"
 
 
-def cost_rows(w: Writer, box: Box, lowering: Lowering | None) -> list[Row]:
-    found = None if lowering is None else cost(box, lowering)
+def cost_rows(w: Writer, box: Box, lowering: Lowering | None, longest: int = 0) -> list[Row]:
+    """`longest`: of how many ticks a call is run at once; 0: as many as are given."""
+    found = None if lowering is None else cost(box, lowering, longest)
     rows = [] if found is None else [said(w, "cost", found.text())]
     if found is None and lowering is not None and any(t.op == "past" for t in box.terms()):
         rows = [said(w, "cost", "not counted: every tick of a window is written anew")]
@@ -60,8 +61,16 @@ def cost_rows(w: Writer, box: Box, lowering: Lowering | None) -> list[Row]:
     return [*rows, said(w, "state", held)] if held else rows
 
 
-def cost(box: Box, lowering: Lowering) -> Cost | None:
+def chunk_of(box: Box, lowering: Lowering, longest: int = 0) -> int:
+    """How many ticks the algorithm takes at a time; 0 where it takes no more than one."""
+    chunks = {"recurrence": CHUNK, "squares": CHUNK, "solved": SOLVED, "frozen": box.linearise or 1}
+    most = chunks.get(lowering.kind, 0)
+    return min(most, longest) if longest else most
+
+
+def cost(box: Box, lowering: Lowering, longest: int = 0) -> Cost | None:
     """None where the algorithm has no count of ours."""
+    c = chunk_of(box, lowering, longest)
     if lowering.kind == "slept" and not any(summed(s) for s in box.states):
         return reading(box)
     learned = [t for s in box.states if s.rule.objective for t in s.rule.objective.walk()]
@@ -69,17 +78,17 @@ def cost(box: Box, lowering: Lowering) -> Cost | None:
         return None
     match lowering.kind:
         case "recurrence":
-            return recurrence(box, lowering)
+            return recurrence(box, lowering, c)
         case "frozen":
-            return frozen(box, lowering)
+            return frozen(box, lowering, c)
         case "solved":
-            return solved(box)
+            return solved(box, c)
         case "fired" | "slept":
             return fired(box)
         case "attention":
             return attended(box, lowering)
         case "squares":
-            return least_squares(box, lowering)
+            return least_squares(box, lowering, c)
         case "loss" | "static":
             return reading(box)
     return None
@@ -109,7 +118,7 @@ def added(parts: Iterable[tuple[int, str]]) -> str:
 # ---- one matrix ----------------------------------------------------------------------------------
 
 
-def recurrence(box: Box, lowering: Lowering) -> Cost:
+def recurrence(box: Box, lowering: Lowering, c: int) -> Cost:
     """A span of C ticks (ops/recurrence.py): what is asked of the start and of the writes, the
     state at the end, and one triangular system of C rows where the write reads the state. With
     momentum the state is [m, 2n], and what is left of each write is a product of two tables.
@@ -120,7 +129,7 @@ def recurrence(box: Box, lowering: Lowering) -> Cost:
     solves = rule.error is not None and rule.error.factor is not None
     solves = solves or rule.rule.erase is not None
     wide = 2 if rule.rule.momentum is not None else 1
-    r, c = reads(box), CHUNK
+    r = reads(box)
     whole = 2 * wide * (1 + r + solves)
     keys, values = r + solves * (1 + wide), r + solves
     tables = solves + 2 * (wide - 1)
@@ -164,12 +173,12 @@ def is_behind(array: Array) -> bool:
     return array.name not in ("", "W1", "W3")
 
 
-def frozen(box: Box, lowering: Lowering) -> Cost | None:
+def frozen(box: Box, lowering: Lowering, c: int) -> Cost | None:
     """Gradients at the first state, forward and back; N ticks of writes that each read meets, and
     the state at the end, of [m, 2n] with momentum. With a link each read makes the state first,
     column by column.
     """
-    s, r, c = sizes(box), reads(box), box.linearise or 1
+    s, r = sizes(box), reads(box)
     if s is None:
         return None
     if any(state.rule.through for state in box.states):
@@ -194,9 +203,9 @@ def columns(box: Box) -> tuple[int, int]:
     return sum(n * m * n for m, n in pairs), sum(n * (m + n) for m, n in pairs)
 
 
-def solved(box: Box) -> Cost | None:
+def solved(box: Box, c: int) -> Cost | None:
     """Each round asks the start and the writes of the round before, forward and back."""
-    s, r, c = sizes(box), reads(box), SOLVED
+    s, r = sizes(box), reads(box)
     if s is None:
         return None
     formula = added([(2 + 2 * r, "P"), (2 * r, "CD")])
@@ -255,14 +264,14 @@ def attended(box: Box, lowering: Lowering) -> Cost | None:
     return Cost("2(n + m)T", (("n", n), ("m", m), ("T", seen)), each * seen, memories(box), note)
 
 
-def least_squares(box: Box, lowering: Lowering) -> Cost | None:
+def least_squares(box: Box, lowering: Lowering, c: int) -> Cost | None:
     """The sums after each tick of a chunk, one Cholesky factor a tick, and what the answers meet in
     the pairs (ops/least_squares.py).
     """
     found = lowering.squares
     if found is None:
         return None
-    n, m, c = found.key.shape[-1], found.value.shape[-1], CHUNK
+    n, m = found.key.shape[-1], found.value.shape[-1]
     flops = n**3 / 3 + 2 * (c + 1) * n * n + 4 * n * m + 2 * c * (n + m)
     formula = "n^3 / 3 + 2(C + 1)n^2 + 4nm + 2C(n + m)"
     return Cost(formula, (("n", n), ("m", m), ("C", c)), flops, memories(box))
@@ -356,4 +365,4 @@ def amount(numbers: int) -> str:
     return f"{held:,.4g} GiB"
 
 
-__all__ = ["BYTES", "Cost", "amount", "cost", "cost_rows"]
+__all__ = ["BYTES", "Cost", "amount", "chunk_of", "cost", "cost_rows"]
