@@ -57,10 +57,7 @@ def check_edges(
     inner: Openness,
     lowerings: dict[int, Lowering],
 ) -> None:
-    if inner.truncate or not inner.levels <= training.levels:
-        raise NotLowered(
-            "a gradient of a level on tokens that enters where training's does not", system.span
-        )
+    check_inner(system, learners, training)
     for lowering in lowerings.values():
         level = lowering.box.level
         if lowering.kind == "slept":
@@ -98,6 +95,18 @@ def check_edges(
                 f"(`{name}`)",
                 system.span,
             )
+
+
+def check_inner(system: System, learners: tuple[Level, ...], training: Openness) -> None:
+    """What a level on tokens enters, training does, and as far."""
+    for t in system.transfers:
+        if t.kind != "backprop" or t.target not in learners or t.source in learners:
+            continue
+        edge = f"`backprop {t.source.name} -> {t.target.name}`"
+        if t.truncate is not None:
+            raise NotLowered(f"{edge} `through {t.truncate} tokens`", t.span)
+        if t.source.name not in training.levels:
+            raise NotLowered(f"{edge}, where training's gradient does not enter,", t.span)
 
 
 def cuts(lowering: Lowering) -> bool:

@@ -98,11 +98,11 @@ def trained_levels(system: System) -> tuple[Level, ...]:
 
 def check_flow(system: System) -> None:
     roots = [*line_terms(system.flow.lines), system.flow.result]
-    for root in roots:
-        check_terms(root, flow=True)
     past = next((t for root in roots for t in root.walk() if t.op == "past"), None)
     if past is not None:
         raise NotLowered("`past` in a flow", past.span)
+    for root in roots:
+        check_terms(root, flow=True)
 
 
 def check_terms(
@@ -202,10 +202,15 @@ def solved_anew(box: Box) -> Lowering:
 def check_clock(box: Box, level: Level) -> None:
     clock = level.clock
     loss = any(s.rule.uses_loss for s in box.states)
-    late = clock.phase is not None and loss or clock.period == 1 and clock.first > 1
-    if late or clock.unit == "sequence" and (loss or box.exact or level.resets.unit != "never"):
-        raise NotLowered(f"the clock of `{level.name}` ({clock})", level.span)
     own = level.reset
+    if clock.period == 1 and clock.first > 1:
+        raise NotLowered(f"the clock of `{level.name}` ({clock})", level.span)
+    if loss and (clock.phase is not None or clock.unit == "sequence"):
+        raise NotLowered(f"the model's own loss, learned {clock} by `{level.name}`,", level.span)
+    if clock.unit == "sequence" and box.exact:
+        raise NotLowered(f"`learn exact` in `{level.name}`, {clock},", level.span)
+    if clock.unit == "sequence" and level.resets.unit != "never":
+        raise NotLowered(f"`reset {level.resets}` of `{level.name}`, {clock},", level.span)
     within = own is None or own.unit in ("token", "sequence")
     learns = any(s.rule.uses_loss for b in (box, *level.boxes) for s in b.states)
     drops = level.partial == "drop"  # at a reset it is dropped anyway; here, at the end of a call

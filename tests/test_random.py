@@ -777,7 +777,9 @@ REFUSED = {
     "`init` between two levels on steps": with_mixer(
         ADAPTER.replace("linear(x, 4)", "x"), "init training -> mixer"
     ).replace("step", "2 steps", 1),
-    "the clock of `mixer` (every sequence)": with_mixer(ADAPTER.replace("step", "sequence"), OPEN),
+    "the model's own loss, learned every sequence by `mixer`,": with_mixer(
+        ADAPTER.replace("step", "sequence"), OPEN
+    ),
     "`gradient` on all ticks of a sequence": sleeper(
         "state M : matrix(4, 4)", "objective sum((M(x) - x)^2)",
         "learn gradient(rate = 0.1, steps = 2)", "read M(x)",

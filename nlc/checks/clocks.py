@@ -115,16 +115,22 @@ def cut_short(clock: Clock, ticks: int) -> bool:
 
 def resets_inside(level: Level, assume: int | None) -> Diagnostic:
     """Where nobody wrote a reset it is a warning: `assume` changes nothing else (2.6.3)."""
-    period = level.clock.period
+    clock = level.clock
+    period, first = clock.period, clock.first
+    count = assume if level.reset is None or level.reset.unit != clock.unit else level.reset.first
+    number = f"make {count}" if count == assume else "make it"
+    if clock.phase is None or first % period == 0:
+        mend = f"{number} a multiple" + f" of {period}" * (count == assume)
+    else:
+        near = first + max(0, ((count or 0) - first) // period) * period
+        mend = f"{number} {near} or {near + period}, at which it fires ({clock})"
+    help = f"{mend}, or say `partial flush` or `partial drop`"
     if level.reset is None:
         what = f"each sequence of {assume} tokens ends, and with it `{level.name}` is reset, inside"
-        help = f"make {assume} a multiple of {period}, or say `partial flush` or `partial drop`"
     elif level.reset.unit == level.clock.unit:
         what = f"`reset {level.reset}` falls inside"
-        help = "make it a multiple, or say `partial flush` or `partial drop`"
     else:
         what = f"`reset {level.reset}`, of {assume} tokens each, falls inside"
-        help = f"make {assume} a multiple of {period}, or say `partial flush` or `partial drop`"
     span = inside(level.span, "reset")
     severity = "warning" if level.reset is None else "error"
     return Diagnostic("NL206", f"{what} a period of {period}", span, help, severity=severity)

@@ -113,7 +113,9 @@ CODES: dict[str, Code] = {
         """A level that fires every 16 tokens and is reset every 24 would be reset in the middle of
         its second period, and the eight tokens since its last firing would be lost. That is seldom
         meant. Make the reset a multiple of the period; or say what shall happen to a period cut
-        short: `partial flush` fires first, on what there is, and `partial drop` forgets it. A level
+        short: `partial flush` fires first, on what there is, and `partial drop` forgets it. With a
+        phase it is a tick at which the level fires: of `every 4 tokens from 2`, 6 or 10. A reset
+        ends its own count too, so `reset every 4 tokens from 2` is `reset every 2 tokens`. A level
         on tokens is reset at the end of each sequence, if it does not say otherwise; where
         that falls by `assume sequence = 1000 tokens` is told as a warning.""",
         _clocked("every 16 tokens", reset="reset     every 24 tokens"),

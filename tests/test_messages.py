@@ -1,0 +1,96 @@
+"""What a user is told, word for word where it once misled."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+import nlc
+from nlc.diagnostics import Diagnostic
+from nlc.driver import SpecError
+
+FRAME = """nl 1
+use "memory/attend"
+system small(n = 4) {
+  level training every step { objective loss; learn adam(rate = 1e-3) }
+LEVELS
+  flow(x[n], y[n]) {
+    z = linear(x, n)
+    LINE
+    loss = sum((z - y)^2)
+    return z
+  }
+}
+"""
+LEVEL = """  level a(x) CLOCK {
+    RESET
+    state M : matrix(n, n)
+    objective sum((M(x) - x)^2)
+    learn gradient(rate = 0.1)
+    read M(x)
+  }"""
+
+
+def level(clock: str, reset: str = "") -> str:
+    return LEVEL.replace("CLOCK", clock).replace("RESET", reset)
+
+
+def told(levels: str, line: str = "z += a(z)") -> Diagnostic:
+    with pytest.raises(SpecError) as found:
+        nlc.compile(nlc.load(FRAME.replace("LEVELS", levels).replace("LINE", line)))
+    (only,) = found.value.diagnostics
+    return only
+
+
+def test_a_reset_is_blamed_for_what_it_does() -> None:
+    found = told(level("every sequence", "reset every 2 sequences"))
+    assert found.code == "NL701"
+    assert "`reset every 2 sequences` of `a`, every sequence," in found.message
+
+
+def test_a_past_in_a_flow_is_called_that() -> None:
+    for past in ("past(z, 3)", "past(z)"):
+        assert "`past` in a flow is not" in told("", f"z += mean({past})").message
+
+
+@pytest.mark.parametrize(("edges", "words"), [
+    ("condition training -> look", "`backprop look -> slow`, where training's gradient does not"),
+    ("backprop look -> training", "`backprop look -> slow` `through 3 tokens`"),
+])  # fmt: skip
+def test_an_edge_that_training_does_not_share_is_named(edges: str, words: str) -> None:
+    more = " through 3 tokens" if "through" in words else ""
+    levels = f"""  level look(x) always {{ read attend(x, linear(x, n), x) }}
+  level slow(x) every 4 tokens {{
+    state F : mlp(n, n, n)
+    objective loss
+    learn gradient(rate = 0.1)
+    read F(x)
+  }}
+  transfer {edges}
+  transfer backprop look -> slow{more}
+  transfer init training -> slow first order"""
+    found = told(levels, "z += look(slow(z))")
+    assert words in found.message
+    assert found.span.text.startswith("transfer backprop look -> slow")
+
+
+def test_a_phase_names_the_resets_at_which_it_fires() -> None:
+    found = told(level("every 4 tokens from 2", "reset every 8 tokens"))
+    assert found.code == "NL206"
+    assert found.help.startswith("make it 6 or 10, at which it fires (every 4 tokens from 2)")
+    for ticks in (6, 10):
+        mended = level("every 4 tokens from 2", f"reset every {ticks} tokens")
+        nlc.load(FRAME.replace("LEVELS", mended).replace("LINE", "z += a(z)"))
+    assert told(level("every 4 tokens", "reset every 6 tokens")).help.startswith("make it a mult")
+
+
+def test_with_a_phase_each_life_is_as_long_as_the_first() -> None:
+    """`reset every 4 tokens from 2` is `reset every 2 tokens` (2.6.4)."""
+    x = torch.randn(1, 9, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    answers = []
+    for reset in ("reset every 4 tokens from 2", "reset every 2 tokens"):
+        text = FRAME.replace("LEVELS", level("every token", reset)).replace("LINE", "z += a(z)")
+        model = nlc.compile(nlc.load(text), dtype=torch.float64)
+        truth = nlc.reference(nlc.load(text), model.state_dict())
+        answers += [model(x, x)[0], truth((x, x))[0]]
+    assert all(torch.allclose(a, answers[0], atol=1e-12) for a in answers)
