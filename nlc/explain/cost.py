@@ -19,7 +19,7 @@ from ..system import ALL, Array, Box, Slot, State, Term
 from .lines import Row, said
 
 BYTES = 4  # of a number in float32
-CHUNK, SOLVED = 32, 32  # ticks at a time, in backends/ops and backends/torch_source
+CHUNK, SOLVED = 32, 64  # ticks at a time, in backends/ops and backends/torch_source
 BLOCK = 64  # queries at a time of attention with a window
 IN_PARTS = "P numbers in matrices"
 BEHIND = "B of them behind the first layer"
