@@ -113,6 +113,11 @@ def takes(asked: Scan) -> bool:
     return asked.kernel() is not None and by_hand.allowed() and usable()
 
 
+def could_take(ticks: int, device: torch.device) -> bool:
+    """Whether it takes scans of so many ticks there, if they mean the same."""
+    return ticks >= TICKS and device.type in DEVICES and by_hand.allowed() and usable()
+
+
 @cache
 def usable() -> bool:
     """Whether it is installed and known; a person who has another one is told once."""

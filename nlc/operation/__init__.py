@@ -22,10 +22,11 @@ import torch
 from torch import Tensor, nn
 
 from .. import syntax as S
+from ..backends.ops import fla
 from ..backends.parameters import draw, parameters, start_draw
 from ..backends.runtime import Model, StateError
 from ..driver import Spec
-from .around import Call, Number, check_operation, model_of, spec_of
+from .around import Call, Number, check_operation, is_scan, model_of, spec_of
 from .declared import ALIASES, Declaration, declaration, names
 from .given import Given, given, is_number, setting
 from .running import batched, fresh, packed
@@ -87,7 +88,9 @@ class Memory:
         count = given_.batch if bounds is None else len(bounds) - 1
         model = self.model(call, given_.dtype, given_.device)
         groups = self.groups(state, model, call, count)
-        x = given_.streams()
+        # kernels that take few digits as they are (backends/ops/fla.py) are not to be given more
+        scans = fla.could_take(given_.time, given_.device) and is_scan(call)
+        x = given_.streams(as_given=scans)
         with torch.set_grad_enabled(torch.is_grad_enabled() and watched(x, groups)):
             y, groups = (
                 batched(model, call.prefix, x, groups)

@@ -202,6 +202,16 @@ def module_of(call: Call) -> type[Model]:
 
 
 @lru_cache(maxsize=256)
+def is_scan(call: Call) -> bool:
+    """Whether all that it keeps is one matrix, made by one scan of its streams."""
+    from ..backends.torch_source import plan_of
+
+    spec = spec_of(call)
+    plan = plan_of(spec)
+    return [plan.of(box).kind for box in spec.system.boxes if box.states] == ["recurrence"]
+
+
+@lru_cache(maxsize=256)
 def model_of(call: Call, dtype: torch.dtype, device: torch.device, seed: int) -> Model:
     """A module of its own for each place, which a module without arrays would not know."""
     import torch

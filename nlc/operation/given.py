@@ -61,13 +61,16 @@ class Given:
     def device(self) -> torch.device:
         return next(iter(self.tensors.values())).device
 
-    def streams(self) -> list[Tensor]:
-        """In the order of the call, in the type of the state."""
+    def streams(self, as_given: bool = False) -> list[Tensor]:
+        """In the order of the call, in the type of the state; with `as_given` those that have sizes
+        of their own stay in the type that they are given in.
+        """
         dtype, lead = self.dtype, (self.batch, self.time, *self.mapped)
+        kept = {p.name.id for p in self.params if p.dims} if as_given else set()
         every = {
             n: torch.full((), x, dtype=dtype, device=self.device).expand(lead)
             for n, x in self.scalars.items()
-        } | {n: x.to(dtype) for n, x in self.tensors.items()}
+        } | {n: x if n in kept else x.to(dtype) for n, x in self.tensors.items()}
         return [every[n] for n, _ in self.call.streams]
 
 
