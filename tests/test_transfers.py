@@ -120,9 +120,9 @@ def test_init_reaches_the_start_alone() -> None:
     found = grads_of(whole)
     assert closed(found) == set() and START in found
     kept = tuple(t for t in whole.system.transfers if t.kind != "init")
-    model = nlc.compile(whole, dtype=torch.float64)
-    truth = nlc.reference(varied(whole, kept), traced=())
-    assert START in dict(model.named_weights()) and START not in truth.specs
+    without = grads_of(varied(whole, kept))
+    assert set(found) == {*without, START}
+    assert changed(without, {n: found[n] for n in without}) == set()
 
 
 def test_init_without_backprop() -> None:
@@ -138,6 +138,15 @@ def test_init_to_first_order() -> None:
     whole = spec_of(BACKPROP, INIT)
     second, first = grads_of(whole), grads_of(to_first_order(whole))
     assert START in changed(first, second) and closed(first) == {VALUE}
+
+
+def test_init_alone_to_first_order() -> None:
+    """With its own line, and no other transfer opened (2.11.3)."""
+    shut = "transfer condition training -> fast"
+    second, first = spec_of(shut, INIT), spec_of(shut, f"{INIT} first order")
+    whole, cut = grads_of(second), grads_of(first)
+    assert closed(whole) == closed(cut) == {VALUE, RATE}
+    assert changed(cut, whole) == {START}
 
 
 GENERATED = """nl 1
@@ -187,34 +196,82 @@ def test_generate_carries_values_and_gradients_only_through_backprop() -> None:
     assert closed(half) == {slow} and changed(half, with_edge) == {slow, INTO}
 
 
-def test_condition_carries_no_gradient() -> None:
-    """A body that uses another level's state: the state is a constant there."""
-    text = """nl 1
-system seen() {
-  level training every step { objective loss; learn gradient(rate = 0.1) }
-  level slow(x) every 2 tokens {
+CONDITIONED = """nl 1
+system seen() {{
+  level training every step {{ objective loss; learn gradient(rate = 0.1) }}
+  level slow(x) every 2 tokens {{
     state S : vector(3)
     retain 0.5
     write tanh(linear(x, 3))
-    read S
-  }
-  level fast(x) every token { read linear(x * (1 + slow.S), 3) }
-  transfer condition slow -> fast
-  transfer backprop slow, fast -> training
-  flow(x[3], y[3]) {
+    read S + 0.5 * x
+  }}
+  level fast(x) every token {{ read linear({read}, 3) }}
+  {transfers}
+  flow(x[3], y[3]) {{
     z = linear(x, 3)
-    p = fast(z + slow(z))
+    u = slow(z)
+    p = fast({given})
     loss = sum((p - y)^2)
     return p
-  }
-}
+  }}
+}}
 """
-    whole = nlc.load(text)
+OPEN = "transfer backprop slow, fast -> training"
+CONDITION, SLOW = "transfer condition slow -> fast", "slow.S.linear"
+
+
+def conditioned(read: str, given: str, *transfers: str) -> Spec:
+    return nlc.load(CONDITIONED.format(read=read, given=given, transfers="\n  ".join(transfers)))
+
+
+def closed_to_slow(spec: Spec) -> Spec:
+    """Without `backprop slow -> training`."""
+    edges = spec.system.transfers
+    return varied(spec, tuple(t for t in edges if t.kind != "backprop" or t.source.name != "slow"))
+
+
+def test_condition_on_a_state() -> None:
+    """What a body makes of another level's state: the line itself carries no gradient, so taken out
+    it changes none; into the state only `backprop` leads. The edge is inferred from the use, so to
+    remove it is to take the use out of the text; the line alone is then an error.
+    """
+    whole = conditioned("x * (1 + slow.S)", "z", CONDITION, OPEN)
     found = grads_of(whole)
     assert closed(found) == set()
-    other = varied(whole, tuple(t for t in whole.system.transfers if t.kind != "backprop"))
-    (slow,) = (n for n in found if n.startswith("slow."))
-    assert slow in closed(grads_of(other))
+    rest = tuple(t for t in whole.system.transfers if t.kind != "condition")
+    assert len(rest) < len(whole.system.transfers)
+    assert changed(grads_of(varied(whole, rest)), found) == set()
+    shut = grads_of(closed_to_slow(whole))
+    assert closed(shut) == {SLOW} and changed(shut, found) == {INTO, SLOW}
+    with pytest.raises(SpecError, match="NL302"):
+        conditioned("x", "z + u", CONDITION, OPEN)
+    apart = grads_of(conditioned("x * (1 + slow.S)", "z + u", CONDITION, OPEN))
+    assert changed(grads_of(conditioned("x", "z + u", OPEN)), apart) == set(found)
+
+
+def test_condition_through_an_input() -> None:
+    """What a level is given of another's answer needs no line, and has none: gradients pass through
+    the read as a function of its inputs, and into the state by `backprop` alone.
+    """
+    whole = conditioned("x", "z + u", OPEN)
+    found, shut = grads_of(whole), grads_of(closed_to_slow(whole))
+    assert closed(found) == set() and closed(shut) == {SLOW}
+    assert changed(shut, found) == {INTO, SLOW}
+    stopped = closed_to_slow(conditioned("x", "z + u - 0.5 * z + 0.5 * stop(z)", OPEN))
+    assert changed(grads_of(stopped), shut) == {INTO}, "it passes through the read"
+    with pytest.raises(SpecError, match="NL302"):
+        conditioned("x", "z + u", CONDITION, OPEN)
+
+
+def test_condition_on_weights() -> None:
+    """A body's weights are constants in it: what `backprop` opens, and no line at all is NL301."""
+    only, wide = spec_of("transfer condition training -> fast"), spec_of(BACKPROP)
+    shut, found = grads_of(only), grads_of(wide)
+    assert closed(shut) == {VALUE, RATE}
+    assert changed(shut, grads_of(varied(only, ()))) == set()
+    assert changed(shut, found) == {INTO, VALUE, RATE}
+    with pytest.raises(SpecError, match="NL301"):
+        spec_of()
 
 
 def test_a_tensor_of_each() -> None:
