@@ -31,6 +31,8 @@ from nlc.levels import verify_levels
 from nlc.parse import parse
 from nlc.testing import systems, text_of
 from nlc.text import Source
+from nlc.verify import properties as P
+from nlc.verify.streams import farthest, ticks, truth_of
 
 SHARDS = 10  # so that all cores can run them
 EXAMPLES = max(1, int(os.environ.get("NLC_RANDOM", "500")) // SHARDS)
@@ -158,6 +160,8 @@ def agrees(case: Case) -> bool:
         assert off <= distance(near, answers), "outputs"
         return True  # chaos: no digits are left to compare
     same_gradients(model, training.gradients(truth, passing), streams, spec)
+    if len(case.cuts) == 1:
+        same_second_call(model, truth, streams, spec, case.cuts[0])
     with torch.no_grad():
         same_splits(model, streams, answers, case)
         alone(lambda *x: model(*x)[0], streams)
@@ -202,6 +206,27 @@ def same_gradients(
             off = distance(grad, truth[name], 1e-3 * largest)
             if off > TOLERANCE:
                 assert off <= last_bits(spec, model, streams, truth, 1e-3 * largest), f"of {name}"
+
+
+def same_second_call(
+    model: torch.nn.Module, truth: Reference, streams: Streams, spec: Spec, cut: int
+) -> None:
+    """What an earlier call has made is a constant to a gradient of the next."""
+    given, least = tuple(streams), 1e-3
+    found = P.gradients_handed_over(model, truth, given, cut, least)  # type: ignore[arg-type]
+    if found.value <= TOLERANCE:
+        return
+    wanted, far = second_call(truth, given, cut), 0.0
+    for draw in range(4):
+        far = max(
+            far, farthest(second_call(moved(spec, model, draw), given, cut), wanted, least)[0]
+        )
+    assert found.value <= far, f"{found.name}: {found.value:.3g}, of {found.at}"
+
+
+def second_call(truth: Reference, streams: tuple[Tensor, ...], cut: int) -> dict[str, Tensor]:
+    _, before = truth(ticks(streams, 0, cut))
+    return truth_of(truth, ticks(streams, cut), before).gradients
 
 
 def last_bits(

@@ -60,6 +60,33 @@ def test_a_weight_that_is_off_is_seen() -> None:
         assert not handed(changed(1e-5), reference, x, 2).holds
 
 
+def test_a_second_call_begins_within_a_period_and_where_one_ends() -> None:
+    """Where what is handed on is a sum, and what was made of it; a state that still carries the
+    gradient to the first call is seen.
+    """
+    slow = Verifier(nlc.load("hope", **SMALL, chunk=2, periods=[4]), Options(tokens=9, long=0))
+    assert P.second_calls(slow.system, 9) == [3, 4]
+    assert P.second_calls(small().system, 9) == [4]
+    found = slow.second_call()
+    assert found.name == "gradients of a second call == reference" and found.holds
+
+    class Kept(Wrapped):
+        """A state that `detach` leaves as it is."""
+
+        training = True
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(self.model, name)
+
+        def __call__(self, *streams: Tensor, state: Any = None) -> tuple[Tensor, Any]:
+            y, after = self.model(*streams, state=state)
+            after.detach = lambda: after
+            return y, after
+
+    kept: Any = Kept(lambda y: y)
+    assert not P.gradients_handed_over(kept, small().reference, small().streams, 2).holds
+
+
 def test_a_gradient_of_one_array_is_seen() -> None:
     truth = small().truth
     name = "layers.0.mixer.beta.linear"
