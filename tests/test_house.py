@@ -48,7 +48,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     # tools, each a question about what the stages have made
     ("format", "around", "draw", "schedule", "show explain", "testing", "lsp"),
     ("backends.triton",),
-    ("backends.parameters", "backends.ops", "backends.gates"),
+    ("backends.parameters", "backends.ops", "backends.gates", "backends.ids"),
     ("backends.runtime", "backends.reference"),
     ("backends.torch_source",),
     ("backends", "api memory operation operations memories optimizing"),

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
+from shipped import EVERY, SPECS
 
 import nlc
 from nlc.diagnostics import Diagnostic
@@ -94,3 +97,60 @@ def test_with_a_phase_each_life_is_as_long_as_the_first() -> None:
         truth = nlc.reference(nlc.load(text), model.state_dict())
         answers += [model(x, x)[0], truth((x, x))[0]]
     assert all(torch.allclose(a, answers[0], atol=1e-12) for a in answers)
+
+
+def small() -> nlc.Spec:
+    return nlc.load("deltanet", width=8, depth=1, heads=2, vocab=11)
+
+
+@pytest.mark.parametrize("wrong", [11, -1])
+def test_an_id_that_no_table_has_is_named(wrong: int) -> None:
+    model = nlc.compile(small())
+    tokens = torch.tensor([[1, wrong, 3]])
+    words = f"`tokens` has the id {wrong}, and its rows are 0 to 10"
+    for run in (model, nlc.reference(small()), model.losses):
+        with pytest.raises(ValueError, match=words):
+            run(tokens)
+    assert model(torch.tensor([[0, 10]]))[0].shape == (1, 2, 11)
+
+
+def test_steps_are_a_whole_number() -> None:
+    model = nlc.compile(small())
+    model.steps = 3
+    for wrong in (1.5, -1, True):
+        with pytest.raises(ValueError, match="`steps` is how many there were, a whole number"):
+            model.steps = wrong  # type: ignore[assignment]
+    assert model.steps == 3
+
+
+def test_a_state_has_a_folder_to_go_to(tmp_path: Path) -> None:
+    model = nlc.compile(small())
+    _, state = model(torch.tensor([[1, 2]]))
+    with pytest.raises(FileNotFoundError, match=r"m\.safetensors cannot be .* no folder .*nowhere"):
+        state.save(tmp_path / "nowhere" / "m.safetensors")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_reference_refuses_a_state_that_is_not_its_own() -> None:
+    tokens = torch.tensor([[1, 2]])
+    spec = small()
+    truth = nlc.reference(spec)
+    _, state = truth(tokens)
+    other = nlc.reference(nlc.load("deltanet", width=8, depth=2, heads=2, vocab=11))
+    for run in (lambda: other(tokens, state), lambda: other.finish(state)):
+        with pytest.raises(ValueError, match="another spec, to other settings of it, or"):
+            run()
+    with pytest.raises(ValueError, match="of a batch of 1, and the input of 2"):
+        truth(tokens.repeat(2, 1), state)
+    with pytest.raises(TypeError, match="not dict"):
+        truth(tokens, {})  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="loaded a second time"):
+        nlc.reference(small(), truth.values)(tokens, state)
+    again, _ = nlc.reference(spec, truth.values)(tokens, state)
+    assert torch.equal(again, truth(tokens, state)[0])
+
+
+def test_shipped_systems_are_short() -> None:
+    for name in EVERY:
+        lines = (SPECS / f"{name}.nl").read_text(encoding="utf-8").count("\n")
+        assert lines <= (45 if name == "hope" else 60), name

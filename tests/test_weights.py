@@ -397,6 +397,15 @@ def test_stacked_of_another_number_of_heads(tmp_path: Path) -> None:
     nlc.start_from(nlc.compile("stacked", periods=[3, 7], inner=0, **sizes), place)
 
 
+def test_a_config_that_does_not_say_how_many_heads(tmp_path: Path) -> None:
+    """One head is no guess: the matrices would be split otherwise in silence."""
+    place = llama(transformer(1), tmp_path / "llama")
+    config = json.loads((place / "config.json").read_text())
+    del config["num_attention_heads"]
+    (place / "config.json").write_text(json.dumps(config))
+    assert "does not say num_attention_heads" in refused(tmp_path, place)
+
+
 def test_an_index_that_leads_elsewhere(tmp_path: Path) -> None:
     place = llama(transformer(1), tmp_path / "llama", 2)
     index = place / "model.safetensors.index.json"

@@ -22,9 +22,10 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from nlc.system import System, Term
+from nlc.system import Flow, System, Term
 
 from .. import parameters as P
+from ..ids import check_ids, ids_of
 from . import stream, training
 from .boxes import Pass, Run, Sample
 from .evaluate import Sayings
@@ -46,6 +47,7 @@ class State:
     """What a batch of streams remembers between calls. It may be continued more than once."""
 
     samples: tuple[Sample, ...]
+    flow: Flow  # whose it is: what it remembers is known by the places of one loaded spec
 
 
 class Reference:
@@ -58,7 +60,7 @@ class Reference:
         seed: int = 0,
         traced: Iterable[str] = UPDATES,
     ) -> None:
-        self.system, self.seed = system, seed
+        self.system, self.seed, self.ids = system, seed, ids_of(system)
         self.specs = {p.name: p for p in P.parameters(system)}
         given = parameters or {}
         self.values: dict[str, Tensor] = {
@@ -105,6 +107,7 @@ class Reference:
 
     def run(self, tokens: Streams, state: State | None, train: bool) -> tuple[Pass, Tensor, State]:
         streams, batch, time = self.streams(tokens)
+        self.check(state, batch)
         passing = self.passing(train)
         samples = [s.fork() for s in state.samples] if state else [Sample() for _ in range(batch)]
         runs = [Run(passing, sample, i) for i, sample in enumerate(samples)]
@@ -113,7 +116,22 @@ class Reference:
             answers = [stream.tick(run, at(streams, run.index, t)) for t in range(time)]
             stream.end_of_call(run)
             rows.append(torch.stack([a.detach() for a in answers if isinstance(a, Tensor)]))
-        return passing, torch.stack(rows), State(tuple(samples))
+        return passing, torch.stack(rows), State(tuple(samples), self.system.flow)
+
+    def check(self, state: State | None, batch: int | None = None) -> None:
+        if state is None:
+            return
+        if not isinstance(state, State):
+            kind = type(state).__name__
+            raise TypeError(f"a state is what the reference returned before, not {kind}")
+        if state.flow is not self.system.flow:
+            raise ValueError(
+                "this state belongs to another spec, to other settings of it, or to the same one "
+                "loaded a second time"
+            )
+        if batch is not None and len(state.samples) != batch:
+            many = len(state.samples)
+            raise ValueError(f"this state is of a batch of {many}, and the input of {batch}")
 
     def passing(self, train: bool) -> Pass:
         leaves = {n: self.leaf(n) if train else x.clone() for n, x in self.values.items()}
@@ -142,16 +160,21 @@ class Reference:
         )
         streams = {n: given.get(n) for n in names}
         some = next(x for x in streams.values() if x is not None)
+        for name, rows in self.ids.items():
+            ids = streams.get(name)
+            if ids is not None:
+                check_ids(name, ids, rows)
         doubles = {n: None if x is None else x.double() for n, x in streams.items()}
         return doubles, some.shape[0], some.shape[1]
 
     def finish(self, state: State, task: bool = False) -> State:
         """Ends the sequence of every stream (2.7.3), and with it a task."""
+        self.check(state)
         passing = self.passing(False)
         samples = [s.fork() for s in state.samples]
         for i, sample in enumerate(samples):
             stream.finish(Run(passing, sample, i), task)
-        return State(tuple(samples))
+        return State(tuple(samples), self.system.flow)
 
     def losses(self, tokens: Streams, state: State | None = None) -> tuple[Tensor, Tensor]:
         """The loss of each tick [batch, time], 0 where there is none, and which ticks have one."""

@@ -7,7 +7,7 @@ spec.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container, Iterator, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from itertools import product
@@ -16,6 +16,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from ..ids import check_ids
 from ..parameters import noise
 from . import joint
 from .chance import Chance
@@ -70,6 +71,7 @@ class Model(Words, nn.Module):
     HAS_LOSS: ClassVar[bool] = True
     INNER_OPEN: ClassVar[bool] = False
     SOURCE: ClassVar[str] = ""
+    IDS: ClassVar[Mapping[str, int]] = {}  # how many rows there are to an input that looks one up
     SPAN: ClassVar[int] = 0  # a call is cut at multiples of this many ticks; 0: nowhere
     BASES: ClassVar[tuple[float, ...]] = ()  # of the angles of `rope`
     EPS: ClassVar[tuple[float, ...]] = ()  # under the roots of `norm`
@@ -187,6 +189,8 @@ class Model(Words, nn.Module):
 
     @steps.setter
     def steps(self, steps: int) -> None:
+        if isinstance(steps, bool) or not isinstance(steps, int) or steps < 0:
+            raise ValueError(f"`steps` is how many there were, a whole number, not {steps!r}")
         self.chance.steps = steps
 
     def dropout(self, s: Stream, path: str, chance: float, x: Tensor, *mapped: int) -> Tensor:
@@ -322,6 +326,8 @@ class Model(Words, nn.Module):
                     f"`{name}` is {list(x.shape[:2])} in batch and time, "
                     f"and `{names[0]}` {list(tensors[0].shape[:2])}"
                 )
+            if name in self.IDS:
+                check_ids(name, x, self.IDS[name])
         batch = tensors[0].shape[0]
         state = self.reset(batch) if state is None else self.checked(state, batch)
         return Pass(tensors, own, [], [], want_losses, state.position), state

@@ -127,6 +127,8 @@ def detached(arrays: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], header: Mapping[str, Any]) -> None:
     """Atomically: a temporary file in the same folder takes the place of the old one."""
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"{path} cannot be written: there is no folder {path.parent}")
     plain = {k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()}
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     os.close(handle)

@@ -13,6 +13,7 @@ from nlc.lacking import NotLowered
 from nlc.plan import Plan
 from nlc.system import Assign, Box, Level, Line, System, Term, line_terms
 
+from ..ids import ids_of
 from ..parameters import boxes as every_box
 from ..parameters import start_draw, trainer
 from .bodies import Body, Module, all_mapped, attribute, outlives, reset_of, state_path
@@ -206,6 +207,8 @@ class Writer:
         code.add("")
         code.add(f'SPEC_HASH = "{spec_hash(self.plan, self.text)}"')
         code.add(f"INPUTS = {self.system.flow.inputs!r}")
+        if ids_of(self.system):
+            code.add(f"IDS = {ids_of(self.system)!r}")
         code.add(
             f"NEEDS_NEXT = {self.needs_next()}",
             f"HAS_LOSS = {self.system.flow.loss is not None}",

@@ -45,7 +45,7 @@ DERIVED = re.compile(r".*\.rotary_emb\.inv_freq|lm_head\.weight")
 
 # What both sides have as a number: what it means where a config is silent, and our setting.
 NUMBERS = {
-    "num_attention_heads": (1, "heads"),
+    "num_attention_heads": (0, "heads"),  # it is always said
     "rope_theta": (10000.0, "base"),
     "rms_norm_eps": (1e-6, "eps"),
 }
@@ -116,6 +116,11 @@ def check(config: Mapping[str, Any], numbers: Mapping[str, Collection[float]]) -
             f"the checkpoint has rope_type = {kind}: its angles are no powers of one base, which "
             "is what `rope` has"
         )
+    if "num_attention_heads" not in config:
+        raise UnlikeError(
+            "the checkpoint's config.json does not say num_attention_heads: its matrices do not "
+            "show into how many heads they are split"
+        )
     said = {**config, **{k: v for k, v in angles.items() if k in ANGLES}}
     for key, values in WANTED.items():
         if key in said and said[key] not in values:
@@ -130,7 +135,7 @@ def check(config: Mapping[str, Any], numbers: Mapping[str, Collection[float]]) -
                 f"the checkpoint has {key} = {there}, and this model {here[0]:g}: make it with "
                 f"{setting} = {there}, if its spec has that setting"
             )
-    heads = int(config.get("num_attention_heads", 1))
+    heads = int(config["num_attention_heads"])
     width = int(config.get("hidden_size", heads))
     if config.get("head_dim") not in (None, width // heads):
         raise UnlikeError(
@@ -145,7 +150,7 @@ def check(config: Mapping[str, Any], numbers: Mapping[str, Collection[float]]) -
 
 def repeated(theirs: dict[str, Tensor], config: Mapping[str, Any]) -> dict[str, Tensor]:
     """Keys and values once for each query head."""
-    heads = int(config.get("num_attention_heads", 1))
+    heads = int(config["num_attention_heads"])
     shared = heads // int(config.get("num_key_value_heads") or heads)
     if shared == 1:
         return theirs
