@@ -104,6 +104,7 @@ def stand_in(monkeypatch: pytest.MonkeyPatch) -> Iterator[StandIn]:
 def case(
     lead: tuple[int, ...] = (2, 3), ticks: int = 66, n: int = 16, m: int = 20, keep: str = "tick",
     rate: str = "tick", erase: float = 1.0, half: torch.dtype = torch.bfloat16, seed: int = 0,
+    aim: bool = False,
 ) -> dict[str, Any]:  # fmt: skip
     """Arguments of a scan; x of length 1."""
     source = torch.Generator().manual_seed(seed)
@@ -130,7 +131,14 @@ def case(
         "some": gate(*lead, ticks).round(),
         "some channels": gate(*lead, ticks, n).round(),
     }
-    return {**made, "rate": rates[rate], "keep": kept[keep], "erase": erase, "after_retain": True}
+    return {
+        **made,
+        "rate": rates[rate],
+        "keep": kept[keep],
+        "erase": erase,
+        "after_retain": True,
+        "aim": aim,
+    }
 
 
 def leaves(given: dict[str, Any]) -> list[str]:
@@ -183,6 +191,8 @@ KERNELS: list[tuple[str, dict[str, Any]]] = [
     ("gated_delta_rule", {"keep": "heads", "n": 24, "m": 16}),
     ("gated_delta_rule", {"keep": "number", "ticks": 64}),
     ("kda", {"keep": "channel"}),
+    ("gated_delta_rule", {"aim": True}),
+    ("simple_gla", {"aim": True, "erase": 0.0}),
 ]
 
 

@@ -63,6 +63,7 @@ class Scan(NamedTuple):
     keep: Number
     erase: Number
     retained: bool
+    aim: bool = False  # whether e is v itself
 
     @property
     def channels(self) -> bool:
@@ -188,7 +189,7 @@ def _run(asked: Scan) -> tuple[Tensor, Tensor]:
             value = asked.x.new_full((ticks,), value, dtype=torch.float32)
         return laid(value.float(), 0)
 
-    q, k, v = laid(asked.q, 1), laid(asked.x, 1), laid(-asked.e, 1)
+    q, k, v = laid(asked.q, 1), laid(asked.x, 1), laid(asked.e if asked.aim else -asked.e, 1)
     start = asked.w.float()
     start = start.expand(*lead, *start.shape[-2:]).reshape(-1, q.shape[2], *start.shape[-2:])
     gates: dict[str, Tensor] = {}

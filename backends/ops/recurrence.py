@@ -363,16 +363,19 @@ def scan(
     after_retain: bool = False,
     chunk: int = CHUNK,
     before_write: bool = False,
+    aim: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     """(y [..., T, m], W_T, S_T) with y_t = W_t q_t, or W_{t-1} q_t with before_write.
 
-    Arguments as in `span`; q [..., T, n]. No result depends on the chunk, but for rounding.
+    Arguments as in `span`; q [..., T, n]; with `aim`, e is what is wanted, minus the error. No
+    result depends on the chunk, but for rounding.
     """
     with _state_arithmetic(x):
         if momentum is None and S0 is None and not before_write:
-            whole_scan = fla.Scan(W0, q, x, e, rate, keep, erase, after_retain)
+            whole_scan = fla.Scan(W0, q, x, e, rate, keep, erase, after_retain, aim)
             if fla.takes(whole_scan):
                 return *fla.scan(whole_scan, _without_fla(whole_scan, chunk)), None
+        e = -e if aim else e
         w, s, ticks = _widened(W0, S0, Ticks(x, e, rate, keep, momentum, erase))
         view, time = _view(after_retain), x.shape[-2]
         if time == 1:
@@ -403,7 +406,7 @@ def scan(
 def _without_fla(asked: fla.Scan, chunk: int) -> Callable[..., tuple[Tensor, Tensor]]:
     """The same scan of given tensors in float32, which can be derived again."""
     numbers = [None if isinstance(g, Tensor) else g for g in (asked.rate, asked.keep)]
-    erase, retained, half = asked.erase, asked.retained, asked.q.dtype
+    erase, retained, aim, half = asked.erase, asked.retained, asked.aim, asked.q.dtype
 
     def plain(
         w: Tensor, q: Tensor, x: Tensor, e: Tensor, *gates: Tensor | None
@@ -411,7 +414,7 @@ def _without_fla(asked: fla.Scan, chunk: int) -> Callable[..., tuple[Tensor, Ten
         rate, keep = (n if g is None else g for n, g in zip(numbers, gates, strict=True))
         assert rate is not None and keep is not None
         q, x, e = q.float(), x.float(), e.float()
-        y, end, _ = scan(w, q, x, e, rate, keep, None, None, erase, retained, chunk)
+        y, end, _ = scan(w, q, x, e, rate, keep, None, None, erase, retained, chunk, aim=aim)
         return y.to(half), end
 
     return plain

@@ -189,7 +189,7 @@ def recurrence(module: Module, box: Box) -> None:
     keep_states(module, box, *([".m"] if rule.rule.momentum is not None else []))
     with code.function(first, names):
         opening(module, box, equation(rule, state.name))
-        error = rule.error.rest if rule.error.rest is not None else None
+        error, aim = aimed(rule.error.rest)
         erase = total_erase(rule)
         roots = [
             box.read,
@@ -212,12 +212,14 @@ def recurrence(module: Module, box: Box) -> None:
         if erase is not None:
             arguments["erase"] = rows(body, erase, state.per, 0)
         arguments = {k: written(body, v) for k, v in arguments.items()}
-        if state.rule.after_retain:
-            arguments["after_retain"] = "True"
+        flags = {
+            "after_retain": state.rule.after_retain,
+            "aim": aim,
+            "before_write": reads_old(box),
+        }
+        arguments |= {name: "True" for name, said in flags.items() if said}
         key = body.key(state_path(box, state.name, ""))
         memory = body.key(state_path(box, state.name, "") + ".m")
-        if reads_old(box):
-            arguments["before_write"] = "True"
         read_hook = scan_read(
             module,
             body,
@@ -234,6 +236,13 @@ def recurrence(module: Module, box: Box) -> None:
         result = body.e(box.read).code
         code.add(f"return {result}")
     code.add("")
+
+
+def aimed(error: Term | None) -> tuple[Term | None, bool]:
+    """An error that is minus what is wanted, as what is wanted: kernels would turn it again."""
+    if error is None or error.op != "neg":
+        return error, False
+    return error.args[0], True
 
 
 def scan_read(
