@@ -21,7 +21,7 @@ from ..backends.reference import Reference
 from ..backends.runtime import Model, State
 from ..backends.torch_source.bodies import state_path
 from ..idle import stands
-from ..system import Level, System
+from ..system import Level, System, line_terms
 from .streams import (
     Nudged,
     Run,
@@ -399,8 +399,13 @@ def ends(system: System, time: int) -> list[int]:
 
 def second_calls(system: System, time: int) -> list[int]:
     """Where a first call is to end, once within periods and once where one ends: what is handed on
-    is a sum, or what was made of it.
+    is a sum, or what was made of it. Nowhere in a system with `dropout`: the first call answers and
+    the second trains, so a period across both is of neither.
     """
+    roots = [*line_terms(system.flow.lines), system.flow.result]
+    terms = [*(t for r in roots for t in r.walk()), *(t for b in system.boxes for t in b.terms())]
+    if any(t.op == "dropout" for t in terms):
+        return []
     levels = [l for l in system.levels if l.clock.unit == "token" and l.clock.period > 1]
     firing = [t for t in range(2, time - 1) if any(due(level, t)[0] for level in levels)]
     within = [t for t in range(2, time - 1) if t not in firing]
