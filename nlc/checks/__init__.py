@@ -29,6 +29,7 @@ CHECKS: tuple[Check, ...] = (
     gradients.nl404,
     numbers.nl501,
     numbers.nl502,
+    numbers.nl503,
 )
 
 

@@ -37,6 +37,21 @@ def _dual(start: str) -> str:
     )
 
 
+def _adapted(order: str) -> str:
+    return system(
+        f"""
+            level fast(x) every token {{
+              state     M : matrix(width, width)
+              objective sum((M(unit(x)) - x)^2)
+              learn     adam(rate = 0.01)
+              read      M(unit(x))
+            }}
+            transfer backprop fast -> training{order}
+        """,
+        "x += fast(norm(x))",
+    )
+
+
 CODES: dict[str, Code] = {
     "NL501": code(
         "a state grows without bound",
@@ -57,5 +72,17 @@ CODES: dict[str, Code] = {
         (`= normal(0.02)`), or add a small number where the division is.""",
         _dual(""),
         _dual(" = normal(0.02)"),
+    ),
+    "NL503": code(
+        "a rule without a derivative",
+        """The gradient of a slower level passes through what this rule writes, and the rule takes a
+        root of something that is 0 as long as every gradient was, such as the mean of squares in
+        Adam. There the root has an infinite slope, which is multiplied by 0, and the gradient that
+        comes out is no number. It is seen as soon as one entry of a gradient is exactly 0: an
+        input that is off, a target that is met. Take the inner gradients as constants (`first
+        order`), or write a rule with the small number under the root, `sqrt(h + eps)`, where all
+        slopes are finite. It is a warning: where no gradient is ever exactly 0, it trains.""",
+        _adapted(""),
+        _adapted(" first order"),
     ),
 }
