@@ -70,7 +70,7 @@ def by_hand(name: str, w: dict[str, Tensor], x: Tensor) -> dict[str, Tensor]:
         rates = [said(w, f"G.{part}", z).squeeze(-1) for part in ("rate", "keep")]
     else:
         rates = [made("eta"), made("alpha")]
-    lasts = 9 if name == "referential_adaptive" else 8
+    lasts = 8 if name == "self_modifying_titans" else 9
     rate, keep = 1e-3 * F.softplus(rates[0]), torch.sigmoid(rates[1] + lasts)
     keys = dict.fromkeys(STEPS[name], k)
     if name == "referential_adaptive":
