@@ -138,7 +138,11 @@ def apart(lowering: Lowering, training: Openness) -> bool:
     """
     level = lowering.box.level
     first = level is not None and level.name in training.first_order
-    return first and lowering.kind == "recurrence" and reads_state(lowering)
+    learned = any(line.learn for line in (s.rule for s in lowering.box.states))
+    together = (
+        lowering.kind == "recurrence" and reads_state(lowering) or lowering.writes and learned
+    )
+    return first and bool(together)
 
 
 def check_orders(system: System, lowering: Lowering, training: Openness) -> None:

@@ -10,9 +10,19 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 
-from .backward import Underivable, constant, make
+from .backward import Underivable, constant, make, mul, neg
 from .crossing import apart, check_edges, openness
-from .derive import affine, given_write, gradient, implicit_step, linear_rule
+from .derive import (
+    Reads,
+    affine,
+    given_write,
+    gradient,
+    implicit_step,
+    linear_rule,
+    reads_of,
+    reads_state,
+    substitute,
+)
 from .diagnostics import Diagnostic
 from .endings import ending, summed
 from .foreign import names_others, spans, through_lines
@@ -20,7 +30,7 @@ from .idle import idle
 from .joint import hands_starts, joint
 from .lacking import NotLowered
 from .pasts import attention, squares
-from .plan import ArrayRule, Lowering, Plan
+from .plan import AffineWrite, ArrayRule, Lowering, Plan
 from .rules import Affine, Example, Gradient, LinearRule
 from .system import (
     ALL,
@@ -67,7 +77,7 @@ def lower(system: System) -> tuple[Plan | None, list[Diagnostic]]:
         inner = openness(system, learners)
         for box in system.boxes:
             if id(box) in lowerings and apart(lowerings[id(box)], training):
-                lowerings[id(box)] = by_rounds(box, lowerings[id(box)].gradients)
+                lowerings[id(box)] = by_rounds(box, lowerings[id(box)].gradients, one_by_one=True)
         check_edges(system, learners, training, inner, lowerings)
         check_flow(system)
         cut = spans(system, lowerings, learners)
@@ -369,11 +379,46 @@ def in_dual_form(box: Box) -> Lowering:
     return by_rounds(box, gradients)
 
 
-def by_rounds(box: Box, gradients: Mapping[str, Gradient]) -> Lowering:
+def by_rounds(box: Box, gradients: Mapping[str, Gradient], one_by_one: bool = False) -> Lowering:
+    """`one_by_one`: gradients pass through writes in other ways than through what they read."""
     changing = [s for s in box.states if s.rule.changes]
     arrays = tuple(r for s in changing for r in array_rules(box, s, gradients[s.name], False))
     why = "each write from those before it, by Picard iteration in dual form (class iv, exact)"
-    return Lowering(box, "solved", why, arrays=arrays, gradients=gradients)
+    writes = () if one_by_one else affine_writes(box, arrays)
+    if writes:
+        why = "all writes of a chunk from one triangular solve (class ii)"
+    return Lowering(box, "solved", why, arrays=arrays, gradients=gradients, writes=writes)
+
+
+def affine_writes(box: Box, arrays: tuple[ArrayRule, ...]) -> tuple[AffineWrite, ...]:
+    """What is written to the box's one matrix, if all of it is affine in that; else nothing."""
+    state = box.states[0]
+    learn = state.rule.learn.get("")
+    alone = len(box.states) == 1 and state.form.kind == "matrix" and not state.per
+    if not alone or touches_state(box, box.lines):
+        return ()
+    if learn is not None and (learn.steps > 1 or learn.rule == "implicit"):
+        return ()
+    if state.rule.retain is not None and reads_state(state.rule.retain):
+        return ()
+    made = [affine_write(rule) for rule in arrays]
+    known = [w for w in made if w is not None]
+    return tuple(known) if len(known) == len(made) and any(w.reads for w in known) else ()
+
+
+def affine_write(rule: ArrayRule) -> AffineWrite | None:
+    given = rule.rule.rate, rule.rule.erase, rule.rule.momentum, rule.rule.keep
+    rate, erase, *left = (t and substitute(t, rule.settings) for t in given)
+    numbers = [t for t in (rate, erase, *left) if t is not None]
+    if len(rule.input.shape) != 1 or any(map(reads_state, (rule.input, *numbers))):
+        return None
+    found = reads_of(rule.surprise)
+    if found is None or any(t.shape for t in numbers) or rate is None:
+        return None
+    if erase is not None:
+        found = Reads(found.rest, (*found.found, (erase, rule.input)))
+    made = found.each(lambda t: neg(mul(t, rate)))
+    return AffineWrite(rule.input, made.rest, made.found)
 
 
 def calls_twice(gradients: Mapping[str, Gradient]) -> bool:
@@ -558,7 +603,7 @@ def one_solve(box: Box, gradients: Mapping[str, Gradient]) -> ArrayRule | None:
         return None
     example = examples[0]
     optimizer = learned_rule(state, "", learn)
-    if len(example.input.shape) != len(state.per) + 1 or depends_on_state(example.input):
+    if len(example.input.shape) != len(state.per) + 1 or reads_state(example.input):
         return None
     if state.rule.after_retain and optimizer.erase is not None:
         return None
@@ -567,9 +612,9 @@ def one_solve(box: Box, gradients: Mapping[str, Gradient]) -> ArrayRule | None:
         factor = one_number(error.factor)
         error = None if factor is None else Affine(factor, error.rest)
     gates = [*learn.settings.values(), *([state.rule.retain] if state.rule.retain else [])]
-    if error is None or any(depends_on_state(g) for g in gates):
+    if error is None or any(reads_state(g) for g in gates):
         return None
-    if any(part is not None and depends_on_state(part) for part in (error.factor, error.rest)):
+    if any(part is not None and reads_state(part) for part in (error.factor, error.rest)):
         return None
     if not narrow_rates(state, learn, optimizer.momentum is not None):
         return None
@@ -690,8 +735,3 @@ def one_number(term: Term) -> Term | None:
         if None not in parts:
             return make(term.op, *(p for p in parts if p is not None))
     return None
-
-
-def depends_on_state(term: Term) -> bool:
-    """Inside `stop` too: a constant to the gradient is none to the state."""
-    return any(t.op in ("product", "product_back", "array", "apply", "state") for t in term.walk())

@@ -21,7 +21,8 @@ class Lowering:
     squares     the matrix that fits all pairs seen, from their sums
     fired       gradients summed over a period, then any optimizer; each tick by itself if need be
     slept       at the end of a sequence, then any optimizer; it stands while one runs
-    solved      any memory that multiplies, exactly: each write from those before it, a fixed point
+    solved      any memory that multiplies, exactly: each write from those before it, a fixed point,
+    or, where they are affine in one matrix, one triangular system
     loss        the model's own loss at a token clock: what it writes comes from the runtime
     """
 
@@ -32,6 +33,7 @@ class Lowering:
     squares: Squares | None = None
     arrays: tuple[ArrayRule, ...] = ()
     gradients: Mapping[str, Gradient] = field(default_factory=dict)  # by state
+    writes: tuple[AffineWrite, ...] = ()  # solved: of one matrix, if all are affine in it
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -89,6 +91,15 @@ class ArrayRule:
     error: Affine | None  # surprise = factor * prediction + rest (recurrence only)
     rule: LinearRule
     settings: Mapping[str, Term]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class AffineWrite:
+    """One write of a tick, `amount row'`: amount = rest + the sum of factor * M(asked)."""
+
+    row: Term
+    rest: Term | None
+    reads: tuple[tuple[Term, Term], ...]  # factor, asked
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -776,7 +776,7 @@ def test_ticks_at_a_time_are_those_of_the_operations() -> None:
         ("linear_attention", "", 0), ("retention", "alpha", 0), ("delta", "beta", 32**2),
         ("gated_delta", "alpha beta", 32**2), ("titans_linear", "alpha eta mu", 32**2),
         ("titans", "alpha eta mu", 0), ("yaad", "alpha eta delta", 0), ("memora", "alpha eta", 0),
-        ("oja", "beta alpha+", 0), ("elastic_ftrl", "eta", 0),
+        ("oja", "beta alpha+", 0), ("elastic_ftrl", "eta", 0), ("comba", "p+ alpha beta", 64 * 32),
         ("mesa", "beta gamma ridge+", 32**3 / 3 + 2 * 32**2),
     ],
 )  # fmt: skip

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,8 +13,11 @@ from torch import Tensor
 import nlc
 from nlc.backends.ops.recurrence import Span, Start, begin
 from nlc.backends.ops.solving import Writes, solved
+from nlc.backends.torch_source import build
+from nlc.lower import lower
+from nlc.testing.laws import varied
 from nlc.verify.properties import later_tokens, off_the_clock, other_samples
-from nlc.verify.streams import distance, random_streams, run_of
+from nlc.verify.streams import distance, gradients, random_streams, run_of, truth_of
 
 SYSTEM = """nl 1
 use "optim/gradient"
@@ -192,6 +196,38 @@ MEMORIES = {
     ),
     "erase and write apart": ("", "gated_delta_2(q, k, v, a, b, a)"),
     "rwkv7": ("", "rwkv7(q, a, k, v, k, b)"),
+    "asked for another key": (
+        HEAD
+        + """, p[n], alpha, eta) {
+  state M : matrix(n, n) = normal(0.5)
+  retain alpha
+  write eta * outer(v - M(p) / 2 - alpha * M(k), k)
+  read M(q) before write
+}""",
+        "r(q, k, v, a, alpha, eta)",
+    ),
+    "two errors and momentum": (
+        HEAD
+        + """, p[n], u[n], alpha, eta, mu) {
+  state M : matrix(n, n) = normal(0.5)
+  objective sum((M(k) - v)^2) / 2 + sum((M(p) - u)^2) / 4
+  retain alpha
+  learn momentum(rate = eta, keep = mu)
+  read M(q)
+}""",
+        "r(q, k, v, a, b, alpha, eta, mu)",
+    ),
+    "two errors, cleared": (
+        HEAD
+        + """, p[n], u[n], alpha, eta) {
+  state M : matrix(n, n)
+  objective sum((M(k) - v)^2) / 2 + sum((M(p) - u)^2) / 4
+  retain alpha
+  learn dgd(rate = eta / 4)
+  read M(q)
+}""",
+        "r(q, k, v, a, b, alpha, eta)",
+    ),
     "implicit": ("", "longhorn(q, k, v, a)"),
     "gates made of the state": ("", "surprise_gate(q, k, v, alpha, eta)"),
     "a threshold after each write": ("", "elastic(q, k, v, alpha, eta)"),
@@ -357,6 +393,43 @@ def test_compiled_equals_the_reference(name: str, tmp_path: Path) -> None:
             answer, state = model(part, state)
         parts.append(answer)
     assert near(torch.cat(parts, 1), wanted) < 1e-10
+
+
+AT_ONCE = (
+    "asked for another key", "two errors and momentum", "two errors, cleared", "rwkv7",
+    "erase and write apart", "several writes a tick",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("name", AT_ONCE)
+def test_what_is_affine_is_one_system(name: str, tmp_path: Path) -> None:
+    """No rounds, and over several chunks what those say that run in rounds."""
+    spec = nlc.load(written(name, tmp_path))
+    plan, told = lower(spec.system)
+    assert plan is not None and not told
+    assert [len(l.writes) > 0 for l in plan.lowerings.values() if l.kind == "solved"] == [True]
+    assert " = affine(" in build(spec) and "solved(" not in build(spec)
+    model = nlc.compile(spec, dtype=torch.float64)
+    tokens = torch.randint(0, 11, (1, 150), generator=torch.Generator().manual_seed(3))
+    by_tick, state = [], None
+    with torch.no_grad():
+        for t in range(150):
+            answer, state = model(tokens[:, t : t + 1], state)
+            by_tick.append(answer)
+        assert near(model(tokens)[0], torch.cat(by_tick, 1)) < 1e-10
+
+
+def test_first_order_is_not_one_system(tmp_path: Path) -> None:
+    """What is written is a constant then, and its rate is not: gradients have other ways."""
+    spec = nlc.load(written("two errors and momentum", tmp_path))
+    edges = (replace(t, first_order=True) for t in spec.system.transfers)
+    model = nlc.compile(first := varied(spec, tuple(edges)), dtype=torch.float64)
+    assert "solved(" in build(first)
+    tokens = (torch.randint(0, 11, (2, 9), generator=torch.Generator().manual_seed(3)),)
+    wanted = truth_of(nlc.reference(first, model.state_dict()), tokens).gradients
+    found = gradients(model, tokens)
+    for name, gradient in wanted.items():
+        assert float((found[name] - gradient).abs().max()) < 1e-10, name
 
 
 def near(found: torch.Tensor, wanted: torch.Tensor) -> float:

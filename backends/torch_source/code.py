@@ -83,6 +83,7 @@ RESERVED = {
     "scan",
     "span",
     "begin",
+    "affine",
     "amount",
     "solved",
     "least_squares",

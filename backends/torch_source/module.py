@@ -38,6 +38,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from nlc.backends.ops import numbers, parts
+from nlc.backends.ops.affine import affine
 from nlc.backends.ops.attention import attend
 from nlc.backends.ops.least_squares import least_squares
 from nlc.backends.ops.pairs import attend_pairs

@@ -2,13 +2,15 @@
 
 The body of a stretch is a function `ticks` of the spans, which says what each tick writes if the
 others write what the spans hold; `solved` (backends/ops/solving.py) finds the spans it agrees with.
+Writes that are affine in one matrix are found at once (backends/ops/affine.py).
 """
 
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 
-from nlc.backward import make, mul
+from nlc.backward import add, make, mul
 from nlc.derive import substitute
 from nlc.diagnostics import InternalError
 from nlc.lacking import NotLowered
@@ -47,6 +49,10 @@ class Solved(Frozen):
         runs = [code.name(f"{s.name}_{a}" if a else s.name) for s, a in arrays]
         body.runs = {(s.name, a): n for (s, a), n in zip(arrays, runs, strict=True)}
         self.keep_pasts(body)
+        if self.module.plan.of(self.box).writes:
+            self.at_once(body, arrays[0][0], begins[0], runs[0])
+            self.hand_on(body, arrays)
+            return
         ticks = code.name("ticks")
         outer, taken = body.e, set(code.taken)
         code.add("")
@@ -72,6 +78,10 @@ class Solved(Frozen):
         targets, listed = (", ".join(n) + "," * (len(n) == 1) for n in (runs, begins))
         alone = "" if given is None else f", ({', '.join(given)}{',' * (len(given) == 1)})"
         code.add(f"{targets} = solved({ticks}, ({listed}), self.rounds{alone})")
+        self.hand_on(body, arrays)
+
+    def hand_on(self, body: StretchBody, arrays: list[tuple[State, str]]) -> None:
+        """The states at the end of the span."""
         for state, array in arrays:
             key = body.key(state_path(self.box, state.name, array))
             memory = body.key(state_path(self.box, state.name, array) + ".m")
@@ -79,6 +89,33 @@ class Solved(Frozen):
             memories = [memory] if momentum else None
             run = body.runs[state.name, array]
             self.ends(run, [key], memories, None, False, state.form.kind)
+
+    def at_once(self, body: StretchBody, state: State, start: str, run: str) -> None:
+        """Writes that are affine in one matrix: what they are made of, and their system."""
+        told = state.rule.objective if state.rule.write is None else state.rule.write
+        assert told is not None
+        body.cite_line(told)
+        writes = [
+            (self.fold(w.row), w.rest and self.fold(w.rest),
+             [(self.fold(f), self.fold(p)) for f, p in w.reads])
+            for w in self.module.plan.of(self.box).writes
+        ]  # fmt: skip
+        terms = [t for x, rest, reads in writes for t in (x, rest, *(p for _, p in reads)) if t]
+        body.e.count(terms)
+        rows = [body.row(x, (), "row") for x, _, _ in writes]
+        rests = ["None" if r is None else body.row(r, (), "rest") for _, r, _ in writes]
+        known = [[(body.row(p, (), "asked"), f) for f, p in reads] for _, _, reads in writes]
+        asked = list(dict.fromkeys(p for reads in known for p, _ in reads))
+        table = []
+        for reads in known:
+            factors: dict[str, Term] = {}
+            for p, f in reads:
+                factors[p] = add(factors[p], f) if p in factors else f
+            line = [self.gate(body, state, factors[p]) if p in factors else "None" for p in asked]
+            table.append(line)
+        shown = ", ".join(tuple_of(part) for part in (rows, rests, asked, map(tuple_of, table)))
+        late = ", retained=True" if self.at_retained(state) else ""
+        self.code.add(f"{run} = affine({start}, {shown}{late})")
 
     def keep_pasts(self, body: StretchBody) -> None:
         """Every round convolves what came before the span, which the last one moves on."""
@@ -271,6 +308,11 @@ class Solved(Frozen):
         if keep is not None and self.touches(keep):
             parts.append(self.gate(body, state, keep))
         return f"({', '.join(parts)})"
+
+
+def tuple_of(parts: Iterable[str]) -> str:
+    listed = list(parts)
+    return f"({', '.join(listed)}{',' * (len(listed) == 1)})"
 
 
 def streams_of(lines: list[str], outside: set[str]) -> list[str] | None:

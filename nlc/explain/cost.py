@@ -82,7 +82,7 @@ def cost(box: Box, lowering: Lowering, longest: int = 0) -> Cost | None:
         case "frozen":
             return frozen(box, lowering, c)
         case "solved":
-            return solved(box, c)
+            return at_once(box, lowering, c) if lowering.writes else solved(box, c)
         case "fired" | "slept":
             return fired(box)
         case "attention":
@@ -137,6 +137,25 @@ def recurrence(box: Box, lowering: Lowering, c: int) -> Cost:
     formula = added([(whole, "nm"), (1 if near else 0, near), (tables, "C^2")])
     flops = whole * n * m + 2 * c * (keys * n + values * m) + tables * c * c
     return Cost(formula, (("n", n), ("m", m), ("C", c)), flops, memories(box))
+
+
+def at_once(box: Box, lowering: Lowering, c: int) -> Cost:
+    """A span of C ticks (ops/affine.py), each with R writes that ask for J vectors: what is asked
+    of the start and of the writes, one triangular system of C R rows, and the state at the end.
+    """
+    state = next(s for s in box.states if s.rule.changes)
+    m, n = state.form.arrays[0].shape
+    wide = 2 if lowering.arrays[0].rule.momentum is not None else 1
+    rows, r = len(lowering.writes), reads(box)
+    asked = len({id(p) for w in lowering.writes for _, p in w.reads})
+    whole = 2 * wide * (rows + asked + r)
+    near = f"2C R({added([(asked + r, 'n'), (r, 'm')])})"
+    formula = f"{whole}nm + {near} + C R^2(m + {2 * asked})"
+    flops = whole * n * m + 2 * c * rows * ((asked + r) * n + r * m)
+    flops += c * rows**2 * (m + 2 * asked) + 2 * rows * asked * m
+    formula += f" + {2 * asked}R m"
+    sizes = (("n", n), ("m", m), ("C", c), ("R", rows))
+    return Cost(formula, sizes, flops, memories(box))
 
 
 # ---- any matrices --------------------------------------------------------------------------------
@@ -204,16 +223,28 @@ def columns(box: Box) -> tuple[int, int]:
 
 
 def solved(box: Box, c: int) -> Cost | None:
-    """Each round asks the start and the writes of the round before, forward and back."""
+    """Each round asks the start and the writes of the round before, forward and back. First layers
+    are asked for streams: what these meet of the start, and of each other, is made once.
+    """
     s, r = sizes(box), reads(box)
     if s is None:
         return None
-    formula = added([(2 + 2 * r, "P"), (2 * r, "CD")])
-    flops = (2 + 2 * r) * s.p + 2 * r * c * s.d
-    more = added([(2, "P"), (2 if s.b else 0, "B")]) + (" + 2C(D + E)" if s.b else " + 2CD")
-    each = 2 * s.p + 2 * s.b + 2 * c * (s.d + s.e)
-    named = (*s.named("P", "B", "D", "E"), ("C", c))
-    note = f"{s.note(True)}; R rounds, until no write changes, {c} at most"
+    first = [
+        a.shape
+        for state in box.states
+        if state.rule.changes
+        for a in state.form.arrays
+        if len(a.shape) == 2 and not is_behind(a)
+    ]
+    m, n = (sum(shape[axis] for shape in first) for axis in (0, 1))
+    once = 2 * (s.p - s.b) + 2 * c * n
+    formula = added([(4 + 2 * r, "P"), (2 * r, "CD"), (2, "CN")]) + (" - 2B" if s.b else "")
+    flops = (2 + 2 * r) * s.p + 2 * r * c * s.d + once
+    more = added([(4 if s.b else 0, "B"), (4 if s.e else 0, "CE"), (2, "CM")])
+    each = 4 * s.b + 4 * c * s.e + 2 * c * m
+    named = (*s.named("P", "B", "D", "E"), ("N", n), ("M", m), ("C", c))
+    note = f"{s.note(True)}, the first of N inputs and M outputs"
+    note += f"; R rounds, until no write changes, {c} at most"
     return Cost(formula, named, flops, memories(box), note, (more, each, c))
 
 
