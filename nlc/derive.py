@@ -8,7 +8,6 @@ The rules of differentiation are in `backward.py`'s table; every one is tested a
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 
 from .backward import VJP, Underivable, add, column, constant, div, make, mul, neg, power, sum_to
 from .rules import Affine, Example, Gradient, LinearRule, Product
@@ -279,78 +278,6 @@ def times(term: Term, parts: list[Affine]) -> Affine | None:
     which = 0 if parts[0].factor is not None else 1
     other = term.args[1 - which]
     return scaled(parts[which], lambda t: mul(t, other))
-
-
-@dataclass(frozen=True)
-class Reads:
-    """rest + the sum of factor * M(asked), each factor a number."""
-
-    rest: Term | None
-    found: tuple[tuple[Term, Term], ...] = ()
-
-    def each(self, f: Callable[[Term], Term]) -> Reads:
-        """Of f that is linear in its argument."""
-        rest = None if self.rest is None else f(self.rest)
-        return Reads(rest, tuple((f(factor), asked) for factor, asked in self.found))
-
-
-def reads_of(term: Term) -> Reads | None:
-    """A vector as what it asks of one matrix M, or None where it is not affine in that."""
-    if not reads_state(term):
-        return Reads(term)
-    if term.op == "product":
-        return Reads(None, ((constant(1.0, term), term.args[0]),))
-    if term.op == "matmul" and len(term.shape) == 1 and not reads_state(term.args[1]):
-        return matrix_times(term.args[0], term.args[1])
-    if term.op == "neg":
-        made = reads_of(term.args[0])
-        return None if made is None else made.each(neg)
-    if term.op in ("add", "sub"):
-        a, b = (reads_of(a) for a in term.args)
-        return sum_of(a, b, neg if term.op == "sub" else None)
-    if term.op in ("mul", "div"):
-        return times_a_number(term, reads_of)
-    return None
-
-
-def matrix_times(matrix: Term, x: Term) -> Reads | None:
-    """`matrix @ x` of a sum of outer products: u k' x = (k' x) u."""
-    if matrix.op == "outer" and not reads_state(matrix.args[1]):
-        met = make("sum", mul(matrix.args[1], x), shape=(), info=1)
-        made = reads_of(matrix.args[0])
-        return None if made is None else made.each(lambda t: mul(t, met))
-    if matrix.op == "neg":
-        made = matrix_times(matrix.args[0], x)
-        return None if made is None else made.each(neg)
-    if matrix.op in ("add", "sub"):
-        a, b = (matrix_times(part, x) for part in matrix.args)
-        return sum_of(a, b, neg if matrix.op == "sub" else None)
-    if matrix.op in ("mul", "div"):
-        return times_a_number(matrix, lambda t: matrix_times(t, x))
-    return None
-
-
-def sum_of(a: Reads | None, b: Reads | None, sign: Callable[[Term], Term] | None) -> Reads | None:
-    if a is None or b is None:
-        return None
-    b = b if sign is None else b.each(sign)
-    return Reads(added(a.rest, b.rest), (*a.found, *b.found))
-
-
-def times_a_number(term: Term, of: Callable[[Term], Reads | None]) -> Reads | None:
-    whole, number = term.args
-    if term.op == "mul" and not reads_state(whole):
-        whole, number = number, whole
-    if number.shape or reads_state(number):
-        return None
-    made = of(whole)
-    f = mul if term.op == "mul" else div
-    return None if made is None else made.each(lambda t: f(t, number))
-
-
-def reads_state(term: Term) -> bool:
-    """Inside `stop` too: a constant to the gradient is none to the state."""
-    return any(t.op in ("product", "product_back", "array", "apply", "state") for t in term.walk())
 
 
 def implicit_step(example: Example, rate: Term) -> Term | None:

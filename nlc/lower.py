@@ -10,19 +10,10 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 
-from .backward import Underivable, constant, make, mul, neg
+from .affine import affine_writes, reads_state, touches_state
+from .backward import Underivable, constant, make
 from .crossing import apart, check_edges, openness
-from .derive import (
-    Reads,
-    affine,
-    given_write,
-    gradient,
-    implicit_step,
-    linear_rule,
-    reads_of,
-    reads_state,
-    substitute,
-)
+from .derive import affine, given_write, gradient, implicit_step, linear_rule
 from .diagnostics import Diagnostic
 from .endings import ending, summed
 from .foreign import names_others, spans, through_lines
@@ -30,7 +21,7 @@ from .idle import idle
 from .joint import hands_starts, joint
 from .lacking import NotLowered
 from .pasts import attention, squares
-from .plan import AffineWrite, ArrayRule, Lowering, Plan
+from .plan import ArrayRule, Lowering, Plan
 from .rules import Affine, Example, Gradient, LinearRule
 from .system import (
     ALL,
@@ -39,7 +30,6 @@ from .system import (
     Clock,
     Learn,
     Level,
-    Line,
     State,
     System,
     Term,
@@ -390,37 +380,6 @@ def by_rounds(box: Box, gradients: Mapping[str, Gradient], one_by_one: bool = Fa
     return Lowering(box, "solved", why, arrays=arrays, gradients=gradients, writes=writes)
 
 
-def affine_writes(box: Box, arrays: tuple[ArrayRule, ...]) -> tuple[AffineWrite, ...]:
-    """What is written to the box's one matrix, if all of it is affine in that; else nothing."""
-    state = box.states[0]
-    learn = state.rule.learn.get("")
-    alone = len(box.states) == 1 and state.form.kind == "matrix" and not state.per
-    if not alone or touches_state(box, box.lines):
-        return ()
-    if learn is not None and (learn.steps > 1 or learn.rule == "implicit"):
-        return ()
-    if state.rule.retain is not None and reads_state(state.rule.retain):
-        return ()
-    made = [affine_write(rule) for rule in arrays]
-    known = [w for w in made if w is not None]
-    return tuple(known) if len(known) == len(made) and any(w.reads for w in known) else ()
-
-
-def affine_write(rule: ArrayRule) -> AffineWrite | None:
-    given = rule.rule.rate, rule.rule.erase, rule.rule.momentum, rule.rule.keep
-    rate, erase, *left = (t and substitute(t, rule.settings) for t in given)
-    numbers = [t for t in (rate, erase, *left) if t is not None]
-    if len(rule.input.shape) != 1 or any(map(reads_state, (rule.input, *numbers))):
-        return None
-    found = reads_of(rule.surprise)
-    if found is None or any(t.shape for t in numbers) or rate is None:
-        return None
-    if erase is not None:
-        found = Reads(found.rest, (*found.found, (erase, rule.input)))
-    made = found.each(lambda t: neg(mul(t, rate)))
-    return AffineWrite(rule.input, made.rest, made.found)
-
-
 def calls_twice(gradients: Mapping[str, Gradient]) -> bool:
     """Whether an objective calls some array of its state more than once. Frozen gradients are of
     one call; those at the start of every single token are exact ones (2.9.7).
@@ -620,15 +579,6 @@ def one_solve(box: Box, gradients: Mapping[str, Gradient]) -> ArrayRule | None:
         return None
     return ArrayRule(
         state.name, "", example.input, example.surprise, error, optimizer, learn.settings
-    )
-
-
-def touches_state(box: Box, lines: tuple[Line, ...]) -> bool:
-    """Whether a plain line reads the box's own state."""
-    return any(
-        t.op in ("apply", "state") and t.info.box is box
-        for root in line_terms(lines)
-        for t in root.walk()
     )
 
 

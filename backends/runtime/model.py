@@ -7,7 +7,7 @@ spec.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from itertools import product
@@ -71,7 +71,7 @@ class Model(Words, nn.Module):
     HAS_LOSS: ClassVar[bool] = True
     INNER_OPEN: ClassVar[bool] = False
     SOURCE: ClassVar[str] = ""
-    IDS: ClassVar[Mapping[str, int]] = {}  # how many rows there are to an input that looks one up
+    IDS: ClassVar[tuple[tuple[str, int], ...]] = ()  # inputs that look up a row; of how many
     SPAN: ClassVar[int] = 0  # a call is cut at multiples of this many ticks; 0: nowhere
     BASES: ClassVar[tuple[float, ...]] = ()  # of the angles of `rope`
     EPS: ClassVar[tuple[float, ...]] = ()  # under the roots of `norm`
@@ -326,8 +326,8 @@ class Model(Words, nn.Module):
                     f"`{name}` is {list(x.shape[:2])} in batch and time, "
                     f"and `{names[0]}` {list(tensors[0].shape[:2])}"
                 )
-            if name in self.IDS:
-                check_ids(name, x, self.IDS[name])
+            if name in (rows := dict(self.IDS)):
+                check_ids(name, x, rows[name])
         batch = tensors[0].shape[0]
         state = self.reset(batch) if state is None else self.checked(state, batch)
         return Pass(tensors, own, [], [], want_losses, state.position), state

@@ -209,7 +209,7 @@ class Writer:
         code.add(f'SPEC_HASH = "{spec_hash(self.plan, self.text)}"')
         code.add(f"INPUTS = {self.system.flow.inputs!r}")
         if ids_of(self.system):
-            code.add(f"IDS = {ids_of(self.system)!r}")
+            code.add(f"IDS = {tuple(ids_of(self.system).items())!r}")
         code.add(
             f"NEEDS_NEXT = {self.needs_next()}",
             f"HAS_LOSS = {self.system.flow.loss is not None}",
