@@ -470,6 +470,14 @@ def _train_words(parser: Parser) -> None:
         help="in folders, no files or folders of such names",
     )  # fmt: skip
     parser.add("--tokenizer", metavar="FILE", help="a tokenizers file (default: bytes)")
+    parser.add(
+        "--from", metavar="PATH", dest="start",
+        help="start from these weights: a run, a safetensors file, a Llama-like folder",
+    )  # fmt: skip
+    parser.add(
+        "--partial", action="store_const", const=True,
+        help="what --from lacks keeps the start that the spec gives it",
+    )  # fmt: skip
     parser.add("--out", metavar="FOLDER", help="the run folder (default: runs/NAME)")
     parser.add("--resume", metavar="RUN", help="go on with this run, bit for bit")
     parser.add("--steps", metavar="N", type=positive, help="train so many steps (default: 1000)")

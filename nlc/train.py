@@ -23,6 +23,7 @@ from .loading import compile_spec, load_spec
 from .logbook import Logbook
 from .progress import Goal, Reporter, duration
 from .run_folder import RunFolder
+from .weights import WeightsError, start_from
 
 SAVE_SECONDS = 60.0  # between checkpoints, if the call does not say
 
@@ -37,6 +38,8 @@ class Options:
     only: tuple[str, ...] = ()
     skip: tuple[str, ...] = ()
     tokenizer: str | None = None
+    start: str | None = None  # --from: weights
+    partial: bool | None = None
     out: str | None = None
     resume: str | None = None
     steps: int | None = None
@@ -59,9 +62,10 @@ DEFAULTS: Mapping[str, Any] = {
     "val_every": 100, "val_bytes": 65536, "keep": 3,
 }  # fmt: skip
 FIXED = (
-    "settings", "data", "only", "skip", "tokenizer",
+    "settings", "data", "only", "skip", "tokenizer", "start", "partial",
     "batch", "length", "seed", "dtype", "val_bytes", "task",
 )  # fmt: skip
+WORDS = {"start": "--from", "partial": "--partial"}  # of those that a call names otherwise
 
 
 def train(options: Options) -> int:
@@ -91,6 +95,7 @@ def _started(given: Options) -> Trainer:
     threads = options.threads or torch.get_num_threads()
     prepare(device, threads, int(options.seed or 0))
     model = compile_spec(spec, device, int(options.seed or 0))
+    brought = _brought(model, options)
     learner = Learner(model, device, options.dtype == "bfloat16")
     if not learner.optimizers:
         raise CallError(
@@ -102,7 +107,7 @@ def _started(given: Options) -> Trainer:
     if options.tokenizer is not None:
         write_atomically(place / "tokenizer.json", Path(options.tokenizer).read_bytes())
     trainer = Trainer(run, options, learner, text)
-    trainer.notes = [text.summary, *length_notes(spec.system, int(options.length or 0))]
+    trainer.notes = [text.summary, *brought, *length_notes(spec.system, int(options.length or 0))]
     trainer.notes += learner.task_notes(options.task)
     return trainer
 
@@ -124,10 +129,26 @@ def _resumed(given: Options) -> Trainer:
     device = pick_device(options.device)
     prepare(device, options.threads, int(options.seed or 0))
     model = compile_spec(spec, device, int(options.seed or 0))
+    brought = [] if run.saved() else _brought(model, options)
     trainer = Trainer(run, options, Learner(model, device, options.dtype == "bfloat16"), text)
-    trainer.notes = _drift(run, record, model.source)
+    trainer.notes = [*brought, *_drift(run, record, model.source)]
     trainer.take_up()
     return trainer
+
+
+def _brought(model: Any, options: Options) -> list[str]:
+    """The weights that a run starts from, if the call names some, and a note that says so."""
+    if options.start is None:
+        if options.partial:
+            raise CallError(
+                "--partial is about the weights that a run starts from: it needs --from."
+            )
+        return []
+    try:
+        started = start_from(model, options.start, partial=bool(options.partial))
+    except WeightsError as error:
+        raise CallError(str(error)) from None
+    return [str(started).replace("brought", f"brought from {options.start}", 1)]
 
 
 def _text(options: Options) -> corpus.Corpus:
@@ -184,6 +205,7 @@ def _recorded(options: Options, device: torch.device, threads: int) -> dict[str,
         options,
         data=tuple(_absolute(p) for p in options.data),
         tokenizer=None if options.tokenizer is None else _absolute(options.tokenizer),
+        start=None if options.start is None else _absolute(options.start),
         device=str(device),
         threads=threads,
     )
@@ -208,12 +230,13 @@ def _merged(given: Options, recorded: Options) -> Options:
         now, then = getattr(given, name), getattr(recorded, name)
         if name == "data":
             now = tuple(_absolute(p) for p in now)
-        if name == "tokenizer" and now is not None:
+        if name in ("tokenizer", "start") and now is not None:
             now = _absolute(now)
         if name == "settings":
             then = {k: then.get(k, "the spec's own") for k in now}
         if now not in (None, (), {}) and now != then:
-            wrong.append(f"{name} is {_shown(then)} in the run, {_shown(now)} in this call")
+            word = WORDS.get(name, name)
+            wrong.append(f"{word} is {_shown(then)} in the run, {_shown(now)} in this call")
     if wrong:
         raise CallError(
             f"{given.resume} goes on as it began: {'; '.join(wrong)}. Leave that out, or start a "

@@ -15,9 +15,10 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 import nlc
-from nlc import checkpoint
+from nlc import checkpoint, cli
 from nlc.backends.runtime import Model
 from nlc.driver import SpecError
+from nlc.run_folder import RunFolder
 from nlc.show import Writer
 from nlc.system import Assign
 from nlc.weights import WeightsError
@@ -108,7 +109,7 @@ def llama(source: Model, place: Path, shards: int = 1, **config: Any) -> Path:
         for mine, theirs in roles.items():
             made[f"model.layers.{i}.{theirs}.weight"] = named[f"layers.{i}.{mine}"]
     arrays = {n: p.detach().clone() for n, p in made.items()}
-    if config.get("tie_word_embeddings"):
+    if "tie_word_embeddings" in config:
         del arrays["lm_head.weight"]
     place.mkdir()
     said = {
@@ -243,6 +244,88 @@ def test_a_base_and_an_eps_are_told() -> None:
     assert nlc.compile(spec).BASES == (500000.0,) and nlc.compile(spec).EPS == (1e-5,)
 
 
+# ---- runs that start from them -------------------------------------------------------------------
+
+
+def run(*words: object) -> int:
+    return cli.main(["train", *map(str, words)])
+
+
+def first(folder: str = "run") -> dict[str, Tensor]:
+    """The weights of a run's first checkpoint, before any step."""
+    return dict(checkpoint.from_file(RunFolder(Path(folder)).saved()[0])["model"])
+
+
+@pytest.fixture
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "text.txt").write_text("the quick brown fox; " * 99)
+    return tmp_path
+
+
+BYTES: dict[str, Any] = {"vocab": 256, "width": 8, "heads": 2, "depth": 2}
+SMALL = ("--length", 16, "--batch", 2, "--val-bytes", 64, "--threads", 1, "--steps", 1)
+SETTINGS = tuple(word for k, v in BYTES.items() for word in ("--set", f"{k}={v}"))
+CALL = ("transformer", *SETTINGS, "--set", "hidden=32", *SMALL, "--data", "text.txt")
+
+
+def test_a_run_from_a_file(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Also where it ends before its first checkpoint; and a run goes on with its own weights."""
+    source = nlc.compile("transformer", **BYTES, hidden=32, seed=3)
+    saved(source, place / "w.safetensors")
+    assert run(*CALL, "--out", "run", "--from", "w.safetensors") == 0
+    assert "arrays were brought from w.safetensors" in capsys.readouterr().out
+    wanted = {n: p.detach() for n, p in source.named_weights()}
+    assert all(torch.equal(first()[n], p) for n, p in wanted.items())
+    for file in (place / "run" / "checkpoints").iterdir():
+        file.unlink()
+    assert run("--resume", "run", "--steps", 2) == 0
+    assert all(torch.equal(first()[n], p) for n, p in wanted.items())
+    (place / "w.safetensors").unlink()
+    assert run("--resume", "run", "--steps", 3) == 0
+    assert run("--resume", "run", "--steps", 4, "--from", "other.safetensors") == 2
+    assert f"--from is {place}/w.safetensors in the run" in capsys.readouterr().err
+
+
+def test_lora_beside_a_llama(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The base is the checkpoint's and stays so; the adapters, which it lacks, have their own."""
+    source = nlc.compile("transformer", **BYTES, hidden=32, seed=3)
+    llama(source, place / "llama")
+    words = ("lora", *CALL[1:], "--set", "rank=2", "--out", "run")
+    assert run(*words, "--from", "llama") == 2
+    assert "has no place in a Llama-like checkpoint" in capsys.readouterr().err
+    assert not (place / "run").exists()
+    assert run(*words, "--from", "llama", "--partial", "--steps", 3) == 0
+    model = nlc.compile("lora", **BYTES, hidden=32, rank=2)
+    nlc.start_from(model, "llama", partial=True)
+    assert same_bits(source, model)  # until it has learned
+    newest = checkpoint.from_file(RunFolder(Path("run")).saved()[-1])["model"]
+    wanted = {n: p.detach() for n, p in source.named_weights()}
+    assert wanted.keys() < newest.keys() and all(torch.equal(newest[n], wanted[n]) for n in wanted)
+    moved = [n for n in newest if not torch.equal(newest[n], first()[n])]
+    assert any(".B" in n or n.endswith("B") for n in moved)
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("--from", "nowhere"), "There is no nowhere."),
+        (("--from", "text.txt"), "text.txt is no whole safetensors file"),
+        (("--from", "w.pt"), "w.pt may hold pickled code"),
+        (("--from", "some.safetensors"), "has nothing for layers.0.x.norm"),
+        (("--partial",), "it needs --from"),
+    ],
+)
+def test_a_run_from_what_is_no_file_of_weights(
+    words: tuple[str, ...], said: str, place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    torch.save({"x.embed": torch.ones(256, 8)}, place / "w.pt")
+    save_file({"x.embed": torch.ones(256, 8)}, place / "some.safetensors")
+    assert run(*CALL, "--out", "run", *words) == 2
+    assert said in capsys.readouterr().err
+    assert not (place / "run").exists() and not (place / "runs").exists()
+
+
 # ---- level stacking ------------------------------------------------------------------------------
 
 
@@ -289,7 +372,7 @@ def test_only_some(tmp_path: Path) -> None:
 # ---- what is refused -----------------------------------------------------------------------------
 
 
-def refused(tmp_path: Path, place: Path, names: dict[str, str] | None = None) -> str:
+def refused(tmp_path: Path, place: Path, names: Any = None) -> str:
     model = transformer(2)
     before = {n: p.detach().clone() for n, p in model.named_weights()}
     with pytest.raises(WeightsError) as raised:
@@ -321,6 +404,55 @@ def test_pickled_code_is_never_read(tmp_path: Path) -> None:
     assert "pickled code" in refused(tmp_path, folder)
 
 
+@pytest.mark.parametrize("name", ["weights.safetensors", "weights", "weights.th", "weights.BIN"])
+@pytest.mark.parametrize("pickled", [True, False])
+def test_pickled_code_by_another_name(name: str, pickled: bool, tmp_path: Path) -> None:
+    place = tmp_path / name
+    torch.save({"x.embed": torch.ones(11, 8)}, place, _use_new_zipfile_serialization=not pickled)
+    assert f"{place} may hold pickled code" in refused(tmp_path, place)
+
+
+def test_an_index_of_pickled_files(tmp_path: Path) -> None:
+    place = llama(transformer(1), tmp_path / "llama", 2)
+    torch.save({"x": torch.ones(1)}, place / "pytorch_model.bin")
+    index = place / "model.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": {"x": "pytorch_model.bin"}}))
+    assert "pytorch_model.bin may hold pickled code" in refused(tmp_path, place)
+
+
+def test_a_length_is_no_pickle(tmp_path: Path) -> None:
+    """A header of 128 bytes: the file begins with the first byte of a pickle."""
+    place, model = tmp_path / "weights.safetensors", transformer(2)
+    name = "w" * (128 - 58)
+    save_file({name: torch.ones(11, 8)}, place)
+    assert place.read_bytes()[0] == 0x80
+    nlc.start_from(model, place, {"x.embed": name}, partial=True)
+
+
+@pytest.mark.parametrize(
+    ("x", "said"),
+    [
+        (float("nan"), "x.embed of PLACE holds nan or infinity"),
+        (float("-inf"), "x.embed of PLACE holds nan or infinity"),
+        (1e300, "x.embed of PLACE holds numbers too large for float32"),
+    ],
+)
+def test_weights_that_are_no_numbers(x: float, said: str, tmp_path: Path) -> None:
+    arrays = {n: p.detach().double() for n, p in transformer(1).named_weights()}
+    arrays["x.embed"][3, 2] = x
+    place = tmp_path / "weights.safetensors"
+    save_file(arrays, place)
+    assert said.replace("PLACE", str(place)) in refused(tmp_path, place)
+
+
+def test_names_that_are_none(tmp_path: Path) -> None:
+    place = saved(transformer(1), tmp_path / "weights.safetensors")
+    for odd in ("foo{bar}", "foo{", "{0}"):
+        assert f"has no array {odd}." in refused(tmp_path, place, {"x.embed": odd})
+    assert "'x.embed': 3, and both must be" in refused(tmp_path, place, {"x.embed": 3})
+    assert "`names` is [1], and must be a table" in refused(tmp_path, place, [1])
+
+
 def test_other_names_and_shapes(tmp_path: Path) -> None:
     place = tmp_path / "weights.safetensors"
     save_file({"w": torch.ones(3)}, place)
@@ -339,10 +471,10 @@ def test_other_names_and_shapes(tmp_path: Path) -> None:
         ("rope_theta", 500000.0, "rope_theta = 500000.0, and this model 10000: make it with base"),
         ("rope_parameters", {"rope_theta": 5e5}, "rope_theta = 500000.0"),
         ("rms_norm_eps", 1e-5, "rms_norm_eps = 1e-05, and this model 1e-06: make it with eps"),
-        ("rope_parameters", {"rope_type": "llama3"}, "rope_type = llama3: its angles are no"),
-        ("rope_scaling", {"rope_type": "llama3", "factor": 8.0}, "rope_type = llama3"),
-        ("rope_scaling", {"type": "linear", "factor": 2.0}, "rope_type = linear"),
-        ("hidden_act", "gelu", "hidden_act = gelu"),
+        ("rope_parameters", {"rope_type": "llama3"}, 'rope_type = "llama3": its angles are no'),
+        ("rope_scaling", {"rope_type": "llama3", "factor": 8.0}, 'rope_type = "llama3"'),
+        ("rope_scaling", {"type": "linear", "factor": 2.0}, 'rope_type = "linear"'),
+        ("hidden_act", "gelu", 'hidden_act = "gelu"'),
         ("head_dim", 16, "heads of 16"),
         ("num_attention_heads", 4, "num_attention_heads = 4, and this model 2: make it with heads"),
         ("partial_rotary_factor", 0.5, "partial_rotary_factor = 0.5, where this language has 1"),
@@ -360,6 +492,74 @@ def test_a_checkpoint_that_computes_something_else(
 ) -> None:
     place = llama(transformer(1), tmp_path / "llama", **{key: value})
     assert said in refused(tmp_path, place)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "said"),
+    [
+        ("num_attention_heads", "2", '= "2", which must be a whole number above 0'),
+        ("num_attention_heads", True, "= true, which must be a whole number above 0"),
+        ("num_key_value_heads", 4, "= 4, which must be a divisor of num_attention_heads = 2"),
+        ("num_key_value_heads", -1, "= -1, which must be a whole number above 0 or null"),
+        ("num_key_value_heads", "x", '= "x", which must be a whole number above 0 or null'),
+        ("hidden_size", None, "= null, which must be a whole number above 0"),
+        ("hidden_size", 9, "= 9, which must be a multiple of num_attention_heads = 2"),
+        ("num_hidden_layers", None, "= null, which must be a whole number above 0"),
+        ("num_hidden_layers", 10**400, "which must be a whole number above 0"),
+        ("rope_scaling", [1], "= [1], which must be a table or null"),
+        ("rope_scaling", "linear", '= "linear", which must be a table or null'),
+        ("rope_parameters", {"rope_theta": "x"}, 'rope_theta = "x", which must be a number'),
+        ("rms_norm_eps", float("nan"), "= NaN, which must be a number above 0"),
+        ("attention_multiplier", "x", '= "x", which must be a number above 0 or null'),
+        ("tie_word_embeddings", "no", '= "no", which must be true or false'),
+        ("model_type", "gemma", '= "gemma", which must be one of llama, mistral, granite'),
+        ("layer_types", ["sliding_attention"], 'must be "full_attention" for each layer'),
+    ],
+)
+def test_a_value_that_is_none_of_its_key(key: str, value: Any, said: str, tmp_path: Path) -> None:
+    place = llama(transformer(1), tmp_path / "llama", **{key: value})
+    told = refused(tmp_path, place)
+    assert said in told and f"llama: config.json has {key if 'theta' not in said else ''}" in told
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "said"),
+    [
+        ("quantization_config", {"bits": 4}, 'quantization_config = {"bits": 4}, where this'),
+        ("clip_qkv", 3.0, "clip_qkv = 3.0"),
+        ("sliding_window", 16, "sliding_window = 16"),
+        ("model_type", "mistral", "does not say sliding_window, and mistral then means another"),
+        ("model_type", "granite", "does not say attention_multiplier, and granite then means"),
+        ("rope_scaling", {"factor": 8.0}, "rope_type = null: its angles"),
+        ("rope_parameters", {"full_attention": {"rope_theta": 5e5}}, "are no powers of one base"),
+        ("hidden_size", 16, "[11, 8], and by hidden_size of config.json it must have 16 columns"),
+        ("vocab_size", 12, "[11, 8], and by vocab_size of config.json it must have 12 rows"),
+        ("intermediate_size", 13, "[12, 8], and by intermediate_size of config.json it must have"),
+        ("num_key_value_heads", 1, "[8, 8], and by num_attention_heads / num_key_value_heads of"),
+    ],
+)
+def test_a_config_that_its_arrays_or_this_language_contradict(
+    key: str, value: Any, said: str, tmp_path: Path
+) -> None:
+    place = llama(transformer(1), tmp_path / "llama", **{key: value})
+    assert said in refused(tmp_path, place)
+
+
+def test_a_mistral_without_a_window_is_a_llama(tmp_path: Path) -> None:
+    source, model = transformer(1), transformer(2)
+    said: dict[str, Any] = {"model_type": "mistral", "sliding_window": None}
+    nlc.start_from(model, llama(source, tmp_path / "llama", num_key_value_heads=2, **said))
+    assert same_bits(source, model)
+
+
+@pytest.mark.parametrize("config", [{}, {"tie_word_embeddings": False}])
+def test_logits_are_tied_only_if_the_config_says_so(config: Any, tmp_path: Path) -> None:
+    place = llama(transformer(1), tmp_path / "llama", tie_word_embeddings=True)  # has no lm_head
+    said = json.loads((place / "config.json").read_text())
+    del said["tie_word_embeddings"]
+    (place / "config.json").write_text(json.dumps(said | config))
+    told = refused(tmp_path, place)
+    assert "no array lm_head.weight, and config.json does not say tie_word_embeddings" in told
 
 
 def with_array(place: Path, name: str, x: Tensor) -> Path:
@@ -411,6 +611,14 @@ def test_an_index_that_leads_elsewhere(tmp_path: Path) -> None:
     index = place / "model.safetensors.index.json"
     index.write_text(json.dumps({"weight_map": {"x": "../other.safetensors"}}))
     assert "outside its folder" in refused(tmp_path, place)
+    others: list[tuple[Any, str]] = [
+        ([], "has weight_map = [], which must be a table: array -> file."),
+        ({"x": ["y"]}, 'has ["y"] for x, which must be the name of a file of its folder.'),
+        ({"x": "more.safetensors"}, "names more.safetensors, which is not there."),
+    ]
+    for where, said in others:
+        index.write_text(json.dumps({"weight_map": where}))
+        assert refused(tmp_path, place) == f"{index} {said}"
     index.write_text("[")
     assert "no JSON" in refused(tmp_path, place)
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,8 +26,10 @@ from ..backends.runtime import Model
 from ..files import CallError, did_you_mean, why
 from ..run_folder import RunFolder
 from . import llama
+from .config import UnlikeError
 
-CODE = {".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle"}  # pickled: reading them runs them
+CODE = {".bin", ".pt", ".pth", ".th", ".ckpt", ".pkl", ".pickle"}  # pickled: reading them runs them
+PICKLED = (b"PK\x03\x04", b"\x80")  # how torch's files and pickles begin
 Arrays = dict[str, Tensor]
 
 
@@ -71,6 +73,8 @@ def start_from(
     """
     place = Path(path)
     ours = dict(model.named_weights())
+    if names is not None:
+        check_names(names)
     try:
         theirs = read(place)
         if names is None and (place / "config.json").is_file():
@@ -79,9 +83,12 @@ def start_from(
                 "rope_theta": model.BASES,
                 "rms_norm_eps": model.EPS,
             }
-            names, theirs = llama.names(list(ours), theirs, config_of(place), numbers)
-    except (CallError, llama.UnlikeError) as error:
+            said = json_of(place / "config.json")
+            names, theirs = llama.names(list(ours), theirs, said, numbers, partial)
+    except CallError as error:
         raise WeightsError(str(error)) from None
+    except UnlikeError as error:
+        raise WeightsError(f"{place}: {error}.") from None
     pairs = {n: n for n in ours if n in theirs}
     if names is not None:
         pairs = dict(paired(list(ours), names))
@@ -89,8 +96,8 @@ def start_from(
     check(ours, theirs, pairs, place)
     if kept and not partial:
         raise WeightsError(
-            f"{place} has nothing for {few(kept)}. `partial = True` leaves them as they are; "
-            "`names` says what an array is called there."
+            f"{place} has nothing for {few(kept)}. `partial = True` (`--partial`) leaves them as "
+            "they are; `names` of `nlc.start_from` says what an array is called there."
         )
     with torch.no_grad():
         for mine, other in pairs.items():
@@ -100,6 +107,16 @@ def start_from(
 
 
 # ---- names ---------------------------------------------------------------------------------------
+
+
+def check_names(names: Any) -> None:
+    if not isinstance(names, Mapping):
+        raise WeightsError(
+            f"`names` is {names!r:.60}, and must be a table: our name -> the name there."
+        )
+    for mine, other in names.items():
+        if not isinstance(mine, str) or not isinstance(other, str):
+            raise WeightsError(f"`names` has {mine!r:.60}: {other!r:.60}, and both must be names.")
 
 
 def paired(ours: list[str], names: Mapping[str, str]) -> Iterator[tuple[str, str]]:
@@ -112,7 +129,14 @@ def paired(ours: list[str], names: Mapping[str, str]) -> Iterator[tuple[str, str
         if other.count("{}") > mine.count("{}"):
             raise WeightsError(f"{other} has more {{}} than {mine}: there is no number for it.")
         for name, numbers in rounds:
-            yield name, other.format(*numbers)
+            yield name, filled(other, numbers)
+
+
+def filled(name: str, numbers: Iterable[str]) -> str:
+    """The name with a number for each `{}`; any other brace is one of its letters."""
+    for number in numbers:
+        name = name.replace("{}", number, 1)
+    return name
 
 
 def check(
@@ -131,6 +155,17 @@ def check(
             raise WeightsError(f"{mine} is {wanted}, and {other} of {place} is {given}.")
         if not theirs[other].is_floating_point():
             raise WeightsError(f"{other} of {place} holds {theirs[other].dtype}, no weights.")
+        check_finite(f"{other} of {place}", theirs[other], ours[mine].dtype)
+
+
+def check_finite(what: str, x: Tensor, dtype: torch.dtype) -> None:
+    """Numbers only, which stay numbers as the model keeps them."""
+    if bool(x.to(dtype).isfinite().all()):
+        return
+    if not bool(x.double().isfinite().all()):
+        raise WeightsError(f"{what} holds nan or infinity; weights must be finite numbers.")
+    kept = str(dtype).removeprefix("torch.")
+    raise WeightsError(f"{what} holds numbers too large for {kept}, which the model keeps them in.")
 
 
 # ---- files ---------------------------------------------------------------------------------------
@@ -138,11 +173,6 @@ def check(
 
 def read(place: Path) -> Arrays:
     """Every array of a file, a run, or a checkpoint folder."""
-    if place.suffix in CODE:
-        raise WeightsError(
-            f"{place} may hold pickled code, which would run as it is read. Bring weights as "
-            "safetensors: safetensors.torch.save_file(state_dict, path)."
-        )
     if not place.exists():
         raise WeightsError(f"There is no {place}.")
     if place.is_file():
@@ -166,15 +196,12 @@ def of_folder(place: Path) -> Arrays:
     """The files of a checkpoint: one, or the parts that an index names."""
     index = place / "model.safetensors.index.json"
     if index.is_file():
-        files = sorted(set(json_of(index).get("weight_map", {}).values()))
-        if any(not isinstance(f, str) or Path(f).name != f for f in files):
-            raise WeightsError(f"{index} names files outside its folder.")
+        files = parts_of(index)
     else:
         files = sorted(p.name for p in place.glob("*.safetensors"))
     if not files:
-        pickled = next((p.name for p in sorted(place.iterdir()) if p.suffix in CODE), None)
-        if pickled is not None:
-            return read(place / pickled)  # says why not
+        files = [p.name for p in sorted(place.iterdir()) if p.suffix.lower() in CODE][:1]
+    if not files:
         raise WeightsError(f"{place} holds neither a run nor safetensors.")
     found: Arrays = {}
     for name in files:
@@ -182,8 +209,30 @@ def of_folder(place: Path) -> Arrays:
     return found
 
 
+def parts_of(index: Path) -> list[str]:
+    """The files that an index names, each of them there."""
+    where = json_of(index).get("weight_map")
+    if not isinstance(where, dict) or not where:
+        told = json.dumps(where)[:60]
+        raise WeightsError(
+            f"{index} has weight_map = {told}, which must be a table: array -> file."
+        )
+    for name, file in where.items():
+        if not isinstance(file, str):
+            told = json.dumps(file)[:60]
+            raise WeightsError(
+                f"{index} has {told} for {name}, which must be the name of a file of its folder."
+            )
+        if Path(file).name != file:
+            raise WeightsError(f"{index} names files outside its folder: {file} for {name}.")
+        if not (index.parent / file).is_file():
+            raise WeightsError(f"{index} names {file}, which is not there.")
+    return sorted(set(where.values()))
+
+
 def arrays_of(place: Path) -> Arrays:
     try:
+        refuse_pickled(place)
         with safe_open(place, framework="pt") as file:
             return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except OSError as error:
@@ -192,8 +241,17 @@ def arrays_of(place: Path) -> Arrays:
         raise WeightsError(f"{place} is no whole safetensors file: {error}.") from None
 
 
-def config_of(place: Path) -> dict[str, Any]:
-    return json_of(place / "config.json")
+def refuse_pickled(place: Path) -> None:
+    """By its name or its first bytes. A safetensors file may begin with any of them, for its first
+    eight are a length; the ninth is a brace.
+    """
+    with place.open("rb") as file:
+        start = file.read(9)
+    if place.suffix.lower() in CODE or (start.startswith(PICKLED) and start[8:] != b"{"):
+        raise WeightsError(
+            f"{place} may hold pickled code, which would run as it is read. Bring weights as "
+            "safetensors: safetensors.torch.save_file(state_dict, path)."
+        )
 
 
 def json_of(place: Path) -> dict[str, Any]:
@@ -201,10 +259,10 @@ def json_of(place: Path) -> dict[str, Any]:
         made = json.loads(place.read_text("utf-8"))
     except OSError as error:
         raise WeightsError(f"{place} cannot be read: {why(error)}.") from None
-    except ValueError:
+    except (ValueError, RecursionError):
         raise WeightsError(f"{place} is no JSON.") from None
     if not isinstance(made, dict):
-        raise WeightsError(f"{place} holds no table.")
+        raise WeightsError(f"{place} holds no table, which it must.")
     return made
 
 
