@@ -538,3 +538,42 @@ def test_a_round_that_is_told_its_streams_is_the_same() -> None:
     )
     for a, b in zip(found, wanted, strict=True):
         assert float(b.abs().max()) > 0 and distance(a, b) < 1e-11
+
+
+@pytest.mark.parametrize("name, eta", [("titans_exact", 0.05), ("lp", 0.1), ("omega", 0.2)])
+def test_large_writes_are_exact_all_the_same(name: str, eta: float) -> None:
+    """Alike keys, written over and over: rounds of what has not settled grow beyond all bounds, and
+    neither ticks before see it nor their gradients. A span and a half, beside a tick a call.
+    """
+    draw = torch.Generator().manual_seed(0)
+    q, k, v = (
+        torch.nn.functional.normalize(
+            torch.randn(1, 1 if i == 1 else 96, 2, 8, generator=draw, dtype=torch.float64), dim=-1
+        ).expand(1, 96, 2, 8)
+        for i in range(3)
+    )
+    ones = torch.ones(1, 96, 2, dtype=torch.float64)
+    gates = {"alpha": 0.99 * ones, "eta": eta * ones}
+    if name == "titans_exact":
+        gates["mu"] = 0.9 * ones
+    if name == "omega":
+        gates["gamma"] = torch.rand(1, 96, 2, 4, generator=draw, dtype=torch.float64)
+    given = {"q": q, "k": k, "v": v, **gates}
+    leaves = {n: x.clone().requires_grad_() for n, x in given.items()}
+    op = nlc.memory(name)
+
+    def part(first: int, last: int) -> dict[str, Tensor]:
+        return {n: x[:, first:last] for n, x in leaves.items()}
+
+    whole, _ = op(**part(0, 96))
+    state, by_tick = None, []
+    for t in range(96):
+        answer, state = op(**part(t, t + 1), state=state)
+        by_tick.append(answer)
+    stepped = torch.cat(by_tick, 1)
+    assert distance(whole, stepped) < 1e-11
+    found, wanted = (
+        torch.autograd.grad(y.square().sum(), list(leaves.values())) for y in (whole, stepped)
+    )
+    for n, a, b in zip(leaves, found, wanted, strict=True):
+        assert distance(a, b) < 1e-9, n

@@ -23,8 +23,8 @@ from torch import Tensor
 from . import by_hand
 from .recurrence import Span, Start, Still
 
-# Rounds that are not looked at, and the factor from round to round that foretells the next one's.
-UNSEEN, FADING = 3, 0.3
+FADING = 0.3  # a factor from round to round that, if it was so from the first, foretells the next
+BOUND = 1e12, 1e100  # of what has not settled, in float32 and in float64
 
 Writes = Sequence[tuple[Tensor, ...]]
 Ticks = Callable[..., Writes]
@@ -144,12 +144,12 @@ def _by_closure(problem: Problem) -> Sequence[Tensor]:
     wanted = torch.is_grad_enabled() and any(t.requires_grad for t in guess)
     with torch.no_grad():
         first = [t.detach() for t in guess]
-        found = _settled(problem.once, first, problem.length - 1, problem.time)
+        found = _settled(problem.once, first, problem.length, problem.time)
     if not wanted:
         return found
     asked = [t.detach().requires_grad_() for t in found]
     made = problem.once(asked)
-    values: Sequence[Tensor] = _FixedPoint.apply(asked, made, problem.length, *made)  # type: ignore[no-untyped-call]
+    values: Sequence[Tensor] = _FixedPoint.apply(asked, made, problem, *made)  # type: ignore[no-untyped-call]
     return values
 
 
@@ -158,15 +158,15 @@ class _FixedPoint(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, asked: list[Tensor], made: list[Tensor], length: int, *values: Tensor
+        ctx: Any, asked: list[Tensor], made: list[Tensor], problem: Problem, *values: Tensor
     ) -> tuple[Tensor, ...]:
-        ctx.round = asked, made, length
+        ctx.round = asked, made, problem
         return tuple(v.view_as(v) for v in values)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        asked, made, length = ctx.round
-        return None, None, None, *_all_rounds(asked, made, length, grads)
+        asked, made, problem = ctx.round
+        return None, None, None, *_all_rounds(asked, made, problem, grads)
 
 
 class _Solution(torch.autograd.Function):
@@ -185,7 +185,7 @@ class _Solution(torch.autograd.Function):
         numbers = {id(stream): n for n, stream in enumerate(given.streams)}
         known |= {i: numbers[id(t)] for i, t in enumerate(first) if id(t) in numbers}
         guess = [t for i, t in enumerate(first) if i not in known]
-        found = _settled(_opened(given, known), guess, problem.length - 1, problem.time)
+        found = _settled(_opened(given, known), guess, problem.length, problem.time)
         device = arrays[0].device.type
         ctx.cast = device, torch.get_autocast_dtype(device), torch.is_autocast_enabled(device)
         ctx.given = problem, known, len(arrays)
@@ -202,7 +202,7 @@ class _Solution(torch.autograd.Function):
         asked = [t.requires_grad_() for t in saved[many:]]
         with torch.enable_grad(), torch.autocast(*ctx.cast):
             made = _opened(problem.of(arrays).still(), known)(asked)
-        whole = _all_rounds(asked, made, problem.length, grads)
+        whole = _all_rounds(asked, made, problem, grads)
         wanted = [t for t in arrays if t.requires_grad]
         ends = [(m, g) for m, g in zip(made, whole, strict=True) if m.requires_grad]
         found = iter(
@@ -226,7 +226,7 @@ def _opened(problem: Problem, known: dict[int, int]) -> Callable[[list[Tensor]],
 
 
 def _all_rounds(
-    asked: list[Tensor], made: list[Tensor], length: int, grads: Sequence[Tensor]
+    asked: list[Tensor], made: list[Tensor], problem: Problem, grads: Sequence[Tensor]
 ) -> list[Tensor]:
     """(I - J')^-1 grads, with J the derivative of `made` in `asked`."""
     if torch.is_grad_enabled():
@@ -243,68 +243,80 @@ def _all_rounds(
         )  # fmt: skip
         return [g if b is None else g + b for g, b in zip(grads, back, strict=True)]
 
-    return _settled(once, list(grads), length)
+    return _settled(once, list(grads), problem.length, problem.time, backwards=True)
 
 
 def _settled(
     once: Callable[[list[Tensor]], list[Tensor]],
     flat: list[Tensor],
     length: int,
-    time: int | None = None,
+    time: int,
+    backwards: bool = False,
 ) -> list[Tensor]:
-    """Rounds until nothing changes: `length` of them are exact. What has settled stays as it is,
-    each sample by itself, so that no other of its batch has a say in its numbers; and, with an axis
-    of time, each tick with those before it, so that none that follows has.
+    """Rounds until nothing changes. A tick has settled with those before it, so that none that
+    follows has a say in its numbers, and stays as it is, each sample by itself. Backwards, with
+    those after it.
+
+    Each round makes one more tick exact, whatever the rest holds; so where writes are large beside
+    what they meet, and what has not settled grows from round to round, it is kept within bounds:
+    what is not a number would reach the ticks that do not see it, as 0 times it is none.
     """
-    settled: Tensor | None = None
-    before: Tensor | None = None
-    for number in range(1, length + 1):
+    settled = before = steady = None
+    for _ in range(length + 1):
         new = once(flat)
-        if (
-            number < UNSEEN
-            and number < length
-            or any(o.shape != n.shape for o, n in zip(flat, new, strict=True))
-        ):  # several writes a tick, where the first guess has one
-            flat = new
+        if any(o.shape != n.shape for o, n in zip(flat, new, strict=True)):
+            flat = new  # several writes a tick, where the first guess has one
             continue
-        change = _change(flat, new, time)
-        same = _has_settled(change, before, tolerance(new[0].dtype))
-        if settled is not None:
-            known = [_rows(settled, n, time) for n in new]
-            pairs = zip(known, flat, new, strict=True)
-            new = [torch.where(s, o, n) for s, o, n in pairs]
-            same |= settled
-        flat, settled, before = new, same, change
+        change, tame = _change(flat, new, time, backwards)
+        factor = torch.ones_like(change) if before is None else change / before
+        steady = (
+            (factor < FADING) if steady is None or before is None else steady & (factor < FADING)
+        )
+        least = tolerance(new[0].dtype)
+        same = (change <= least) | (steady & (2 * change * factor <= least))
+        known = torch.zeros_like(same) if settled is None else settled
+        same |= _next(known)
+        flat = [
+            _kept(known, same, o, n, tame, time, backwards) for o, n in zip(flat, new, strict=True)
+        ]
+        settled, before = same | known, change
         if bool(settled.all()):
             break
     return flat
 
 
-def _has_settled(change: Tensor, before: Tensor | None, least: float) -> Tensor:
-    """Whether what the next round would change is no more than rounding: a round changes less than
-    the last by the factor that the last did, or by less. What is not a number has settled.
-    """
-    if before is None:
-        return ~(change > least)
-    factor = change / before
-    return ~((change > least) & ~((factor < FADING) & (2 * change * factor <= least)))
+def _kept(
+    settled: Tensor, same: Tensor, old: Tensor, new: Tensor, tame: bool, time: int, backwards: bool
+) -> Tensor:
+    """What has settled before, what is new, and of the rest what can be borne."""
+    if not tame:
+        most = BOUND[new.dtype == torch.float64]
+        borne = new.nan_to_num(0.0, most, -most).clamp(-most, most)
+        new = torch.where(_rows(same, new, time, backwards), new, borne)
+    return torch.where(_rows(settled, new, time, backwards), old, new)
 
 
-def _change(old: list[Tensor], new: list[Tensor], time: int | None) -> Tensor:
-    """[batch, ticks], or [batch, 1]: the most that an array has changed up to the tick, in parts of
-    its largest number.
+def _next(settled: Tensor) -> Tensor:
+    """The ticks that only settled ones come before: a round makes them exact."""
+    return torch.cat((torch.ones_like(settled[:, :1]), settled[:, :-1]), 1)
+
+
+def _change(
+    old: list[Tensor], new: list[Tensor], time: int, backwards: bool
+) -> tuple[Tensor, bool]:
+    """[batch, ticks]: the most that an array has changed up to the tick, in parts of its largest
+    number; and whether all numbers are within bounds.
     """
     sizes = [_largest(x, time) for o, n in zip(old, new, strict=True) for x in (n - o, n)]
     together = torch.stack(sizes)
-    if time is not None:
-        together = torch.cummax(together, -1).values
-    return torch.nan_to_num(together[::2] / together[1::2], nan=0.0, posinf=torch.inf).amax(0)
+    tame = bool((together <= BOUND[new[0].dtype == torch.float64]).all())
+    together = torch.cummax(together.flip(-1) if backwards else together, -1).values
+    gaps, wholes = together[::2], together[1::2]
+    return torch.where(gaps == 0, gaps, gaps / wholes).amax(0), tame
 
 
-def _largest(x: Tensor, time: int | None) -> Tensor:
-    """[batch, ticks]: the largest entry of each tick; [batch, 1]: of all."""
-    if time is None:
-        return x.abs().flatten(1).amax(1, keepdim=True)
+def _largest(x: Tensor, time: int) -> Tensor:
+    """[batch, ticks]: the largest entry of each tick."""
     axes = [a for a in range(1, x.ndim) if a != time]
     return x.abs().amax(axes) if axes else x.abs()
 
@@ -314,8 +326,7 @@ def tolerance(dtype: torch.dtype) -> float:
     return 1e-12 if dtype == torch.float64 else 1e-6
 
 
-def _rows(settled: Tensor, like: Tensor, time: int | None) -> Tensor:
+def _rows(settled: Tensor, like: Tensor, time: int, backwards: bool) -> Tensor:
     shape = [settled.shape[0], *[1] * (like.ndim - 1)]
-    if time is not None:
-        shape[time] = settled.shape[1]
-    return settled.view(shape)
+    shape[time] = settled.shape[1]
+    return (settled.flip(-1) if backwards else settled).view(shape)
