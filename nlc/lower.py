@@ -605,6 +605,9 @@ def array_rules(box: Box, state: State, grad: Gradient, frozen: bool) -> Iterato
             raise NotLowered(
                 f"an objective of `{state.name}` that calls it {len(examples)} times", state.span
             )
+        learn = state.rule.learn.get(array.name)
+        if learn is not None and learn.rule == "implicit" and len(examples) != 1:
+            raise NotLowered(f"`implicit` on several pairs of `{state.name}`", state.span)
         for example in examples:
             if frozen and len(example.input.shape) - len(state.per) == 2:
                 raise NotLowered("several writes a tick with frozen gradients", state.span)
@@ -637,7 +640,8 @@ def proximal(box: Box, state: State, learn: Learn, example: Example) -> tuple[Li
     """`implicit(rate)`: the rate is inside the surprise (2.9.4)."""
     rate = learn.settings.get("rate", constant(1.0, example.surprise))
     single = state.form.kind == "matrix" and len(state.form.arrays) == 1
-    surprise = implicit_step(example, rate) if single else None
+    one = len(example.input.shape) - len(state.per) == 1  # pairs of a window meet each other
+    surprise = implicit_step(example, rate) if single and one else None
     if surprise is None or learn.steps > 1:
         raise NotLowered(f"`implicit` on an objective of `{state.name}` of this form", learn.span)
     return LinearRule(rate), surprise

@@ -75,6 +75,14 @@ class Form:
         return self.inner.arrays
 
     @property
+    def ends(self) -> tuple[tuple[str, ...], tuple[str, ...]]:
+        """The arrays that take the inputs, and those that give the outputs (2.5.4)."""
+        core = self.core
+        if core.kind == "mlp":
+            return ("W1",), (f"W{len(core.sizes) - 1}",)
+        return (("W1", "W3"), ("W2",)) if core.kind == "gated_mlp" else (("",), ("",))
+
+    @property
     def core(self) -> Form:
         """The form inside `residual` and `layernorm`."""
         return self if self.inner is None else self.inner.core

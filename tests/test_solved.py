@@ -228,6 +228,37 @@ MEMORIES = {
 }""",
         "r(q, k, v, a, b, alpha, eta)",
     ),
+    "implicit on two pairs": (
+        HEAD
+        + """, eta) {
+  state M : matrix(n, n)
+  objective sum((M(k) - v)^2) / 2 + sum((M(q) - v)^2) / 2
+  learn implicit(rate = eta)
+  read M(q)
+}""",
+        "r(q, k, v, eta)",
+    ),
+    "implicit on a window": (
+        HEAD
+        + """, eta) {
+  state M : matrix(n, n)
+  objective sum((M(past(k, 3)) - past(v, 3))^2) / 2
+  learn implicit(rate = eta)
+  read M(q)
+}""",
+        "r(q, k, v, eta)",
+    ),
+    "a wrapped matrix that fades by channel": (
+        HEAD
+        + """, keep[n], eta) {
+  state M : residual(layernorm(matrix(n, n)))
+  objective sum((M(k) - v)^2) / 4
+  retain keep
+  learn gradient(rate = eta)
+  read M(q)
+}""",
+        "r(q, k, v, a, eta)",
+    ),
     "implicit": ("", "longhorn(q, k, v, a)"),
     "gates made of the state": ("", "surprise_gate(q, k, v, alpha, eta)"),
     "a threshold after each write": ("", "elastic(q, k, v, alpha, eta)"),

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from nlc.diagnostics import InternalError
-from nlc.system import Form, Lambda, Learn, Shape, State, Term
+from nlc.system import Lambda, Learn, Shape, State, Term
 
 from . import optimizers, solve
 from .arrays import joint
@@ -59,7 +59,7 @@ def factors(state: State, arrays: Arrays, a: Tensor) -> list[tuple[str, Tensor, 
     heads = len(state.per)
     per_head = heads > 0 and a.ndim >= heads and tuple(a.shape[:heads]) == state.per
     rest = a.shape[heads:] if per_head else a.shape
-    first, last = ends(state.form)
+    first, last = state.form.ends
     made: list[tuple[str, Tensor, Tensor | None]] = []
     for name, x in arrays.items():
         wanted = True
@@ -70,14 +70,6 @@ def factors(state: State, arrays: Arrays, a: Tensor) -> list[tuple[str, Tensor, 
         shaped = a.reshape(*lead, *(1,) * (own - len(rest)), *rest) if len(rest) <= own else a
         made.append((name, x, shaped if wanted else None))
     return made
-
-
-def ends(form: Form) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """The arrays that take the inputs of a network, and those that give its outputs."""
-    core = form.core
-    if core.kind == "mlp":
-        return ("W1",), (f"W{len(core.sizes) - 1}",)
-    return (("W1", "W3"), ("W2",)) if core.kind == "gated_mlp" else (("",), ("",))
 
 
 def by_head(

@@ -567,9 +567,7 @@ class RuleBody:
         value = self.e_of(retain)
         form = state.form
         if not form.single and any(n != 1 for n in retain.shape):
-            core = form.core
-            first = ("W1",) if core.kind == "mlp" else ("W1", "W3")
-            last = (f"W{len(core.sizes) - 1}",) if core.kind == "mlp" else ("W2",)
+            first, last = form.ends
             if array.name not in (first if len(retain.shape) == 1 else last):
                 return "1.0"
         return self.e.fit(value, len(array.shape))

@@ -204,7 +204,8 @@ class Standing(Frozen):
         """A factor of the array, where it is one of those that it means (2.5.4); else nothing."""
         rest = own_shape(term, state)
         if not state.form.single and any(n != 1 for n in rest):
-            wanted = first_arrays(state) if len(rest) == 1 else last_arrays(state)
+            first, last = state.form.ends
+            wanted = first if len(rest) == 1 else last
             if array.name not in wanted:
                 return ""
         return self.last(body, term, state, array)
@@ -235,15 +236,6 @@ def own_shape(term: Term, state: State) -> tuple[int, ...]:
     """The shape of a gate without the heads, if it has them."""
     heads = len(state.per)
     return term.shape[heads:] if heads and term.shape[:heads] == state.per else term.shape
-
-
-def first_arrays(state: State) -> tuple[str, ...]:
-    return ("W1",) if state.form.core.kind == "mlp" else ("W1", "W3")
-
-
-def last_arrays(state: State) -> tuple[str, ...]:
-    core = state.form.core
-    return (f"W{len(core.sizes) - 1}",) if core.kind == "mlp" else ("W2",)
 
 
 def uses_start(link: Lambda) -> bool:
