@@ -752,6 +752,16 @@ def test_a_memory_of_products_of_matrices_has_its_gradient() -> None:
     assert "dL/dm = 0.001 * m @ transpose(grad) @ grad + 0.001 * grad" in page
 
 
+def test_an_implicit_step_on_a_window_has_no_closed_form_here() -> None:
+    text = (
+        "nl 1\nmemory z(q[n], k[n], v[n], rate) {\n  state M : matrix(n, n)\n"
+        "  objective sum((M(past(k, 3)) - past(v, 3))^2) / 2\n  learn implicit(rate = rate)\n"
+        "  read M(q)\n}\n"
+    )
+    page = explain(check_text(text))
+    assert "the minimiser of the objective + |M - kept|^2" in page and "that is" not in page
+
+
 # ---- costs ---------------------------------------------------------------------------------------
 
 T = 128

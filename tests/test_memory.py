@@ -24,6 +24,7 @@ from nlc.codes import CODES
 from nlc.driver import SpecError
 from nlc.operation import ALIASES, Memory, MemoryState, names
 from nlc.operation.around import model_of, module_of
+from nlc.verify.streams import distance
 
 NOT_LOWERED_YET: set[str] = set()
 
@@ -395,8 +396,12 @@ def test_what_does_not_fit_is_named(
 
 
 @pytest.mark.parametrize(
-    "bounds", [[0], [1, T], [0, 12], [0, 5, 4, T], torch.tensor([[0, T]]), torch.tensor([0.0, 11])]
-)
+    "bounds",
+    [
+        [0], [1, T], [0, 12], [0, 5, 4, T], torch.tensor([[0, T]]), torch.tensor([0.0, 11]),
+        [0, 5.5, T], [0, True, T], "abc", 7, [0, float("nan"), T],
+    ],
+)  # fmt: skip
 def test_bounds_rise_from_nought_to_the_time(bounds: Any) -> None:
     with pytest.raises(ValueError, match="`cu_seqlens`"):
         nlc.memory("gated_delta")(**GATED.data(batch=1), cu_seqlens=bounds)
@@ -766,3 +771,14 @@ def test_chunks_of_one_token_freeze_nothing() -> None:
     same = {name: theirs[name] for name in ours}
     wanted, _ = frozen(**data, chunk=1, state=start)
     close(exact(**data, state=same)[0], wanted)
+
+
+def test_rounds_may_be_counted() -> None:
+    """So many rounds, and no more: one is the gradient at the start of the span."""
+    x = Op({**QKV, **FORGET}).data(time=12)
+    exact, _ = nlc.memory("lp")(**x)
+    one, enough = (nlc.memory("lp", rounds=n)(**x)[0] for n in (1, 12))
+    assert distance(enough, exact) < 1e-12 < 1e-6 < distance(one, exact)
+    assert torch.equal(nlc.memory("lp")(**x)[0], exact)
+    with pytest.raises(ValueError, match="`rounds` is a whole number from 1 on"):
+        nlc.memory("lp", rounds=0)

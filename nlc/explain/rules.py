@@ -538,7 +538,8 @@ def implicit_rows(w: Writer, d: Derived, name: str, kept: str, step: Step) -> Ro
         return []
     e, j = d.examples[0], d.jacobians[0]
     line = affine(e.surprise, e.output)
-    if line is None or line.factor is None or len(e.input.shape) != len(e.surprise.shape):
+    one = len(e.input.shape) == len(e.surprise.shape) == len(d.state.per) + 1  # and no window
+    if line is None or line.factor is None or not one:
         return []
     term = j.term
     assert term is not None

@@ -48,9 +48,9 @@ class Memory:
     y is [batch, time, heads, ..] in the type of the first stream, computed in float32 or wider.
     """
 
-    def __init__(self, declared: Declaration, seed: int = 0) -> None:
+    def __init__(self, declared: Declaration, seed: int = 0, rounds: int | None = None) -> None:
         check_operation(declared)
-        self.declared, self.seed = declared, seed
+        self.declared, self.seed, self.rounds = declared, seed, rounds
 
     def __repr__(self) -> str:
         return f"memory {self.declared}"
@@ -87,6 +87,7 @@ class Memory:
         bounds = None if cu_seqlens is None else bounds_of(cu_seqlens, given_)
         count = given_.batch if bounds is None else len(bounds) - 1
         model = self.model(call, given_.dtype, given_.device)
+        model.rounds = self.rounds  # modules are shared
         groups = self.groups(state, model, call, count)
         # kernels that take few digits as they are (backends/ops/fla.py) are not to be given more
         scans = fla.could_take(given_.time, given_.device) and is_scan(call)
@@ -265,7 +266,12 @@ def bounds_of(cu_seqlens: Tensor | Sequence[int], given_: Given) -> list[int]:
                 f"{list(cu_seqlens.shape)} of {cu_seqlens.dtype}"
             )
         cu_seqlens = cu_seqlens.tolist()
-    bounds = [int(n) for n in cu_seqlens]
+    listed = isinstance(cu_seqlens, Sequence) and not isinstance(cu_seqlens, str)
+    if not listed or not all(isinstance(n, int) and not isinstance(n, bool) for n in cu_seqlens):
+        raise ValueError(
+            f"`cu_seqlens` is whole numbers, a tensor or a list, and was given {cu_seqlens!r}"
+        )
+    bounds = list(cu_seqlens)
     if given_.batch != 1:
         raise ValueError(
             f"`cu_seqlens` packs sequences into a batch of 1, and the batch is {given_.batch}"
@@ -278,15 +284,21 @@ def bounds_of(cu_seqlens: Tensor | Sequence[int], given_: Given) -> list[int]:
     return bounds
 
 
-def memory(spec: str | Path, name: str | None = None, seed: int = 0) -> Memory:
+def memory(
+    spec: str | Path, name: str | None = None, seed: int = 0, rounds: int | None = None
+) -> Memory:
     """A memory as an operation: by shipped name, by file (`.nl`), or as text that begins with
     `nl 1`.
 
-    name: which memory of a file that declares several. seed: of starts that are drawn.
+    name: which memory of a file that declares several. seed: of starts that are drawn. rounds: of
+    Picard's iteration, for memories that are run so; None: until nothing changes, which is exact.
     Raises ValueError for an unknown name, OSError for a file that is not there, and SpecError with
     every mistake of the text, or NL105 for what needs a system around it.
     """
-    return Memory(declaration(spec, name), seed)
+    counted = isinstance(rounds, int) and not isinstance(rounds, bool) and rounds > 0
+    if rounds is not None and not counted:
+        raise ValueError(f"`rounds` is a whole number from 1 on, or None, and was given {rounds!r}")
+    return Memory(declaration(spec, name), seed, rounds)
 
 
 __all__ = ["ALIASES", "Memory", "MemoryState", "memory", "names"]
