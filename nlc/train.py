@@ -15,6 +15,7 @@ import torch
 
 from . import checkpoint, corpus, run_folder
 from .backends.runtime.optimizer import GradientError
+from .checks.transfers import clause_is_idle
 from .diagnostics import Unsettled
 from .files import CallError, Stopped, why, write_atomically
 from .interrupts import Interrupts
@@ -187,6 +188,12 @@ def length_notes(system: Any, length: int) -> list[str]:
             f"{system.name} assumes sequences of {system.assume} tokens; those of this run have "
             f"{length} (--length {system.assume})."
         )
+    cuts = {t.truncate for t in system.transfers if t.truncate and not clause_is_idle(t)}
+    notes += [
+        f"`through {cut} tokens` never cuts: sequences of this run have {length} tokens (--length)."
+        for cut in sorted(cuts)
+        if cut >= length
+    ]
     for level in system.levels:
         clock = level.clock
         if clock.unit == "sequence":

@@ -213,8 +213,11 @@ def test_transfers(transfer: str, codes: list[str]) -> None:
     ("reset", "cut", "codes"),
     [
         ("", 101, ["NL309"]),
-        ("", 100, []),
+        ("", 100, ["NL309"]),  # the tick after which it would be cut is the last
+        ("", 99, []),
         ("reset every 50 tokens", 51, ["NL309"]),
+        ("reset every 50 tokens", 50, ["NL309"]),
+        ("reset every 50 tokens", 49, []),
         ("reset every 50 tokens from 90", 80, []),
         ("reset every 200 tokens", 120, []),
         ("reset every 2 sequences", 150, []),
@@ -232,6 +235,13 @@ def test_a_cut_comes_before_the_level_starts_anew(
     found = told(text)
     assert [d.code for d in found] == codes
     assert all(d.severity == "warning" for d in found)
+
+
+def test_a_cut_after_no_token_is_an_edge_left_out() -> None:
+    line = "transfer backprop mixer -> training through 0 tokens"
+    text = MIXER.format(clock="every token", reset="", rule="gradient(rate = 0.1)", transfer=line)
+    (found,) = (d for d in told(text) if d.code == "NL202")
+    assert found.help == "where no gradient is to pass, leave the edge out"
 
 
 def test_a_cut_is_for_the_longest_of_its_levels() -> None:

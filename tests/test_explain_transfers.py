@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import re
 from functools import cache
+from itertools import takewhile
 
 import pytest
 import torch
@@ -124,6 +125,44 @@ def test_condition_and_generate_train_nothing(name: str) -> None:
     for group in [*groups(name, "condition"), *groups(name, "generate")]:
         assert told(small(name).system, group) == (set(), set())
         assert changed(asked(name, without(small(name), group)), whole(name)) == frozenset()
+
+
+def words(name: str, arrow: str) -> str:
+    """What the page says of one line."""
+    lines = transfer_lines(nlc.load(name).system)
+    after = lines[lines.index(f"  {arrow}") + 1 :]
+    inside = takewhile(lambda line: line.startswith(" " * 4), after)
+    return " ".join(line.strip() for line in inside)
+
+
+def test_only_starts_of_other_levels_are_starts_of_starts() -> None:
+    for name, target in [("hope", "titans"), ("self_modifying_titans", "titans")]:
+        page = " ".join(transfer_lines(nlc.load(name).system))
+        assert f"starts that {target} learns for others" not in page
+    told = words("cms_nested", "init training -> slow")
+    assert "so do the starts that slow learns for others: layers.{}.fast.continuum.F," in told
+
+
+def test_what_a_gradient_goes_through_is_said_of_every_kind() -> None:
+    full = words("maml", "init outer -> inner")
+    assert "through every inner update of inner" in full and "second derivatives" in full
+    text = (SPECS / "maml.nl").read_text(encoding="utf-8")
+    spec = text.replace("init outer -> inner ", "init outer -> inner first order ")
+    first = words(spec, "init outer -> inner first order")
+    assert "inner update of inner; inner gradients are constants" in first
+    assert "second derivative" not in first
+    none = "no gradient passes back through it: it trains nothing"
+    assert none in words("target_network", "generate student -> target")
+    assert none in words("lora", "condition base -> attention")
+    made = words("consolidation", "generate fast -> slow")
+    assert "enters by `backprop slow -> training`, goes through it on into fast;" in made
+    text = (SPECS / "consolidation.nl").read_text(encoding="utf-8")
+    alone = text.replace("backprop fast, slow -> training", "backprop slow -> training")
+    alone = alone.replace(
+        'use "blocks"', (SPECS / "blocks.nl").read_text("utf-8").split("\n", 1)[1]
+    )
+    made = words(alone, "generate fast -> slow")
+    assert "goes through it but not into the states and pasts of fast" in made
 
 
 @pytest.mark.parametrize("name", saying("init"))

@@ -14,9 +14,11 @@ from torch import Tensor
 import nlc
 from nlc.backends.ops import parts, recurrence
 from nlc.backends.reference import stream
+from nlc.backends.reference.gates import Transfers
 from nlc.backends.runtime import Model, Stream
 from nlc.backends.torch_source.bodies import Body
 from nlc.driver import Spec
+from nlc.files import CallError
 from nlc.format import format_file
 from nlc.system import Clock
 from nlc.testing import laws
@@ -62,7 +64,7 @@ def test_a_law_holds(make: Any, law: laws.Law) -> None:
 
 
 def test_all_laws_at_once() -> None:
-    laws.check(small())
+    assert laws.check(small()) == {}
     laws.check(nlc.load("transformer", depth=1, width=4, heads=1, vocab=5))
 
 
@@ -232,6 +234,40 @@ def test_a_gate_that_is_not_shut(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "backprop mixer -> training" in broken(laws.gradients_cross_where_declared, small())
 
 
+def unlowered() -> Spec:
+    text = SMALL.replace("    linearise every 2 tokens\n", "").replace(
+        "every token", "every 2 tokens"
+    )
+    return nlc.load(text.replace("rate = 0.3)", "rate = 0.3, steps = 2)"))
+
+
+def test_a_system_without_a_lowering_is_asked_what_the_reference_can_be() -> None:
+    assert list(laws.check(unlowered())) == ["compiled_is_reference"]
+
+
+def test_a_reference_whose_edge_opens_more_than_its_level(monkeypatch: pytest.MonkeyPatch) -> None:
+    def with_any_edge(self: Transfers, box: Any) -> Any:
+        return lambda who: any(t.kind == "backprop" for t in self.system.transfers)
+
+    monkeypatch.setattr(Transfers, "weights", with_any_edge)
+    said = broken(laws.gradients_cross_where_declared, unlowered())
+    assert "logits.unembed" in said and "keeps nothing of" in said
+
+
+def test_a_gate_that_opens_by_a_start_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A compiler that lets a gradient into those levels alone that say where they start from."""
+    line = "transfer backprop mixer -> training"
+    spec = nlc.load(SMALL.replace(line, f"{line}\n  transfer init training -> mixer"))
+    laws.gradients_cross_where_declared(spec)
+    is_open = vars(Body)["open"].fget
+    inits = property(
+        lambda self: is_open(self) and any(t.kind == "init" for t in self.plan.system.transfers)
+    )
+    monkeypatch.setattr(Body, "open", inits)
+    said = broken(laws.gradients_cross_where_declared, spec)
+    assert "without init training -> mixer" in said
+
+
 # ---- the search ----------------------------------------------------------------------------------
 
 
@@ -242,7 +278,9 @@ def test_a_counterexample_is_a_small_file(tmp_path: Path) -> None:
         assert "linearise" not in spec.text, "it linearises"
 
     found = laws.search(plain, examples=60)
-    assert found is not None and found.smallest and "it linearises" in found.said
+    assert (
+        isinstance(found, laws.Counterexample) and found.smallest and "it linearises" in found.said
+    )
     assert found.text.count("level ") == 2 and found.text.count("linearise") == 1
     text = str(found)
     assert text.startswith("nl 1\n# breaks plain: it linearises\n")
@@ -252,7 +290,18 @@ def test_a_counterexample_is_a_small_file(tmp_path: Path) -> None:
 
 
 def test_no_counterexample() -> None:
-    assert laws.search(lambda spec: None, examples=5) is None
+    found = laws.search(laws.fastest_first, examples=5)
+    assert not found and isinstance(found, laws.Nothing)
+    assert found.tried == 5 and not found.timed_out
+    assert str(found) == "no counterexample to fastest_first in 5 systems"
+
+
+def test_a_search_for_nothing_or_to_nowhere_is_a_sentence(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="a search draws one system or more"):
+        laws.search(laws.fastest_first, examples=0)
+    found = laws.Counterexample("a_law", "it is broken", SMALL)
+    with pytest.raises(CallError, match="no such file or directory"):
+        found.save(tmp_path / "missing" / "found.nl")
 
 
 def test_a_crash_is_a_counterexample() -> None:
@@ -260,19 +309,22 @@ def test_a_crash_is_a_counterexample() -> None:
         raise KeyError("a name")
 
     found = laws.search(crash, examples=3)
-    assert found is not None and found.said.startswith("KeyError")
+    assert isinstance(found, laws.Counterexample) and found.said.startswith("KeyError")
 
 
 def test_a_search_without_time_says_so() -> None:
     def fails(spec: Spec) -> None:
         raise laws.LawBroken("always")
 
-    assert laws.search(fails, examples=3, seconds=0) is None
+    found = laws.search(fails, examples=3, seconds=0)
+    assert not found and isinstance(found, laws.Nothing)
+    assert found.timed_out and found.tried == 0
+    assert "in 0 systems of 3: time was up" in str(found)
     seconds = iter([0.0, 0.0, 99.0, 99.0])
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("nlc.testing.search.time.monotonic", lambda: next(seconds))
         found = laws.search(fails, examples=3, seconds=10)
-    assert found is not None and not found.smallest
+    assert isinstance(found, laws.Counterexample) and not found.smallest
     assert "give the search more seconds" in str(found)
 
 

@@ -440,3 +440,14 @@ def test_a_memory_is_loaded_first_and_saved_after(
 def test_a_level_on_sequences_is_told_to_stand_while_a_run_trains() -> None:
     (note,) = length_notes(load_spec("sleep", {}).system, 32)
     assert "asleep (every sequence) stands" in note
+
+
+@pytest.mark.parametrize(("length", "never"), [(64, True), (512, True), (513, False)])
+def test_a_gradient_that_a_run_is_too_short_to_cut_is_told(length: int, never: bool) -> None:
+    notes = length_notes(load_spec("rnn", {"back": 512}).system, length)
+    said = (
+        f"`through 512 tokens` never cuts: sequences of this run have {length} tokens (--length)."
+    )
+    assert notes == ([said] if never else [])
+    both = length_notes(load_spec("self_modifying_titans", {}).system, length)
+    assert both.count(said) == int(never)

@@ -69,7 +69,11 @@ class Fired(Learned):
         with code.block(f"for {a}, {b}, {count} in s.periods({told}):"):
             if cut is not None:
                 if cut % period or first != period:
-                    raise NotLowered(f"`through {cut} tokens` inside a period", box.span)
+                    help = f"a multiple of the period ({period} tokens) is compiled"
+                    if first != period:
+                        help = "a clock without a phase, and a multiple of its period, are compiled"
+                    said = f"`through {cut} tokens` inside a period"
+                    raise NotLowered(said, box.span, f"{help}; `nlc.reference` runs any")
                 with code.block(f"if s.age and s.age % {cut} == 0:"):
                     code.add("self.cut(s, at)")
             if box.linearise is not None:

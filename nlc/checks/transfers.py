@@ -92,7 +92,9 @@ def idle_clause(t: Transfer) -> Diagnostic:
 
 
 def nl309(facts: Facts) -> Iterator[Diagnostic]:
-    """A line whose cut comes later than every state starts anew that its gradient enters."""
+    """A line whose cut comes no sooner than every state starts anew that its gradient enters: what
+    would be cut at that very tick has ended.
+    """
     lines: dict[Span, list[Transfer]] = defaultdict(list)
     for t in facts.system.transfers:
         if t.truncate is not None and not clause_is_idle(t):
@@ -102,7 +104,7 @@ def nl309(facts: Facts) -> Iterator[Diagnostic]:
         lives = [(tokens_kept(level, facts.system.assume) or math.inf, level) for level in entered]
         longest, level = max(lives, key=lambda life: life[0])
         cut = edges[0].truncate
-        if cut is not None and longest < cut:
+        if cut is not None and longest <= cut:
             ends = level.resets
             why = f"`{level.name}` starts anew {ends}"
             why += f", of {facts.system.assume} tokens each" if ends.unit == "sequence" else ""

@@ -139,7 +139,7 @@ CODES: dict[str, Code] = {
     "NL309": code(
         "a gradient is cut where it has ended",
         """`through 512 tokens` cuts the gradient of a transfer at each multiple of 512 tokens since
-        the level was reset. A level that starts anew sooner has nothing to cut: its gradient ends
+        the level was reset. A level that starts anew by then has nothing to cut: its gradient ends
         at the reset. The numbers are those of a system without the clause, so this is a warning:
         either the cut should come sooner, or the level should be kept longer, or `assume` says less
         than a sequence has.""",

@@ -103,12 +103,12 @@ class Trained:
         """The starts that `init` lines let a level learn: those of their states, and those that
         these learn for others, which start so themselves (M@A@Z, 2.11.4).
         """
-        found: dict[str, None] = {}
-        for t in group:
-            for box in self.system.boxes:
-                mine = (s for s in box.states if self.begins(t, box, s))
-                found |= {f"{box.path}.{s.name}@{t.source.name}": None for s in mine}
-        return list(found)
+        pairs = ((t, box, s) for t in group for box, s in self.begun(t))
+        return list(dict.fromkeys(f"{box.path}.{s.name}@{t.source.name}" for t, box, s in pairs))
+
+    def begun(self, t: Transfer) -> list[tuple[Box, State]]:
+        """The states whose start goes back through this edge, each with its box."""
+        return [(b, s) for b in self.system.boxes for s in b.states if self.begins(t, b, s)]
 
     def begins(self, t: Transfer, box: Box, state: State) -> bool:
         """Whether the start of a state goes back through this edge."""

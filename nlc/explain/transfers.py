@@ -5,9 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable
 from textwrap import wrap
 
-from ..system import Level, System, Transfer
+from ..checks.terms import exact
+from ..system import Level, State, System, Transfer
 from .lines import INDENT
 from .trained import Trained
+
+PASSES_NONE = "no gradient passes back through it: it trains nothing"
 
 
 def transfer_lines(system: System) -> list[str]:
@@ -43,29 +46,28 @@ def _words(trained: Trained, group: list[Transfer]) -> list[str]:
     """What crosses, and which weights train by it."""
     t, system = group[0], trained.system
     a, b = _names((u.source for u in group), None), _names((u.target for u in group), None)
-    first = ["inner gradients are constants to it"] if t.first_order else []
     cut = f", no further than {t.truncate} tokens" if t.truncate is not None else ""
     match t.kind:
         case "condition":
-            return [f"{b} uses weights or states of {a}, which are constants there"]
+            return [f"{b} uses weights or states of {a}, which are constants there", PASSES_NONE]
         case "backprop":
             enters = f"the gradient of {b} enters the states and pasts of {a}{cut}"
-            return [enters, *first, *_again(system, group), *_trained(trained, group)]
+            return [enters, *_inside(system, group), *_trained(trained, group)]
         case "init":
             every = f" ({t.target.resets})" if t.target.resets.unit == "token" else ""
             starts = f"at each reset{every} {b} starts from what {a} has learned: "
             learned = [f"these learn by its gradient{cut}"] if cut else []
             learned += _learned_here(group, a, b)
             learned = [starts + _starts(system, group), *_so_do(trained, group), *learned]
-            return [*learned, *first, *_again(system, group)]
-    return [f"a start, write or set of {b} is made from {a}"]
+            return [*learned, *_inside(system, group)]
+    return [f"a start, write or set of {b} is made from {a}", *_generated(system, group)]
 
 
 def _so_do(trained: Trained, group: list[Transfer]) -> list[str]:
     """Starts of starts."""
-    own = {b.path for b in trained.system.boxes if b.level in {t.target for t in group}}
-    names = (n.partition("@")[0] for n in trained.starts(group))
-    more = [n for n in names if n.rpartition(".")[0] not in own]
+    targets = {t.target for t in group}
+    begun = (pair for t in group for pair in trained.begun(t) if pair[0].level not in targets)
+    more = list(dict.fromkeys(f"{box.path}.{state.name}" for box, state in begun))
     b = _names((t.target for t in group), None)
     return [f"so do the starts that {b} learns for others: {', '.join(more)}"] if more else []
 
@@ -78,18 +80,56 @@ def _learned_here(group: list[Transfer], a: str, b: str) -> list[str]:
     return [f"{a} learns these by its own rule {clock}, by the losses since, through {b}'s writes"]
 
 
-def _again(system: System, group: list[Transfer]) -> list[str]:
-    """Whether a gradient passes through gradients of the same loss."""
-    inside = [t.source if t.kind == "backprop" else t.target for t in group if not t.first_order]
-    found = [
-        l
-        for l in inside
-        if any(b.level is l and any(s.rule.uses_loss for s in b.states) for b in system.boxes)
+def _generated(system: System, group: list[Transfer]) -> list[str]:
+    """What is made carries no gradient of its own: one that enters it by its `backprop` goes on."""
+    back = {(t.source, t.target): None for t in system.transfers if t.kind == "backprop"}
+    said: dict[str, None] = {}
+    for t in group:
+        for made, learner in back:
+            if made is t.target:
+                goes = learner is t.source or (t.source, learner) in back
+                on = "on into" if goes else "but not into the states and pasts of"
+                edge = f"`backprop {made.name} -> {learner.name}`"
+                said[
+                    f"the gradient of {learner.name}, which enters by {edge}, goes through it "
+                    f"{on} {t.source.name}; what that trains is told there"
+                ] = None
+    return list(said) or [PASSES_NONE]
+
+
+def _inside(system: System, group: list[Transfer]) -> list[str]:
+    """Through what a gradient goes in the levels that it enters: their writes, and the gradients
+    that made these (2.11.2, 2.11.3).
+    """
+    t = group[0]
+    if t.kind == "init" and t.source.clock.unit == "never":
+        return [f"no gradient goes back: {t.source.name} never learns"]
+    inside = [u.source if u.kind == "backprop" else u.target for u in group]
+    rules = [
+        (b.level, s.rule)
+        for b in system.boxes
+        if b.level in inside
+        for s in b.states
+        if s.rule.objective is not None and not exact(s) and (t.kind != "init" or _begins(group, s))
     ]
-    if not found:
-        return []
-    names = _names(found, None)
-    return [f"it goes through the gradients that {names} wrote by: a second derivative of the loss"]
+    if t.first_order:
+        names = _names((l for l, _ in rules if l is not None), None)
+        into = f"it goes through every inner update of {names}; " if rules else ""
+        return [f"{into}inner gradients are constants to it"]
+    said = []
+    for whose, of_loss in (("the loss", True), ("inner objectives", False)):
+        found = [l for l, rule in rules if l is not None and rule.uses_loss is of_loss]
+        if found:
+            said.append(
+                f"it goes through every inner update of {_names(found, None)}, and through the "
+                f"inner gradients that these are made of: second derivatives of {whose}"
+            )
+    return said
+
+
+def _begins(group: list[Transfer], state: State) -> bool:
+    """Whether a line of starts speaks of this state."""
+    return any(t.speaks_of(state) for t in group)
 
 
 def _trained(trained: Trained, group: list[Transfer]) -> list[str]:

@@ -334,7 +334,14 @@ class Resolver:
         phase = self.period(body, node.phase, None) if node.phase is not None else None
         return Clock(node.unit, period or 1, phase)
 
-    def period(self, body: Body, expr: S.Expr | None, default: int | None) -> int | None:
+    def period(
+        self,
+        body: Body,
+        expr: S.Expr | None,
+        default: int | None,
+        none: str = "for frequency zero write `never`",
+    ) -> int | None:
+        """`none`: what to write in place of 0."""
         if expr is None:
             return default
         value = body.value(expr)
@@ -359,7 +366,7 @@ class Resolver:
                 "NL202",
                 f"a period is a whole number above zero, known when compiled; {what}",
                 expr.span,
-                "for frequency zero write `never`" if value == 0 else "",
+                none if value == 0 else "",
             )
             return default
         return int(value)

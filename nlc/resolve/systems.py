@@ -510,7 +510,9 @@ class SystemStage:
                 f"a gradient is cut after tokens, not {node.through_unit}s",
                 node.through.span,
             )
-        return self.r.period(self.body, node.through, None)
+        return self.r.period(
+            self.body, node.through, None, "where no gradient is to pass, leave the edge out"
+        )
 
     def ends(self, paths: tuple[S.Path, ...], kind: str) -> list[tuple[Level, str | None]]:
         ends = []

@@ -13,7 +13,7 @@ from textwrap import wrap
 from hypothesis import HealthCheck, Verbosity, given, seed, settings
 
 from ..driver import Spec, SpecError, load
-from ..files import write_atomically
+from ..files import write_output
 from ..format import format_file
 from ..text import Source
 from . import KINDS, THEMES, systems, text_of
@@ -42,7 +42,30 @@ class Counterexample:
 
     def save(self, path: str | Path) -> None:
         """Written whole or not at all."""
-        write_atomically(Path(path), str(self))
+        write_output(Path(path), str(self))
+
+
+@dataclass(frozen=True)
+class Nothing:
+    """No counterexample: false, as an answer. `tried`: how many systems the law held for, of so
+    many `examples`; `timed_out`: whether time was up before they all were asked.
+    """
+
+    law: str
+    tried: int
+    examples: int
+    timed_out: bool = False
+
+    def __bool__(self) -> bool:
+        return False
+
+    def __str__(self) -> str:
+        if not self.timed_out:
+            return f"no counterexample to {self.law} in {self.tried} systems"
+        return (
+            f"no counterexample to {self.law} in {self.tried} systems of {self.examples}: time was "
+            "up, give the search more seconds"
+        )
 
 
 class OutOfTime(BaseException):
@@ -56,6 +79,7 @@ class Seen:
         self.law = law
         self.last: Counterexample | None = None
         self.least: Counterexample | None = None
+        self.tried = 0  # systems that were asked
 
     def add(self, text: str, error: Exception) -> None:
         # The first line: pytest puts what it knows of an `assert` below.
@@ -76,13 +100,17 @@ def search(
     kinds: tuple[str, ...] = KINDS,
     themes: tuple[str, ...] = THEMES,
     largest: int = 3,
-) -> Counterexample | None:
-    """The smallest random system for which `law` raises, or None if it raises for none.
+) -> Counterexample | Nothing:
+    """The smallest random system for which `law` raises; else what is false, and says in how many
+    systems there was none.
 
     `examples`: how many systems are drawn; the same ones for the same `start`. `seconds`: after
-    them the smallest that failed so far is the answer. `kinds`, `themes`, `largest`: as for
-    `systems`. An error other than a law's is a counterexample too: a compiler must not crash.
+    them the smallest that failed so far is the answer, and if none did, `timed_out` says so.
+    `kinds`, `themes`, `largest`: as for `systems`. An error other than a law's is a counterexample
+    too: a compiler must not crash.
     """
+    if examples < 1:
+        raise ValueError(f"examples = {examples}: a search draws one system or more")
     seen = Seen(getattr(law, "__name__", "the law"))
     end = time.monotonic() + seconds
 
@@ -94,6 +122,7 @@ def search(
         except Exception as error:
             seen.add(text, _told(error))
             raise
+        seen.tried += 1
 
     drawn = given(systems(kinds=kinds, largest=largest, themes=themes).map(text_of))
     quiet = settings(
@@ -104,11 +133,11 @@ def search(
     try:
         seed(start)(quiet(drawn(holds)))()
     except OutOfTime:
-        return seen.least
+        return seen.least or Nothing(seen.law, seen.tried, examples, timed_out=True)
     except Exception:
         if seen.last is None:
             raise  # not of a system that was drawn
-    return seen.last
+    return seen.last or Nothing(seen.law, seen.tried, examples)
 
 
 def _told(error: Exception) -> Exception:
