@@ -830,3 +830,23 @@ def test_refused(words: str) -> None:
     (only,) = told.value.diagnostics
     assert only.code == "NL701"
     assert words in only.message
+
+
+@pytest.mark.parametrize(
+    ("clock", "cut", "help"),
+    [
+        ("3 tokens", 4, "a multiple of the period (3 tokens) is compiled"),
+        ("3 tokens from 2", 6, "a clock without a phase"),
+    ],
+)
+def test_a_cut_inside_a_period_is_told_what_is_compiled(clock: str, cut: int, help: str) -> None:
+    text = with_mixer(
+        f"level mixer(x) every {clock} {{\n  state M : matrix(4, 4)\n"
+        "  objective sum((M(x) - x)^2)\n  learn gradient(rate = 0.1)\n  read M(x)\n}",
+        f"{OPEN} through {cut} tokens",
+    )
+    with pytest.raises(SpecError) as told:
+        nlc.compile(nlc.load(text))
+    (only,) = told.value.diagnostics
+    assert only.code == "NL701" and f"`through {cut} tokens` inside a period" in only.message
+    assert only.help.startswith(help)
