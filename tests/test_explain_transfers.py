@@ -156,9 +156,9 @@ def test_what_a_gradient_goes_through_is_said_of_every_kind() -> None:
     assert none in words("lora", "condition frozen -> attention")
     made = words("consolidation", "generate fast -> slow")
     assert "enters by `backprop slow -> training`, goes through it on into fast;" in made
-    spec = nlc.load("consolidation")
-    fast = [t for t in spec.system.transfers if t.kind == "backprop" and t.source.name == "fast"]
-    made = " ".join(line.strip() for line in transfer_lines(without(spec, fast).system))
+    made_of = nlc.load("consolidation")
+    fast = [t for t in made_of.system.transfers if t.kind == "backprop" and t.source.name == "fast"]
+    made = " ".join(line.strip() for line in transfer_lines(without(made_of, fast).system))
     assert "goes through it but not into the states and pasts of fast" in made
 
 
