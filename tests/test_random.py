@@ -292,7 +292,18 @@ def test_what_compiles_equals_the_reference(shard: int) -> None:
 
     torch.set_num_threads(1)
     drawn(shard)(equal)
-    assert seen[True] >= 0.4 * seen.total(), f"{seen[True]} of {seen.total()} are lowered"
+    assert not too_few(seen), f"{seen[True]} of {seen.total()} are lowered"
+
+
+def too_few(seen: Counter[bool]) -> bool:
+    """Whether less is lowered than should be; a few systems may by chance be those that are not."""
+    return seen.total() >= 40 and seen[True] < 0.4 * seen.total()
+
+
+def test_few_systems_do_not_tell_how_many_are_lowered() -> None:
+    assert not too_few(Counter({True: 2, False: 4}))
+    assert not too_few(Counter({True: 20, False: 30}))
+    assert too_few(Counter({True: 19, False: 31}))
 
 
 # ---- what random systems have found ----
@@ -388,6 +399,12 @@ WINDOWED = """level mixer(x) every token {
   learn gradient(rate = 0.1)
   read M(linear(x, 4))
 }"""
+
+
+def windowed(objective: str, *lines: str) -> str:
+    """The same with another objective, and lines before it."""
+    old = "objective sum((M(past(x, 3)) - past(tanh(x), 3))^2)"
+    return WINDOWED.replace(old, "; ".join([*lines, f"objective {objective}"]))
 
 
 OPEN = "backprop mixer -> training"
@@ -504,9 +521,26 @@ FOUND = {
         "learn gradient(rate = 0.1); linearise every 3 tokens; read M(k) }",
     ),
     "the largest of a window that is not yet full": with_mixer(
-        WINDOWED.replace("objective sum((M(past(x, 3)) - past(tanh(x), 3))^2)",
-                         "w = top(past(mean(x), 3), 2)\n"
-                         "objective sum(w * length(M(past(x, 3)) - past(tanh(x), 3))^2)"), OPEN
+        windowed("sum(w * length(M(past(x, 3)) - past(tanh(x), 3))^2)",
+                 "w = top(past(mean(x), 3), 2)"), OPEN
+    ),
+    "a quotient that a window's missing ticks would not have": with_mixer(
+        windowed("sum(length(M(past(x, 3) / column(length(past(x, 3)))) - past(x, 3))^2) / 9"), OPEN
+    ),
+    "a logarithm that a window's missing ticks would not have": with_mixer(
+        windowed("sum((M(log(past(sigmoid(x), 3))) - past(x, 3))^2) / 9"),
+        OPEN,
+    ),
+    "an age that a window's missing ticks would not have": with_mixer(
+        windowed("sum(g[position - past(position, 3)] * length(M(past(x, 3)) - past(x, 3))^2) / 9",
+                 "reset every 4 tokens; g = sigmoid(linear(x, 3))"), OPEN
+    ),
+    "the shipped window starts anew": with_mixer(
+        """level mixer(x) every token {
+  reset every 5 tokens
+  k = unit(linear(x, 4))
+  read omega(k, k, x, sigmoid(linear(x, 1)), 0.1, sigmoid(linear(x, 3)))
+}""", OPEN, more='use "memory/omega"',
     ),
     "a name may be a word of Python": with_mixer(
         matrix().replace("mixer", "λ"), "backprop λ -> training", call="x += λ(x)"
@@ -680,6 +714,10 @@ SLEEPERS = {
     "a rule that forgets, after retention": sleeper(
         "state M : mlp(4, 4)", "retain 0.9", "objective sum((M(x) - x)^2) after retain once",
         "learn adamw(rate = 0.1, steps = 2)", "read M(x)",
+    ),
+    "a sequence that is shorter than a window": sleeper(
+        "state M : matrix(4, 4)", "learn gradient(rate = 0.1)", "read M(x)",
+        "objective sum((M(log(past(sigmoid(x), 12))) - past(x, 12))^2) / 9 once",
     ),
     "the largest of the last pairs": sleeper(
         "state M : matrix(4, 4)", "w = top(past(mean(x), 5), 2)",

@@ -151,13 +151,27 @@ class Words:
         )
 
     def window(self, s: Stream, key: str, x: Tensor, ticks: int, lead: int) -> Tensor:
-        """The last `ticks` values at each tick, oldest first, on a new axis [.., time, ticks, ..];
-        nought before the first. The newest are kept under `key`.
+        """The last `ticks` values at each tick, oldest first, on a new axis [.., time, ticks, ..].
+        The newest are kept under `key`.
         """
         x = x.expand(*s[key].shape[: lead - 1], *x.shape[lead - 1 :])
         known = torch.cat([s[key].to(x.dtype), x], lead - 1)
         s[key] = known.narrow(lead - 1, known.shape[lead - 1] - (ticks - 1), ticks - 1)
-        return known.unfold(lead - 1, ticks, 1).movedim(-1, lead)
+        whole = self.filled(known, ticks - 1 - s.age, lead - 1)
+        return whole.unfold(lead - 1, ticks, 1).movedim(-1, lead)
+
+    def filled(self, x: Tensor, missing: int, axis: int) -> Tensor:
+        """Ticks, of which the first `missing` never were: the first that was stands for them.
+
+        Sums leave them out, but only after what is made of them; of 0 that may be 1 / 0, whose
+        gradient no mask takes away. So each row of a window is one of a tick that was.
+        """
+        if missing <= 0:
+            return x
+        shape = list(x.shape)
+        shape[axis] = missing
+        here = x.narrow(axis, missing, x.shape[axis] - missing)
+        return torch.cat([here.narrow(axis, 0, 1).expand(shape), here], axis)
 
     def remember(self, s: Stream, key: str, x: Tensor, lead: int, last: bool = False) -> None:
         """The newest ticks of a stream, as many as are kept under `key`; `last`: one, by itself.

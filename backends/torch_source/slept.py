@@ -130,7 +130,9 @@ class Slept(Fired):
         for term in self.ending.pasts:
             slot, x = term.info, term.args[0]
             given = self.code.name(f"past_{x.info}" if x.op in ("input", "local") else "past")
-            self.code.add(f"{given} = s[{body.key(slot.path)}].unsqueeze({axis})")
+            known = f"s[{body.key(slot.path)}]"
+            missing = f"{slot.window - 1} - s.age"
+            self.code.add(f"{given} = self.filled({known}, {missing}, {axis}).unsqueeze({axis})")
             body.e.names[f"past {slot.path}"] = Value(given, ATOM, True, len(term.shape))
             if f"seen {slot.window}" not in body.e.names:
                 seen = self.code.name("seen")
