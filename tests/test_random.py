@@ -535,6 +535,15 @@ FOUND = {
         windowed("sum(g[position - past(position, 3)] * length(M(past(x, 3)) - past(x, 3))^2) / 9",
                  "reset every 4 tokens; g = sigmoid(linear(x, 3))"), OPEN
     ),
+    "a rule clears nothing of a window's missing ticks": with_mixer(
+        windowed("sum(length(M(past(unit(x), 3)) - past(x, 3))^2) / 9").replace("gradient", "dgd"),
+        OPEN,
+    ),
+    "a network clears nothing of a window's missing ticks": with_mixer(
+        windowed("sum(length(M(past(unit(x), 3)) - past(x, 3))^2) / 9")
+        .replace("gradient", "dgd").replace("token", "2 tokens")
+        .replace("matrix(4, 4)", "mlp(4, 3, 4, act = sigmoid)"), OPEN,
+    ),
     "the shipped window starts anew": with_mixer(
         """level mixer(x) every token {
   reset every 5 tokens

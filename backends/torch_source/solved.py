@@ -268,6 +268,8 @@ class Solved(Frozen):
         if window:
             shown = body.e.names[f"seen {window}"].code
             error = f"parts.only({error}, {shown}.unsqueeze(-1))"
+            if several:  # nor does a rule clear what it was asked there
+                seen = f"parts.only({seen}, {shown}.unsqueeze(-1))"
         level = self.box.level.name if self.box.level is not None else ""
         if level in self.module.plan.training.first_order and state.rule.write is None:
             seen, error = f"{seen}.detach()", f"({error}).detach()"

@@ -168,7 +168,7 @@ class Standing(Frozen):
         e = rows(body, example.surprise, state.per, 1 + several)
         if several and (window := rows_of(example.input)):
             shown = body.e.names[f"seen {window}"].code
-            e = f"parts.only({e}, {shown}.unsqueeze(-1))"
+            x, e = (f"parts.only({row}, {shown}.unsqueeze(-1))" for row in (x, e))
         if state.rule.once:
             axis = -2 - several
             x, e = (f"{atom(row)}.narrow({axis}, -1, 1)" for row in (x, e))

@@ -37,10 +37,12 @@ from .texts import (
     SIZES,
     THEMES,
     WHOLE,
+    WINDOW_OBJECTIVES,
 )
 
 __all__ = ["KINDS", "THEMES", "Writer", "expressions", "systems", "text_of"]
 
+FIRST = {"sequences": "sleeper", "cells": "cell", "windows": "window"}  # a theme's first level
 Names = dict[str, int]  # the vectors that a body may name, and their sizes
 
 
@@ -222,7 +224,7 @@ class Writer:
     def system(self, kinds: tuple[str, ...], largest: int) -> str:
         count = min(self.pick(1, 2, 1, 3), largest)
         for i in range(count):
-            kind = {"sequences": "sleeper", "cells": "cell"}.get(self.theme if i == 0 else "")
+            kind = FIRST.get(self.theme) if i == 0 else None
             kind = kind or self.pick(*kinds)
             name = self.pick(*NAMES).format(kind=kind, i=i)
             if name in (m.name for m in self.made) or i and name in NAMES:
@@ -555,6 +557,24 @@ class Writer:
             f"read M({self.pick('x', 'k')})", "}",
         ]  # fmt: skip
         return Made(name, "sleeper", text, weights=False, learner="objective loss" in text)
+
+    def level_window(self, name: str) -> Made:
+        """What the last ticks write anew at each."""
+        w = self.width
+        streams = {
+            "k": f"linear(x, {w})", "v": self.vector({"x": w}, w, 1),
+            "g": "sigmoid(linear(x, 3))", "h": "1 + mean(x)^2",
+        }  # fmt: skip
+        rows = self.pick(*WINDOW_OBJECTIVES)
+        text = [
+            f"level {name}(x) {self.pick('every token', 'every token', 'every 2 tokens')} {{",
+            f"state M : {self.form(w, w)}{self.pick('', ' = normal(0.3)')}",
+            *(f"{y} = {e}" for y, e in streams.items() if y in words([rows])),
+            f"objective sum({rows}) / 9{self.pick('', ' once')}",
+            *self.pick([], ["retain 0.9"]), f"learn {self.rule('0.1').replace('u)', '0.5)')}",
+            f"y = M({self.pick('x', 'k')})", f"read {self.answer()}", "}",
+        ]  # fmt: skip
+        return Made(name, "window", text)
 
     # ---- transfers ----
 

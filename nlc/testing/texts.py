@@ -18,6 +18,7 @@ THEMES = (
     "past",
     "sequences",
     "fade",
+    "windows",
     "dropout",
     "fresh",
 )
@@ -45,6 +46,14 @@ MATRIX_OBJECTIVES = (
     "-g * sum(M(k) * v)", "g * sum((v - M(k))^2) / 2", "g * mean((M(k) - v)^2)",
     "-g * dot(v, M(k)) / 2", "-0.3 * dot(0.5 * v - k, M(k))", "g * sum((0.5 * M(k) - v)^2)",
     "g * sum((M(k) - stop(tanh(v)) + k)^2) / 2",
+)  # fmt: skip
+# Over the last ticks, with what ticks that never were would have no number for.
+WINDOW_OBJECTIVES = (
+    "length(M(past(k, 3)) - past(v, 3))^2", "length(M(past(k, 3)) - past(v, 3))^2 / past(h, 3)",
+    "length(M(past(k, 3) / column(length(past(k, 3)))) - past(v, 3))^2",
+    "g[position - past(position, 3)] * length(M(past(k, 3)) - past(v, 3))^2",
+    "0.5^(position - past(position, 2)) * (past(h, 2) - length(M(past(k, 2)) - past(v, 2)))^2",
+    "length(M(log(past(sigmoid(k), 4))) - past(v, 4))^2",
 )  # fmt: skip
 NETWORK_OBJECTIVES = (
     "g * sum((M(k) - v)^2) / 2", "-g * dot(M(k), v)", "g * sum(smooth_abs(M(k) - v)^3)",
