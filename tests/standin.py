@@ -95,7 +95,7 @@ class Seldom(torch.optim.SGD):
 
 def load_spec(name: str, settings: dict[str, Any]) -> Any:
     flow = SimpleNamespace(inputs=(("tokens", ()),), loss=1, result=SimpleNamespace(shape=(256,)))
-    system = SimpleNamespace(name="standin", flow=flow, assume=None, levels=())
+    system = SimpleNamespace(name="standin", flow=flow, assume=None, levels=(), transfers=())
     text = Path(name).read_text("utf-8")
     spec: Any = SimpleNamespace(system=system, settings=settings)
     return Loaded(spec, Path(name).name, {Path(name).name: text})

@@ -45,7 +45,11 @@ def test_shipped_systems(name: str) -> None:
     used(small(name))
 
 
-@pytest.mark.parametrize("name", MEMORIES)
+# Newton's method asks its numbers when it has settled, and `meta` has none.
+NEWTON = {"implicit on two pairs", "implicit on a window"}
+
+
+@pytest.mark.parametrize("name", [n for n in MEMORIES if n not in NEWTON])
 def test_memories(name: str, tmp_path: Path) -> None:
     used(nlc.load(written(name, tmp_path)))
 
