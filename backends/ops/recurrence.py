@@ -106,7 +106,7 @@ class Span:
         """[..., T, n]: W_{t-1}' e_t, or keep_t W_{t-1}' e_t, for e [..., T, m]."""
         view = View.RETAINED if retained else View.BEFORE
         if e.ndim > self.w.ndim:
-            rows = replace(self, retention=self.retention.asked(e.shape[-2]), still=None)
+            rows = replace(self, retention=self.retention.asked(e.shape[-2]))
             return torch.unflatten(rows.back(e.flatten(-3, -2), retained), -2, e.shape[-3:-1])
         with _state_arithmetic(self.x):
             u = e.to(self.x.dtype)

@@ -76,7 +76,7 @@ class Solved(Frozen):
         shown = "".join(f", {n}: Tensor" for n in given or ())
         code.lines[head] = code.lines[head].replace(") -> Writes:", f"{shown}) -> Writes:")
         targets, listed = (", ".join(n) + "," * (len(n) == 1) for n in (runs, begins))
-        alone = "" if given is None else f", ({', '.join(given)}{',' * (len(given) == 1)})"
+        alone = "" if given is None else f", {tuple_of(given)}"
         code.add(f"{targets} = solved({ticks}, ({listed}), self.rounds{alone})")
         self.hand_on(body, arrays)
 

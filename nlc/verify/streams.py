@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
+from ..backends.ids import looked_up
 from ..backends.reference import Reference, training
 from ..backends.reference import State as ReferenceState
 from ..backends.runtime import Model, State
@@ -57,16 +58,8 @@ def random_streams(
 def vocabularies(system: System) -> dict[str, int]:
     """The inputs that are ids, and how many ids there are."""
     values = dict(assignments(system.flow.lines))
-    roots = [system.flow.result, *values.values()]
-    roots += [system.flow.loss] if system.flow.loss is not None else []
     found: dict[str, int] = {}
-    for term in (t for root in roots for t in root.walk()):
-        if term.op == "embed":
-            ids, size = term.args[0], term.args[1].shape[0]
-        elif term.op == "cross_entropy":
-            ids, size = term.args[1], term.args[0].shape[-1]
-        else:
-            continue
+    for ids, size in looked_up(system):
         for name in inputs_of(ids, values):
             found[name] = min(size, found.get(name, size))
     return found
