@@ -147,6 +147,99 @@ def full_hope() -> tuple[Spec, Streams]:
     return spec, (torch.randint(0, 5, (1, 9), generator=torch.Generator().manual_seed(0)),)
 
 
+# ---- HOPE, as one would write it -----------------------------------------------------------------
+
+CHUNK, PERIODS, HEADS = 2, (2, 4), 2  # those of full_hope
+MEMORIES = ("M.main", "M.key", "M.value", "G.rate", "G.keep")
+
+
+def normed(x: Tensor, gain: Tensor) -> Tensor:
+    return gain * x / torch.sqrt((x * x).mean(-1, keepdim=True) + 1e-6)
+
+
+def two_layers(w: Weights, x: Tensor) -> Tensor:
+    return (w["W2"] @ F.gelu(w["W1"] @ x[..., None]))[..., 0]
+
+
+def says(name: str, w: Weights, x: Tensor) -> Tensor:
+    """What a memory says of x [heads, n]: those of G are no residual networks."""
+    return two_layers(w, x) + (x if name.startswith("M") else 0)
+
+
+def self_modified(weights: Weights, x: Tensor) -> Tensor:
+    """(86)-(90) and (88)'s rule for each array, over x [time, width]."""
+    made = {m: {a: weights[f"layers.0.titans.{m}.{a}"] for a in ("W1", "W2")} for m in MEMORIES}
+    answers = []
+    for t, z in enumerate(x.reshape(len(x), HEADS, -1)):
+        if t % CHUNK == 0:
+            frozen = made
+        k, v = (F.normalize(says(m, frozen[m], z), dim=-1) for m in ("M.key", "M.value"))
+        rate = 1e-3 * F.softplus(says("G.rate", frozen["G.rate"], z))[..., None]
+        keep = torch.sigmoid(says("G.keep", frozen["G.keep"], z) + 8)[..., None]
+        q = (weights["layers.0.titans.read.linear"] @ x[t]).reshape(HEADS, -1)
+        answers.append(says("M.main", made["M.main"], F.normalize(q, dim=-1)).flatten())
+        written = {}
+        for m in MEMORIES:
+
+            def missed(w: Weights, m: str = m, k: Tensor = k, v: Tensor = v) -> Tensor:
+                return ((says(m, w, k) - says(m, frozen[m], v)) ** 2).sum()  # noqa: B023
+
+            slope = torch.func.grad(missed)(frozen[m])
+            inputs = {"W1": k, "W2": F.gelu(frozen[m]["W1"] @ k[..., None])[..., 0]}
+            written[m] = {
+                a: keep * w - rate * (w @ (i[..., :, None] * i[..., None, :]) + slope[a])
+                for (a, w), i in zip(made[m].items(), inputs.values(), strict=True)
+            }
+        made = written
+    return torch.stack(answers)
+
+
+def hope_by_hand(weights: Weights, ids: Tensor) -> Tensor:
+    """The mean loss of one sequence [time] through all that was written, (94)-(97)."""
+    x = weights["x.embed"][ids]
+    taps = weights["layers.0.x.conv"]
+    late = F.pad(normed(x, weights["layers.0.x.norm"]), (0, 0, taps.shape[-1] - 1, 0))
+    x = x + self_modified(weights, (late.unfold(0, taps.shape[-1], 1) * taps).sum(-1))
+    names = [f"layers.0.cms_{p}.continuum." for p in PERIODS]
+
+    def cost(t: int, blocks: list[Weights]) -> Tensor:
+        y = x[t]
+        for name, w in zip(names, blocks, strict=True):
+            y = y + two_layers(w, normed(y, weights[f"{name}read.norm"]))
+        logits = weights["logits.unembed"] @ normed(y, weights["logits.norm"])
+        return F.cross_entropy(logits, ids[t + 1])
+
+    blocks = [{a: weights[f"{name}F.{a}"] for a in ("W1", "W2")} for name in names]
+    stood, total = [], torch.zeros(()).double()
+    for t in range(len(ids) - 1):
+        stood.append(blocks)
+        total = total + cost(t, blocks)
+        fired = list(blocks)
+        for i, p in enumerate(PERIODS):
+
+            def asked(w: Weights, i: int = i, p: int = p, t: int = t) -> Tensor:
+                ticks = range(t + 1 - p, t + 1)
+                ran = [cost(s, [*stood[s][:i], w, *stood[s][i + 1 :]]) for s in ticks]
+                return torch.stack(ran).sum()
+
+            if (t + 1) % p == 0:
+                slope = torch.func.grad(asked)(blocks[i])
+                fired[i] = {a: w - 1e-2 * slope[a] for a, w in blocks[i].items()}
+        blocks = fired
+    return total / (len(ids) - 1)
+
+
+def test_hope_is_the_code_one_would_write() -> None:
+    """To the second order: through all that its memories wrote, and how they learned it."""
+    spec, (ids,) = full_hope()
+    model = nlc.compile(spec, dtype=torch.float64)
+    leaves = {n: p.detach().clone().requires_grad_() for n, p in model.named_weights()}
+    wanted = torch.autograd.grad(hope_by_hand(leaves, ids[0]), list(leaves.values()))
+    for (name, found), true in zip(gradients(model, (ids,)).items(), wanted, strict=True):
+        assert float(true.norm()) > 0, name
+        assert distance(found, true) <= 1e-11, name
+
+
 @pytest.mark.parametrize("name", ["maml", "self_modifying_titans", "cms_nested", "hope"])
 def test_the_true_derivative_is_that_of_finite_differences(name: str) -> None:
     cases = {"maml": (maml(), task()), "cms_nested": nested(), "hope": full_hope()}
