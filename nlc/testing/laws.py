@@ -244,7 +244,7 @@ def gradients_cross_where_declared(spec: Spec) -> str | None:
     """With `backprop X -> training` declared, and without, for each level X on tokens: exactly the
     gradients change that do in the reference, and only of weights in its own body, and of what has
     a hand in what X keeps. Of what has no lowering the second alone can be asked. Without one of
-    the `init` lines from training, each gradient is that of the reference.
+    the `init` lines, each gradient is that of the reference.
     """
     trainer = next((l for l in spec.system.levels if l.owner and l.clock.unit == "step"), None)
     if trainer is None:
@@ -255,8 +255,7 @@ def gradients_cross_where_declared(spec: Spec) -> str | None:
     entered = [v for v in spec.system.levels if v.clock.unit == "token" and v in kept]
     for level in entered:
         backprop_crosses(spec, level, trainer)
-    inits = [t for t in spec.system.transfers if t.kind == "init" and t.source is trainer]
-    asked = [init_crosses(spec, t) for t in inits]
+    asked = [init_crosses(spec, t) for t in spec.system.transfers if t.kind == "init"]
     return None if entered or any(asked) else "no level on tokens keeps what is written"
 
 
