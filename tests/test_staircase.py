@@ -17,6 +17,7 @@ from nlc.backends.runtime import Model
 
 SIZES: dict[str, Any] = {"width": 8, "heads": 2, "depth": 1, "vocab": 7, "chunk": 1}
 AT = "layers.0.titans."
+RATES = {"made_rates.E", "made_rates.A"}  # memories where `made = 1`
 STEPS = {
     "referential_static": {"M"},
     "referential_adaptive": {"M", "K", "V", "Q"},
@@ -24,18 +25,30 @@ STEPS = {
 }
 
 
-def model_of(name: str) -> Model:
-    return nlc.compile(name, dtype=torch.float64, **SIZES)
+CASES: list[tuple[str, dict[str, Any]]] = [
+    *((name, {}) for name in STEPS),
+    ("referential_static", {"product": 1}),
+    ("referential_adaptive", {"made": 1}),
+]
+every_case = pytest.mark.parametrize(("name", "more"), CASES)
+
+
+def model_of(name: str, more: dict[str, Any]) -> Model:
+    return nlc.compile(name, dtype=torch.float64, **SIZES, **more)
+
+
+def memories(name: str, more: dict[str, Any]) -> set[str]:
+    return STEPS[name] | (RATES if "made" in more else set())
 
 
 def ids(time: int) -> Tensor:
     return torch.randint(0, 7, (1, time), generator=torch.Generator().manual_seed(time))
 
 
-@pytest.mark.parametrize("name", STEPS)
-def test_what_changes_while_a_stream_runs(name: str) -> None:
+@every_case
+def test_what_changes_while_a_stream_runs(name: str, more: dict[str, Any]) -> None:
     """Keys, values and rates are weights, then memories of their own."""
-    model = model_of(name)
+    model = model_of(name, more)
     before, (_, after) = model.reset(1), model(ids(5))
     moved = {
         path.removeprefix(AT).rsplit(".", 1)[0]
@@ -43,7 +56,7 @@ def test_what_changes_while_a_stream_runs(name: str) -> None:
         if path.startswith(AT) and not path.endswith(".start")
         if not torch.equal(x.detach(), before.arrays[path])
     }
-    assert moved == STEPS[name]
+    assert moved == memories(name, more)
 
 
 def said(w: dict[str, Tensor], memory: str, z: Tensor) -> Tensor:
@@ -53,7 +66,7 @@ def said(w: dict[str, Tensor], memory: str, z: Tensor) -> Tensor:
     return second if memory.startswith("G.") else z + second
 
 
-def by_hand(name: str, w: dict[str, Tensor], x: Tensor) -> dict[str, Tensor]:
+def by_hand(name: str, more: dict[str, Any], w: dict[str, Tensor], x: Tensor) -> dict[str, Tensor]:
     """The memories after one token, each by (88) with what its step of the staircase asks."""
     z, heads = x.view(2, 4), (2, 4)
 
@@ -68,20 +81,25 @@ def by_hand(name: str, w: dict[str, Tensor], x: Tensor) -> dict[str, Tensor]:
         k, v = (F.normalize(said(w, f"M.{m}", z), dim=-1) for m in ("key", "value"))
     if name == "self_modifying_titans":
         rates = [said(w, f"G.{part}", z).squeeze(-1) for part in ("rate", "keep")]
+    elif "made" in more:
+        rates = [said(w, memory, z).mean(-1) for memory in sorted(RATES, reverse=True)]
     else:
         rates = [made("eta"), made("alpha")]
     lasts = 8 if name == "self_modifying_titans" else 9
     rate, keep = 1e-3 * F.softplus(rates[0]), torch.sigmoid(rates[1] + lasts)
-    keys = dict.fromkeys(STEPS[name], k)
+    keys = dict.fromkeys(memories(name, more), k)
     if name == "referential_adaptive":
-        keys |= {"V": v, "Q": F.normalize(said(w, "Q", z), dim=-1)}
+        made_of = ["Q", *(RATES if "made" in more else ())]
+        keys |= {"V": v, **{m: F.normalize(said(w, m, z), dim=-1) for m in made_of}}
     new = {}
     for memory, key in keys.items():
         own = name == "self_modifying_titans"
         target = said(w, memory, v) if own else v  # each its own value, or one for all
         pair = [w[f"{memory}.W{i}"].clone().requires_grad_() for i in (1, 2)]
         at = {f"{memory}.W1": pair[0], f"{memory}.W2": pair[1]}
-        loss = (said(at, memory, key) - target.detach()).square().sum()
+        answer, wanted = said(at, memory, key), target.detach()
+        dots = "product" in more
+        loss = -(answer * wanted).sum() if dots else (answer - wanted).square().sum()
         hidden = F.gelu(torch.einsum("hij,hj->hi", w[f"{memory}.W1"], key))
         for i, (g, seen) in enumerate(
             zip(torch.autograd.grad(loss, pair), (key, hidden), strict=True), 1
@@ -93,13 +111,13 @@ def by_hand(name: str, w: dict[str, Tensor], x: Tensor) -> dict[str, Tensor]:
     return new
 
 
-@pytest.mark.parametrize("name", STEPS)
-def test_one_token_by_hand(name: str) -> None:
-    model, tokens = model_of(name), ids(1)
+@every_case
+def test_one_token_by_hand(name: str, more: dict[str, Any]) -> None:
+    model, tokens = model_of(name, more), ids(1)
     w = {n.removeprefix(AT): p.detach() for n, p in model.named_weights()}
     x = w["x.embed"][tokens[0, 0]]
     x = x * (x.square().mean() + 1e-6).rsqrt() * w["layers.0.x.norm"]
     x = x * w["layers.0.x.conv"][:, -1]
     _, after = model(tokens)
-    for path, wanted in by_hand(name, w, x).items():
+    for path, wanted in by_hand(name, more, w, x).items():
         assert distance(after.arrays[AT + path][0], wanted) <= 1e-12, path

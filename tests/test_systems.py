@@ -479,38 +479,6 @@ def test_an_l_q_retention_ties_the_size_of_weights_to_what_was_summed(name: str)
     assert distance(y[0, -1], x + F.layer_norm(z, (4,), eps=1e-6)) < 1e-3
 
 
-# ---- other readings ------------------------------------------------------------------------------
-
-READINGS: list[tuple[str, dict[str, Any]]] = [
-    ("moneta", {"printed": 0}),
-    ("memora", {"inputs": 0}),
-    ("cms_sequential", {"periods": [4, 2]}),
-    ("cms_independent", {"periods": [4, 2]}),
-    ("elastic", {"keep": 1}),
-    ("target_network", {"keep": 0}),
-    ("transformer", {"base": 500000, "eps": 1e-5}),
-    ("stacked", {"base": 500000, "eps": 1e-5}),
-    ("titans_mac", {"segment": 3}),
-    ("self_modifying_titans", {"chunk": 1}),
-]
-
-
-@pytest.mark.parametrize("name, other", READINGS, ids=lambda x: x if isinstance(x, str) else "")
-def test_the_other_reading_is_a_setting(name: str, other: dict[str, Any]) -> None:
-    """It is another model, compiled, and is what the reference makes of it."""
-    spec = small(name, **({"depth": 1} if "depth" in own_settings(name) else {}), **other)
-    model = model_of(spec)
-    shapes = [(2, 7, *shape) for _, shape in spec.system.flow.inputs]
-    inputs = [draw(*s, seed=i) if len(s) > 2 else tokens(2, 7) for i, s in enumerate(shapes)]
-    truth = nlc.reference(spec, model.state_dict())
-    assert distance(model(*inputs)[0], truth(inputs)[0]) < 1e-9
-    losses, labelled, _ = model.losses(*inputs)
-    torch.autograd.backward(losses[labelled].mean())
-    for path, grad in truth.gradients(inputs).items():
-        found = dict(model.named_weights())[path].grad
-        assert distance(torch.zeros_like(grad) if found is None else found, grad) < 1e-9, path
-
-
 # ---- beyond the papers ---------------------------------------------------------------------------
 
 
@@ -874,11 +842,11 @@ def test_maml_is_what_one_writes_by_hand(order: str) -> None:
 
 
 def test_hope_attention_is_a_transformer_until_its_blocks_have_learned() -> None:
-    text = (SPECS / "hope_attention.nl").read_text(encoding="utf-8")
-    still = text.replace("continuum(x)", "continuum(x, rate = 0)")
-    assert still != text
-    sizes = {"vocab": 7, "width": 8, "heads": 2, "depth": 2, "periods": [4, 8]}
-    learns, stands = (nlc.compile(nlc.load(t, **sizes), dtype=torch.float64) for t in (text, still))
+    sizes: dict[str, Any] = {"vocab": 7, "width": 8, "heads": 2, "depth": 2, "periods": [4, 8]}
+    learns, stands = (
+        nlc.compile("hope_attention", dtype=torch.float64, **sizes, inner=rate)
+        for rate in (1e-2, 0)
+    )
     stands.load_state_dict(learns.state_dict())
     ids = torch.randint(0, 7, (2, 13), generator=torch.Generator().manual_seed(0))
     found, wanted = learns(ids)[0], stands(ids)[0]

@@ -1,0 +1,125 @@
+"""What a paper leaves open, or prints wrong, is a setting: each other reading is what the reference
+makes of it, and is what it says.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from shipped import SPECS, distance, own_settings, small, tokens
+from torch import Tensor
+
+import nlc
+from nlc.backends.runtime import State
+from nlc.driver import Spec
+
+
+def draw(*shape: int, seed: int = 0) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(*shape, generator=generator, dtype=torch.float64)
+
+
+READINGS: list[tuple[str, dict[str, Any]]] = [
+    ("moneta", {"printed": 0}),
+    ("memora", {"inputs": 0}),
+    ("cms_sequential", {"periods": [4, 2]}),
+    ("cms_independent", {"periods": [4, 2]}),
+    ("elastic", {"keep": 1}),
+    ("target_network", {"keep": 0}),
+    ("transformer", {"base": 500000, "eps": 1e-5}),
+    ("stacked", {"base": 500000, "eps": 1e-5}),
+    ("titans_mac", {"segment": 3}),
+    ("self_modifying_titans", {"chunk": 1}),
+    ("titans", {"chunk": 1}),
+    ("titans_mac", {"chunk": 1}),
+    ("titans_mag", {"chunk": 1}),
+    ("titans_mal", {"chunk": 1}),
+    ("moneta", {"chunk": 1}),
+    ("yaad", {"chunk": 1}),
+    ("memora", {"chunk": 1}),
+    ("ttt_mlp", {"chunk": 1}),
+    ("ttt_linear", {"inner": 1}),
+    ("cms_sequential", {"inner": 0.1}),
+    ("cms_independent", {"inner": 0.1}),
+    ("hope", {"inner": 0.1}),
+    ("hope_attention", {"inner": 0.1}),
+    ("referential_static", {"product": 1}),
+    ("referential_adaptive", {"made": 1}),
+]
+
+
+@pytest.mark.parametrize("name, other", READINGS, ids=lambda x: x if isinstance(x, str) else "")
+def test_the_other_reading_is_a_setting(name: str, other: dict[str, Any]) -> None:
+    """It is another model, compiled, and is what the reference makes of it."""
+    spec = small(name, **({"depth": 1} if "depth" in own_settings(name) else {}), **other)
+    model = nlc.compile(spec, dtype=torch.float64)
+    shapes = [(2, 7, *shape) for _, shape in spec.system.flow.inputs]
+    inputs = [draw(*s, seed=i) if len(s) > 2 else tokens(2, 7) for i, s in enumerate(shapes)]
+    truth = nlc.reference(spec, model.state_dict())
+    assert distance(model(*inputs)[0], truth(inputs)[0]) < 1e-9
+    losses, labelled, _ = model.losses(*inputs)
+    torch.autograd.backward(losses[labelled].mean())
+    for path, grad in truth.gradients(inputs).items():
+        found = dict(model.named_weights())[path].grad
+        assert distance(torch.zeros_like(grad) if found is None else found, grad) < 1e-9, path
+
+
+# ---- a chunk of one token ------------------------------------------------------------------------
+
+RECURRENT = ["titans", "titans_mag", "titans_mal", "moneta", "yaad", "memora", "ttt_mlp"]
+
+
+def without_chunks(name: str) -> Spec:
+    """The system with its memory written into it, and no line that freezes a gradient."""
+    text = (SPECS / f"{name}.nl").read_text("utf-8")
+    memory = "titans" if name.startswith("titans") else name
+    if f'use "memory/{memory}"\n' in text:
+        inside = (SPECS / "memory" / f"{memory}.nl").read_text("utf-8").removeprefix("nl 1\n")
+        text = text.replace(f'use "memory/{memory}"\n', "").replace(
+            "\nsystem ", inside + "\nsystem "
+        )
+    assert text.count("linearise every chunk tokens") == 1
+    return sized(text.replace("linearise every chunk tokens", ""), name)
+
+
+def sized(text: str, name: str) -> Spec:
+    """A text at the sizes at which the system of that name is tested."""
+    return nlc.load(text, **small(name, depth=1).system.settings)
+
+
+@pytest.mark.parametrize("name", [*RECURRENT, "titans_mac"])
+def test_a_chunk_of_one_token_is_the_recurrence(name: str) -> None:
+    """Of every gradient at the state that the token before has left; a longer chunk is not."""
+    exact, x = without_chunks(name), tokens(2, 9)
+    for chunk, same in ((1, True), (3, False)):
+        model = nlc.compile(small(name, depth=1, chunk=chunk), dtype=torch.float64)
+        truth = nlc.reference(exact, model.state_dict())((x,))[0]
+        assert (distance(model(x)[0], truth) < 1e-9) is same, chunk
+
+
+# ---- rates inside --------------------------------------------------------------------------------
+
+
+@torch.no_grad()
+def moved(spec: Spec, time: int) -> dict[str, Tensor]:
+    """What a few tokens add to each state."""
+    model = nlc.compile(spec, dtype=torch.float64)
+    before: State = model.reset(1)
+    after: State = model(tokens(1, time))[1]
+    inside = [n for n in before.arrays if ("continuum" in n or "ttt" in n) and ".start" not in n]
+    return {n: after.arrays[n] - before.arrays[n] for n in inside}
+
+
+@pytest.mark.parametrize(
+    "name", ["ttt_linear", "cms_sequential", "cms_independent", "hope", "hope_attention"]
+)
+def test_a_rate_inside_is_a_setting(name: str) -> None:
+    """The first write is in proportion to it, and at none nothing is written."""
+    more: dict[str, Any] = {"depth": 1, "periods": [3], "chunk": 8}
+    one, ten, none = (moved(small(name, inner=rate, **more), 4) for rate in (0.02, 0.2, 0))
+    written = [n for n, x in one.items() if bool(x.any())]
+    assert written and not any(bool(x.any()) for x in none.values())
+    for n in written:
+        assert distance(ten[n], 10 * one[n]) < 1e-12, n
