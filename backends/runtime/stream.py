@@ -80,8 +80,10 @@ class Stream(dict[str, Tensor]):
         self, at: str, write: Callable[..., tuple[Span, ...]], *given: Any
     ) -> tuple[Span, ...]:
         """What a box writes in one stretch, made once for both runs; to levels on tokens it is a
-        constant.
+        constant. A box that another calls in a stretch of its own has many in a span: the tick
+        says which.
         """
+        at = f"{at}{self.position}"
         if self.inner and at in self.remembered:
             return self.remembered[at]  # type: ignore[no-any-return]
         made = write(*given)

@@ -165,14 +165,14 @@ class Frozen(Lines, Gates):
         level = box.level.name if box.level is not None else ""
         cut = self.module.plan.training.truncate.get(level)
         axis = body.lead - 1
-        cuts, a, fresh, cut_here, part, asked, runs, reads = code.names(
-            ["cuts", "a", "new", "cut", "part", "asked", "runs", "reads"]
+        cuts, fresh, cut_here, part, asked, runs, reads = code.names(
+            ["cuts", "new", "cut", "part", "asked", "runs", "reads"]
         )
         w = ", w" if box.path in self.module.has_weights else ""
         code.add(f"{cuts} = s.cuts({self.period}{'' if cut is None else f', {cut}'})")
         hoisted = self.hoisted(body, cuts)
         shown = [
-            a if body.held_inside else "_",
+            "_",
             "_",
             fresh if self.anchored else "_",
             cut_here if cut is not None else "_",
@@ -198,7 +198,7 @@ class Frozen(Lines, Gates):
                     code.add("self.cut(s, at)")
             made = f"self.{method}_writes({given}{written})"
             if body.held_inside:
-                made = f's.writes(f"{{at}}{{{a}}}", self.{method}_writes, {given}{written})'
+                made = f"s.writes(at, self.{method}_writes, {given}{written})"
             if deferred:
                 code.add(f"{runs}.append({made})")
             else:
