@@ -33,7 +33,7 @@ def system_of(name: str, data: Mapping[str, Tensor], clock: str, call: str = "")
 
 def answers(truth: Reference, data: Mapping[str, Tensor]) -> Tensor:
     """[batch, time, ..], with the graph back to the streams."""
-    passing = truth.passing(True)
+    passing = truth.passing(True, True)
     batch, time = next(iter(data.values())).shape[:2]
     rows = []
     for b in range(batch):

@@ -348,3 +348,67 @@ system drawn(n = 3) {
 }
 """)
     laws.no_stale_read(spec)
+
+
+BENT = """nl 1
+
+memory network0_kept(q[n], k[n], v[m], a, b) {
+  state M : layernorm(mlp(3, 3))
+  o = unit(q) + q
+  objective dot(M(k), stop(M(v)) - v)
+  retain 1 - 0.3 * a
+  learn dgd(rate = 0.2 * b)
+  linearise every 1 tokens
+  read M(o) * tanh(M(k))
+}
+
+system random() {
+  level training every step {
+    objective loss
+    learn adamw(rate = 1e-3)
+  }
+  level network0(x) every token {
+    q = split(silu(conv(linear(x, 6), 3)), 2)
+    k = unit(split(silu(conv(linear(x, 6), 3)), 2))
+    v = split(linear(x, 6), 2)
+    y = join(network0_kept(q, k, v, sigmoid(linear(x, 2) + 2), sigmoid(linear(x, 2))))
+    read y * linear(linear(y, 2), 6) + y
+  }
+  level matrix1(x) every token {
+    state M : matrix(3, 3) per 2 = normal(0.3)
+    q = tanh(split(silu(conv(linear(x, 6), 3)), 2))
+    k = unit(split(silu(conv(linear(x, 6), 3)), 2))
+    v = tanh(split(silu(conv(linear(x, 6), 3)), 2))
+    b = sigmoid(linear(x, 2))
+    objective sum(-sum(M(k) * v))
+    learn gradient(rate = 0.5 * b)
+    read join(M(q) * v + M(q))
+  }
+  level adapter2(x) every step {
+    state A : matrix(6, 2) = normal(0.5)
+    state B : matrix(2, 6) = normal(0.5)
+    objective loss
+    learn adamw(rate = 1e-3)
+    read B(A(x))
+  }
+  transfer backprop network0 -> training, adapter2
+  transfer backprop matrix1 -> training, adapter2 through 4 tokens
+  transfer init training -> matrix1 through 4 tokens
+  flow(tokens) {
+    x = embed(tokens, 5, 6)
+    x += network0(tanh(x))
+    x += 0.5 * (matrix1(tanh(x)) + matrix1(x))
+    x += adapter2(norm(x))
+    logits = unembed(norm(x), 5)
+    loss = cross_entropy(logits, next(tokens))
+    return logits
+  }
+}
+"""
+
+
+def test_rounding_is_no_broken_law() -> None:
+    """A gradient of this one moves by some 1e-9 with the last bits of its weights."""
+    spec = nlc.load(BENT)
+    (edge,) = (t for t in spec.system.transfers if t.kind == "init")
+    assert laws.init_crosses(spec, edge)

@@ -27,6 +27,7 @@ from nlc.system import Clock
 from nlc.verify import Options, Verifier, headed, number, told, verify, within
 from nlc.verify import properties as P
 from nlc.verify.properties import LongRun, Measured
+from nlc.verify.rounding import judged
 from nlc.verify.streams import random_streams, run_of, truth_of, vocabularies
 
 SMALL: dict[str, Any] = {"vocab": 19, "width": 8, "depth": 1, "heads": 2}
@@ -406,3 +407,16 @@ def test_build_writes_what_was_verified(
     assert cli.main(["build", "good.nl", "-o", str(out)]) == 1
     assert "NOT verified" in out.read_text() and "FAILS" in capsys.readouterr().err
     assert run_of(small().reference) is small().reference
+
+
+@pytest.mark.parametrize(("value", "bend", "holds"), [
+    (1e-10, math.nan, True), (1e-8, 2e-8, True), (1e-8, 5e-9, False), (0.1, 0.5, False),
+    (math.nan, 1e-8, False), (1e-8, math.nan, False),
+])  # fmt: skip
+def test_what_rounding_alone_does_is_allowed(value: float, bend: float, holds: bool) -> None:
+    """And said. Where it leaves no digit to compare, nothing is shown, so nothing holds."""
+    found = judged(Measured("outputs", value, 1e-9, "token 3"), lambda: bend)
+    assert found.holds is holds
+    assert found.value == value or math.isnan(value)
+    if value > 1e-9:
+        assert found.at == f"token 3; rounding alone moves the reference by {bend:.1e}"

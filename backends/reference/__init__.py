@@ -105,10 +105,15 @@ class Reference:
         _, outputs, state = self.run(tokens, state, False)
         return outputs, state
 
-    def run(self, tokens: Streams, state: State | None, train: bool) -> tuple[Pass, Tensor, State]:
+    def run(
+        self, tokens: Streams, state: State | None, train: bool, drops: bool | None = None
+    ) -> tuple[Pass, Tensor, State]:
+        """`train`: its gradients may be asked for. `drops`: it is part of a step of training, so
+        `dropout` drops; by default, if gradients may be asked for.
+        """
         streams, batch, time = self.streams(tokens)
         self.check(state, batch)
-        passing = self.passing(train)
+        passing = self.passing(train, train if drops is None else drops)
         samples = [s.fork() for s in state.samples] if state else [Sample() for _ in range(batch)]
         runs = [Run(passing, sample, i) for i, sample in enumerate(samples)]
         rows = []
@@ -133,11 +138,11 @@ class Reference:
             many = len(state.samples)
             raise ValueError(f"this state is of a batch of {many}, and the input of {batch}")
 
-    def passing(self, train: bool) -> Pass:
+    def passing(self, train: bool, drops: bool) -> Pass:
         leaves = {n: self.leaf(n) if train else x.clone() for n, x in self.values.items()}
         return Pass(
             self.system, self.transfers, leaves, self.kept, self.seed, self.steps,
-            train or bool(self.online), train, self.examples, self.trace, self.traced,
+            train or bool(self.online), train, drops, self.examples, self.trace, self.traced,
             self.online, self.replayed, self.rules, self.firings, self.sayings,
         )  # fmt: skip
 
@@ -170,7 +175,7 @@ class Reference:
     def finish(self, state: State, task: bool = False) -> State:
         """Ends the sequence of every stream (2.7.3), and with it a task."""
         self.check(state)
-        passing = self.passing(False)
+        passing = self.passing(False, False)
         samples = [s.fork() for s in state.samples]
         for i, sample in enumerate(samples):
             stream.finish(Run(passing, sample, i), task)

@@ -112,6 +112,7 @@ class Pass:
     step: int
     recording: bool
     training: bool
+    drops: bool  # `dropout` does (2.12)
     examples: bool
     trace: list[Record]
     traced: frozenset[str]  # the events that it holds
@@ -155,7 +156,7 @@ class Run:
         self.since = self.sample.tick
         self.system, self.transfers = p.system, p.transfers
         self.seed, self.step = p.seed, p.step
-        self.recording, self.training = p.recording, p.training
+        self.recording, self.training, self.drops = p.recording, p.training, p.drops
         self.reads = "read" in p.traced
 
     # ---- what terms ask for --------------------------------------------------------------------

@@ -308,7 +308,7 @@ def _fade(term: Term, scope: Scope) -> Value:
 def _dropout(term: Term, scope: Scope) -> Value:
     """`x` unless a level on steps fires; the draw depends on seed, instance and tick."""
     x, slot, run, frame = scope.array(term.args[0]), term.info, scope.run, scope.frame
-    if not run.training or not slot.chance:
+    if not run.drops or not slot.chance:
         return x
     name = f"{run.seed}:{slot.path.format(*frame.rounds)}"
     drawn = A.drawn(name, run.place(frame), tuple(x.shape))

@@ -26,6 +26,7 @@ from ..driver import Spec, SpecError
 from ..system import System
 from . import properties as P
 from .properties import Measured
+from .rounding import Found, bend, judged
 from .streams import Run, Streams, Truth, random_streams, run_of, truth_of
 
 FEWEST, MOST = 17, 65  # tokens, if a call does not say how many
@@ -183,11 +184,26 @@ class Verifier:
             yield "a long stream", lambda: P.memories_keep_their_size(self.long_run)
 
     def against_reference(self) -> Iterator[Step]:
-        model, x = self.model, self.streams
-        yield "the reference, token by token", lambda: P.same_outputs(model, x, self.truth)
+        yield "the reference, token by token", self.same_outputs
         if self.learns:
-            yield "losses", lambda: P.same_losses(model, x, self.truth)
-            yield "gradients", lambda: P.same_gradients(model, x, self.truth)
+            yield "losses", self.same_losses
+            yield "gradients", self.same_gradients
+
+    def same_outputs(self) -> Measured:
+        found = P.same_outputs(self.model, self.streams, self.truth)
+        return self.judged(found, lambda r: {"": r(self.streams)[0]})
+
+    def same_losses(self) -> Measured:
+        found = P.same_losses(self.model, self.streams, self.truth)
+        return self.judged(found, lambda r: {"": truth_of(r, self.streams).losses})
+
+    def same_gradients(self) -> Measured:
+        found = P.same_gradients(self.model, self.streams, self.truth)
+        return self.judged(found, lambda r: truth_of(r, self.streams).gradients)
+
+    def judged(self, measured: Measured, found: Found) -> Measured:
+        weights = self.model.state_dict()
+        return judged(measured, lambda: bend(self.system, weights, found))
 
     def of_the_run(self, run: Run) -> Iterator[Step]:
         system, seed = self.system, self.options.seed
@@ -208,11 +224,14 @@ class Verifier:
 
     def second_call(self) -> Measured:
         """The worst of those that are asked for."""
+        model, x = self.model, self.streams
+
+        def made(cut: int) -> Measured:
+            found = P.gradients_handed_over(model, self.reference, x, cut)
+            return self.judged(found, lambda r: P.second_call(r, x, cut))
+
         cuts = P.second_calls(self.system, self.tokens)
-        made = (
-            P.gradients_handed_over(self.model, self.reference, self.streams, cut) for cut in cuts
-        )
-        return max(made, key=lambda m: math.inf if math.isnan(m.value) else m.value)
+        return max(map(made, cuts), key=lambda m: (not m.holds, m.value))
 
     @property
     def learns(self) -> bool:

@@ -21,8 +21,9 @@ from ..backends.reference import Reference
 from ..backends.runtime import Model, State
 from ..backends.torch_source.bodies import state_path
 from ..idle import stands
-from ..system import Level, System, line_terms
+from ..system import Level, System
 from .streams import (
+    Grads,
     Nudged,
     Run,
     Streams,
@@ -109,12 +110,10 @@ def gradients_handed_over(
     model: Model, reference: Reference, streams: Streams, cut: int, least: float = 1e-6
 ) -> Measured:
     """Gradients of the second of two calls, the state between them detached: what the first made is
-    a constant. `least`: as for `farthest`.
+    a constant. `least`: as for `farthest`. Both train, so in both is dropped what is to be.
     """
-    _, before = reference(ticks(streams, 0, cut))
-    with answering(model):
-        _, state = model(*ticks(streams, 0, cut))
-    wanted = truth_of(reference, ticks(streams, cut), before).gradients
+    _, state = model(*ticks(streams, 0, cut))
+    wanted = second_call(reference, streams, cut)
     found = gradients(model, ticks(streams, cut), state.detach())
     reached = {n: g for n, g in wanted.items() if bool(g.any())}
     astray = [n for n, g in found.items() if n not in reached and bool(g.any())]
@@ -122,6 +121,12 @@ def gradients_handed_over(
     off, where = (math.inf, astray[0]) if astray else (off, where)
     at = f"{where}, the first of {cut} tokens" if where else ""
     return Measured("gradients of a second call == reference", off, EXACT, at)
+
+
+def second_call(reference: Reference, streams: Streams, cut: int) -> Grads:
+    """The gradients of the ticks from a cut on, after a call of the same step on those before."""
+    _, _, before = reference.run(ticks(streams, 0, cut), None, train=False, drops=True)
+    return truth_of(reference, ticks(streams, cut), before).gradients
 
 
 # ---- any split -----------------------------------------------------------------------------------
@@ -399,13 +404,8 @@ def ends(system: System, time: int) -> list[int]:
 
 def second_calls(system: System, time: int) -> list[int]:
     """Where a first call is to end, once within periods and once where one ends: what is handed on
-    is a sum, or what was made of it. Nowhere in a system with `dropout`: the first call answers and
-    the second trains, so a period across both is of neither.
+    is a sum, or what was made of it.
     """
-    roots = [*line_terms(system.flow.lines), system.flow.result]
-    terms = [*(t for r in roots for t in r.walk()), *(t for b in system.boxes for t in b.terms())]
-    if any(t.op == "dropout" for t in terms):
-        return []
     levels = [l for l in system.levels if l.clock.unit == "token" and l.clock.period > 1]
     firing = [t for t in range(2, time - 1) if any(due(level, t)[0] for level in levels)]
     within = [t for t in range(2, time - 1) if t not in firing]
