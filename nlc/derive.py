@@ -89,6 +89,8 @@ def written_out(root: Term, box: Box, state: State) -> Term:
 
 def as_array(term: Term, state: State) -> Term:
     """A state that is named and not called: a vector is what a matrix of one column says of 1."""
+    if term.info.array is not None:
+        raise Underivable(f"a network made of `{state.name}` has no products")
     if state.form.kind != "vector":
         return Term("array", (), term.shape, term.info, None, term.span)
     one = Term("const", (), (1,), 1.0, None, term.span)

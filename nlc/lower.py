@@ -161,11 +161,15 @@ def lower_box(box: Box) -> Lowering:
     if level.clock.unit in ("step", "task", "never") or not any(s.rule.changes for s in box.states):
         return static(box)
     others = names_others(box)
-    if others and (box.exact or any(s.rule.uses_loss for s in box.states)):
+    loss = any(s.rule.uses_loss for s in box.states)
+    if others and (box.exact or loss):
         raise NotLowered(f"another box's state (`{others[0].name}`) in `{box.name}`", box.span)
+    made = next((t for t in box.terms() if t.op == "state" and t.info.array is not None), None)
+    if made is not None and not loss:
+        raise NotLowered(f"a call of a network that is made of states, in `{box.name}`,", made.span)
     if box.exact:
         return solved_anew(box)
-    if any(s.rule.uses_loss for s in box.states):
+    if loss:
         return loss_box(box)
     return own_objective(box)
 

@@ -7,7 +7,7 @@ In: a term. Out: what a person would write. `x'` is a transpose, so `e k'` is an
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from math import prod
 
 from .backward import constant, make, mul
@@ -136,6 +136,8 @@ class Writer:
 
     def handle(self, handle: Handle) -> str:
         """A state by the name that this body has for it."""
+        if handle.array is not None:
+            return f"{self.handle(replace(handle, array=None))}.{handle.array}"
         if handle.foreign or (self.body is not None and handle.box is not self.body):
             return f"{handle.box.name}.{handle.name}"
         return self.base if handle.name == self.state and self.base else handle.name

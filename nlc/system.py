@@ -287,12 +287,13 @@ class Weight:
 @dataclass(frozen=True, slots=True)
 class Handle:
     """A state of a box: `box.states[name]`. `foreign` if the body that names it is another's
-    (2.4.4).
+    (2.4.4). `array`: the one that is meant of a network's; None: all of them.
     """
 
     box: Box
     name: str
     foreign: bool = False
+    array: str | None = None
 
     @property
     def state(self) -> State:

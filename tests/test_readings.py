@@ -123,3 +123,68 @@ def test_a_rate_inside_is_a_setting(name: str) -> None:
     assert written and not any(bool(x.any()) for x in none.values())
     for n in written:
         assert distance(ten[n], 10 * one[n]) < 1e-12, n
+
+
+# ---- networks that are made of states ------------------------------------------------------------
+
+MADE = """nl 1
+system one(width = 4) {{
+  level training every step {{ objective loss; learn adam(rate = 0.01) }}
+  level m(x) every {clock} {{
+    state F : {form} {{ objective loss; learn gradient(rate = 0.3) }}
+    state A : {form} {{ objective loss; learn gradient(rate = 0.2) }}
+    read  (F + 0.5 * A - stop(F))(linear(x, width)) - {other}
+  }}
+  transfer backprop m -> training
+  transfer init training -> m
+  flow(x[4], y[4]) {{ p = m(x); loss = sum((p - y)^2); return p }}
+}}
+"""
+FORMS = ["mlp(width, 6)", "mlp(width, 5, 6, 4, act = tanh)", "gated_mlp(width, 6)",
+         "residual(mlp(width, 6))", "layernorm(mlp(width, 6))"]  # fmt: skip
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_a_network_made_of_states_says_what_its_arrays_say(form: str) -> None:
+    """It is compiled, and is one: with the same arrays, `(F + A / 2 - F)(x)` is `A`'s half."""
+    spec = nlc.load(MADE.format(clock="3 tokens", form=form, other="F(x)"))
+    model, x = nlc.compile(spec, dtype=torch.float64), [draw(2, 8, 4, seed=i) for i in range(2)]
+    truth = nlc.reference(spec, model.state_dict())
+    assert distance(model(*x)[0], truth(x)[0]) < 1e-9
+    losses, labelled, _ = model.losses(*x)
+    torch.autograd.backward(losses[labelled].mean())
+    for path, grad in truth.gradients(x).items():
+        found = dict(model.named_weights())[path].grad
+        assert found is not None and distance(found, grad) < 1e-9, path
+    zero = nlc.compile(
+        nlc.load(MADE.format(clock="8 tokens", form=form, other="0")), dtype=torch.float64
+    )
+    half = nlc.compile(
+        nlc.load(
+            MADE.format(clock="8 tokens", form=form, other="0").replace(
+                "(F + 0.5 * A - stop(F))(", "0 * F(x) + A("
+            )
+        ),
+        dtype=torch.float64,
+    )
+    w = zero.state_dict()
+    half.load_state_dict({n: 0.5 * x if ".A." in n else x for n, x in w.items()})
+    assert distance(zero(*x)[0], half(*x)[0]) < 1e-12
+
+
+def test_a_network_of_heads_is_called_by_its_name() -> None:
+    text = MADE.format(clock="3 tokens", form="mlp(2, 3) per heads", other="0")
+    text = text.replace("width = 4", "width = 4, heads = 2")
+    with pytest.raises(nlc.SpecError, match="is one memory a head"):
+        nlc.load(text.replace("linear(x, width)", "split(x, heads)"))
+    with pytest.raises(nlc.SpecError, match="this network takes vectors of 4"):
+        nlc.load(MADE.format(clock="3 tokens", form=FORMS[0], other="0").replace(
+            "linear(x, width)", "linear(x, 3)"))  # fmt: skip
+
+
+def test_where_a_network_made_of_states_learns_by_itself_it_is_not_compiled() -> None:
+    text = MADE.format(clock="token", form=FORMS[0], other="0").replace(
+        "objective loss; learn gradient", "objective sum((F + A)(x)^2); learn gradient"
+    )
+    with pytest.raises(nlc.SpecError, match="a network that is made of states, in `m`"):
+        nlc.compile(text)

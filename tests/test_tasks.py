@@ -4,7 +4,7 @@ and against what one writes by hand.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import pytest
@@ -243,6 +243,35 @@ def test_a_target_is_a_copy_and_then_an_average_of_what_stood() -> None:
         for (T, F), wanted in zip(pairs, follows, strict=True):
             assert distance(T, wanted) < 1e-12 and not torch.equal(T, F)
             assert T.grad is None and not T.requires_grad
+
+
+def said(w: Mapping[str, Tensor], network: str, x: Tensor) -> Tensor:
+    first, second = (w[f"{network}.W{i}"].detach() for i in (1, 2))
+    return nn.functional.linear(nn.functional.gelu(nn.functional.linear(x, first)), second)
+
+
+@pytest.mark.parametrize("ahead", [0, 1])
+def test_a_target_follows_the_student_before_or_after_its_update(ahead: int) -> None:
+    """`ahead = 1` is the print: the student learns, then the average takes it (2006.07733, (2))."""
+    spec = small("target_network", keep=0.75, ahead=ahead)
+    model = nlc.compile(spec, dtype=torch.float64)
+    w, optimizers = dict(model.named_weights()), model.optimizers()
+    names = ("W1", "W2")
+    target = {f"T.{n}": w[f"student.F.{n}"].detach().clone() for n in names}
+    for step in range(5):
+        view, other = batch(step, spec)
+        stood = {n: w[f"student.F.{n}"].detach().clone() for n in names}
+        y = said(w, "student.P", said(w, "student.F", view))
+        z = said(target, "T", other)
+        off = nn.functional.normalize(y, dim=-1) - nn.functional.normalize(z, dim=-1)
+        assert distance(model.losses(view, other)[0], off.square().sum(-1)) < 1e-12
+        one_step(model, optimizers, [view, other])
+        taken = {n: w[f"student.F.{n}"].detach() for n in names} if ahead else stood
+        target = {f"T.{n}": 0.75 * target[f"T.{n}"] + 0.25 * taken[n] for n in names}
+
+
+def test_what_a_target_is_asked_ahead_is_the_reference() -> None:
+    follows_the_reference(small("target_network", keep=0.75, ahead=1), {1, 3})
 
 
 def test_a_target_starts_from_weights_that_are_brought(tmp_path: Path) -> None:

@@ -163,7 +163,8 @@ def own_state(handle: Handle, scope: Scope) -> Arrays:
 
 def _state(term: Term, scope: Scope) -> Value:
     values = own_state(term.info, scope)
-    return values[""] if term.info.state.form.single else dict(values)
+    array = "" if term.info.state.form.single else term.info.array
+    return dict(values) if array is None else values[array]
 
 
 def _next(term: Term, scope: Scope) -> Value:

@@ -371,8 +371,14 @@ class Body:
     def axes(self, handle: Handle) -> int:
         """Of the array that is meant where a state is named."""
         arrays = handle.state.form.arrays
-        array = next((a for a in arrays if a.name == self.member), arrays[0])
+        array = next((a for a in arrays if a.name == self.meant(handle)), arrays[0])
         return len(handle.state.per) + len(array.shape)
+
+    def meant(self, handle: Handle) -> str:
+        """Of a network, the array that is."""
+        if handle.state.form.single:
+            return ""
+        return self.member if handle.array is None else handle.array
 
     def others(self, box: Box) -> list[tuple[str, str, int]]:
         """Path, name and axes of each array of another box that a body names."""
@@ -440,7 +446,7 @@ class Body:
 
     def state(self, term: Term) -> Value:
         handle: Handle = term.info
-        code, own = self.array(handle, self.member if not handle.state.form.single else "")
+        code, own = self.array(handle, self.meant(handle))
         if own and handle.box is self.box and self.lowering(handle.box).kind != "loss":
             raise InternalError(f"`{handle.name}` as an array")
         if own:  # it stands still: one value for all ticks of the span

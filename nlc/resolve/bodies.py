@@ -31,6 +31,7 @@ from .functions import (
 )
 from .making import MAKERS
 from .names import BOUND, is_taken
+from .networks import apply_network
 from .shapes import told
 from .values import (
     POISON,
@@ -429,6 +430,8 @@ class Body:
                 f"`{target.name}[{some}](..)`",
                 expr.function.span,
             )
+        if isinstance(target, Term) and target.form is not None:
+            return apply_network(self, target, args, expr)
         if isinstance(target, Term):
             message = (
                 f"`{expr.function.span.text}` is a value, and only a function or a state is called"
