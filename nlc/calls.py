@@ -84,6 +84,20 @@ def how_many_or_names(word: str) -> int | tuple[str, ...]:
     return positive(word) if re.fullmatch(r"[-+.\d]+", word) else names(word)
 
 
+def drawn(word: str) -> tuple[str, tuple[float, float]]:
+    """`alpha=0.9:1`."""
+    name, equals, ends = word.partition("=")
+    try:
+        low, high = (float(end) for end in ends.split(":"))
+    except ValueError:
+        low, high = 1.0, 0.0
+    if not (equals and name.strip() and -float("inf") < low <= high < float("inf")):
+        raise argparse.ArgumentTypeError(
+            f"{word!r} is not NAME=LOW:HIGH with two numbers, as in alpha=0.9:1"
+        )
+    return name.strip(), (low, high)
+
+
 def positive(word: str) -> int:
     return int(_number(word, int, 1, "a whole number of at least 1"))
 

@@ -20,6 +20,7 @@ from .calls import (
     Arguments,
     Parser,
     amount,
+    drawn,
     how_many_or_names,
     minutes,
     names,
@@ -299,23 +300,25 @@ def _explain(arguments: Arguments) -> int:
 
 def _build_words(parser: Parser) -> None:
     _add_file(parser)
+    _add_memory(parser)
     parser.add(
         "--no-verify", dest="verify", action="store_false",
         help="do not measure what the file says of itself (see nlc verify)",
     )  # fmt: skip
+    _add_long(parser)
     _add_output(parser)
 
 
 def _build(arguments: Arguments) -> int:
-    spec = _load(arguments)
+    from .verify import Options, headed
+
+    verifier = _verifier(arguments, Options(batch=1, long=arguments.long))
     from .backends.torch_source import build
 
-    source = build(spec)
+    source = build(verifier.spec)
     if not arguments.verify:
         return _emit(source, arguments.output)
-    from .verify import QUICK, Verifier, headed
-
-    certificate = _measured(Verifier(spec, QUICK), _silent)
+    certificate = _measured(verifier, _silent)
     _emit(headed(source, certificate), arguments.output)
     if not certificate.holds:
         print("nlc: what is written does not hold:", file=sys.stderr)
@@ -326,28 +329,86 @@ def _build(arguments: Arguments) -> int:
 # ---- verify ------------------------------------------------------------------------------------
 
 
+def _add_memory(parser: Parser) -> None:
+    parser.add("--memory", metavar="NAME", help="this memory of the file, alone, not its system")
+    parser.add("--heads", metavar="N", type=positive, help="of a memory alone (default: 2)")
+    parser.add(
+        "--range", metavar="NAME=LOW:HIGH", type=drawn, action="append", default=[], dest="ranges",
+        help="draw a stream of a memory alone from these numbers",
+    )  # fmt: skip
+
+
+def _add_long(parser: Parser) -> None:
+    parser.add(
+        "--long", metavar="N", type=natural, default=4096,
+        help="tokens that memories must outlive; 0 leaves it out (default: 4096)",
+    )  # fmt: skip
+
+
+def _verifier(arguments: Arguments, options: Any) -> Any:
+    """Of what a call names: a system, or a memory alone."""
+    from .verify import Verifier
+
+    declared = _memory(arguments)
+    if declared is None:
+        for word, value in (("--heads", arguments.heads), ("--range", arguments.ranges)):
+            if value:
+                raise CallError(f"{word} is for a memory alone, and {arguments.file} is a system.")
+        return Verifier(_load(arguments), options)
+    from .verify.drawn import Range
+    from .verify.memories import Drawing, MemoryVerifier
+
+    ranges = {name: Range(*ends) for name, ends in arguments.ranges}
+    named = dict(arguments.settings)
+    try:
+        drawing = Drawing(declared, arguments.heads or 2, named, ranges)
+        return MemoryVerifier(drawing, options)
+    except (TypeError, ValueError) as error:
+        raise CallError(f"{error}.") from None
+
+
+def _memory(arguments: Arguments) -> Any:
+    """The memory that a call names; None for a system, or a file that declares no memory."""
+    from .driver import SpecError, check_file, locate
+    from .operation.declared import chosen, declaration, names
+    from .syntax import Memory, System
+
+    name = arguments.file.removeprefix("memory/")
+    if not Path(arguments.file).exists() and name in names() and not locate(name).exists():
+        return declaration(name)
+    path = _find(arguments.file)
+    checked = check_file(path)
+    kinds = [type(item) for item in checked.syntax.items] if checked.syntax is not None else []
+    if arguments.memory is None and (System in kinds or Memory not in kinds):
+        return None
+    if checked.errors:
+        raise SpecError(checked.diagnostics)
+    try:
+        return chosen(checked.source.text, str(path), path.parent, path.stem, arguments.memory)
+    except ValueError as error:
+        raise CallError(f"{error}: choose one with --memory NAME.") from None
+
+
 def _verify_words(parser: Parser) -> None:
-    _add_file(parser)
+    parser.add("file", metavar="FILE", help="a system or a memory: a spec, or a shipped name")
+    _add_set(parser)
+    _add_memory(parser)
     parser.add(
         "--tokens", metavar="N", type=several,
         help="of each stream (default: past the shortest chunk or period, 17 to 65)",
     )  # fmt: skip
     parser.add("--batch", metavar="N", type=positive, default=2, help="samples (default: 2)")
     parser.add("--seed", metavar="N", type=natural, default=0, help="of weights and streams")
-    parser.add(
-        "--long", metavar="N", type=natural, default=4096,
-        help="tokens that memories must outlive; 0 leaves it out (default: 4096)",
-    )  # fmt: skip
+    _add_long(parser)
     parser.add("--format", choices=("text", "json"), default="text", help="of the output")
     _add_output(parser)
 
 
 def _verify(arguments: Arguments) -> int:
-    spec = _load(arguments)
-    from . import verify as V
+    from .verify import Options
 
-    options = V.Options(arguments.tokens, arguments.batch, arguments.seed, arguments.long)
-    verifier = V.Verifier(spec, options)
+    options = Options(arguments.tokens, arguments.batch, arguments.seed, arguments.long)
+    verifier = _verifier(arguments, options)
     if verifier.lacking:
         print_diagnostics(verifier.lacking, sys.stderr)
     shown = arguments.format == "text" and arguments.output is None

@@ -8,9 +8,8 @@ import torch
 from torch import Tensor
 
 import nlc
-from nlc.backends.reference import Reference, stream
-from nlc.backends.reference.boxes import Run, Sample
-from nlc.backends.reference.gates import Learner, learning
+from nlc.backends.reference import Reference
+from nlc.verify.along import Along, gradients
 
 torch.set_num_threads(1)
 Arrays = dict[str, Tensor]
@@ -33,19 +32,7 @@ def system_of(name: str, data: Mapping[str, Tensor], clock: str, call: str = "")
 
 def answers(truth: Reference, data: Mapping[str, Tensor]) -> Tensor:
     """[batch, time, ..], with the graph back to the streams."""
-    passing = truth.passing(True, True)
-    batch, time = next(iter(data.values())).shape[:2]
-    rows = []
-    for b in range(batch):
-        run = Run(passing, Sample(), b)
-        ticks = [{n: x[b, t] for n, x in data.items()} for t in range(time)]
-        rows.append(torch.stack([stream.tick(run, x) for x in ticks]))  # type: ignore[misc]
-    return torch.stack(rows)
+    return Along(truth, next(iter(data.values())).shape[0])(data)
 
 
-def gradients(truth: Reference, y: Tensor, up: Tensor, leaves: list[Tensor]) -> list[Tensor]:
-    """Those of sum(up * y), as the level `training` takes them."""
-    level = next(v for v in truth.system.levels if v.clock.unit == "step")
-    with learning(Learner(level, "weights")):
-        found = torch.autograd.grad(y, leaves, up, allow_unused=True)
-    return [torch.zeros_like(x) if g is None else g for x, g in zip(leaves, found, strict=True)]
+__all__ = ["Arrays", "answers", "gradients", "system_of"]

@@ -573,7 +573,7 @@ def test_a_text_and_a_file(tmp_path: Path) -> None:
         memory = nlc.memory(spec)
         assert repr(memory) == "memory mine(q[n], k[n], v[m], keep, training = 0.5)"
         close(memory(x["q"], x["k"], x["v"], keep=x["alpha"])[0], wanted)
-    assert "class Operation" in memory.source(x["q"], x["k"], x["v"], keep=x["alpha"])
+    assert "class MineOperation" in memory.source(x["q"], x["k"], x["v"], keep=x["alpha"])
 
 
 def test_a_file_may_use_files_beside_it(tmp_path: Path) -> None:

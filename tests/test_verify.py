@@ -395,16 +395,21 @@ def test_build_writes_what_was_verified(
     place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = place / "out.py"
-    assert cli.main(["build", "good.nl", "-o", str(out)]) == 0
+    words = ["build", "good.nl", "--long", "64", "-o", str(out)]
+    assert cli.main(words) == 0
     verified = out.read_text()
     assert "Verified by nlc on 17 tokens" in verified
-    assert cli.main(["build", "good.nl", "-o", str(out)]) == 0
+    assert "answers after 64 tokens" in verified and "memories after 64 tokens" in verified
+    assert cli.main(words) == 0
     assert out.read_text() == verified
     assert cli.main(["build", "good.nl", "--no-verify", "-o", str(out)]) == 0
     assert "erified" not in out.read_text()
+    assert cli.main(["build", "good.nl", "--long", "0", "-o", str(out)]) == 0
+    short = "outlive 4,096 tokens was not run: --long 4096"
+    assert short in " ".join(out.read_text().split()) and "memories after" not in out.read_text()
     monkeypatch.setattr(P, "EXACT", -1.0)
     capsys.readouterr()
-    assert cli.main(["build", "good.nl", "-o", str(out)]) == 1
+    assert cli.main(words) == 1
     assert "NOT verified" in out.read_text() and "FAILS" in capsys.readouterr().err
     assert run_of(small().reference) is small().reference
 

@@ -42,9 +42,9 @@ class Call:
     numbers: tuple[tuple[str, Number], ...]
 
     @property
-    def names(self) -> tuple[str, str, str]:
-        """Of the level on steps, of the level, and of its answer."""
-        return names_beside(self.memory.text)
+    def names(self) -> tuple[str, str, str, str]:
+        """Of the level on steps, of the level, of its answer, and of the system."""
+        return names_beside(self.memory.text, self.memory.name)
 
     @property
     def prefix(self) -> str:
@@ -53,7 +53,7 @@ class Call:
 
     def text(self) -> str:
         """The memory's file, and the system after it."""
-        training, level, y = self.names
+        training, level, y, system = self.names
         names = ", ".join(n for n, _ in self.streams)
         inputs = ", ".join(f"{n}{sizes((*self.mapped, *own))}" for n, own in self.streams)
         given = [f"{n} = {n}" for n, _ in self.streams]
@@ -61,7 +61,7 @@ class Call:
         clock = "always" if self.memory.exact else "every token"
         return f"""{self.memory.text.rstrip()}
 
-system operation() {{
+system {system}() {{
   level {training} every step {{ objective loss; learn gradient() }}
   level {level}({names}) {clock} {{ read {self.memory.name}({", ".join(given)}) }}
   transfer backprop {level} -> {training}
@@ -75,7 +75,7 @@ system operation() {{
 
 
 @lru_cache(maxsize=256)
-def names_beside(text: str) -> tuple[str, str, str]:
+def names_beside(text: str, memory: str) -> tuple[str, str, str, str]:
     """Names that the text has not."""
     taken = set(re.findall(r"\w+", text))
 
@@ -84,7 +84,7 @@ def names_beside(text: str) -> tuple[str, str, str]:
             name += "_"
         return name
 
-    return free("training"), free("op"), free("y")
+    return free("training"), free("op"), free("y"), free(f"{memory}_operation")
 
 
 def sizes(shape: Shape) -> str:
@@ -198,7 +198,7 @@ def module_of(call: Call) -> type[Model]:
     """Raises SpecError with what is not lowered yet (NL701)."""
     from ..backends.torch_source import build, module_class
 
-    return module_class(build(spec_of(call)), "operation")
+    return module_class(build(spec_of(call)), call.memory.name)
 
 
 @lru_cache(maxsize=256)

@@ -10,7 +10,7 @@ In: a checked spec. Out: one measured number for each property, and the bar it i
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from textwrap import fill
@@ -46,19 +46,18 @@ class Options:
     long: int = LONG
 
 
-QUICK = Options(batch=1, long=0)  # what `nlc build` writes into its file
-
-
 @dataclass(frozen=True)
 class Certificate:
-    """What was run, what was measured, and what could not be."""
+    """What was run, what was measured, and what could not be. `drawn`: what the streams are."""
 
-    system: System
+    name: str
+    settings: Mapping[str, Any]
     options: Options
     tokens: int
     measured: tuple[Measured, ...]
     lacking: tuple[Diagnostic, ...]  # NL701: the parts that have no algorithm
     notes: tuple[str, ...]
+    drawn: str = ""
 
     @property
     def holds(self) -> bool:
@@ -66,8 +65,17 @@ class Certificate:
 
     def text(self) -> str:
         rows = [row(m) for m in self.measured]
-        head = title(self.system, self.options, self.tokens, not self.lacking)
-        return "\n".join([*head, *rows, *self.ending()])
+        return "\n".join([*self.title(), *rows, *self.ending()])
+
+    def title(self) -> list[str]:
+        """What is run, and the head of the table."""
+        settings = ", ".join(f"{k} = {v}" for k, v in self.settings.items())
+        batch, seed, long = self.options.batch, self.options.seed, self.options.long
+        ran = f"{self.tokens} tokens, {amount(batch, 'sample')}, seed {seed}, float64"
+        ran += f"; {long:,} tokens in float32" if long and not self.lacking else ""
+        drawn = [fill(self.drawn, 100)] if self.drawn else []
+        head = f"  {'':42}{'measured':>9}   {'bar':>6}"
+        return [f"{self.name}({settings})", ran, *drawn, "", head]
 
     def ending(self) -> list[str]:
         """What it comes to, after the rows."""
@@ -81,8 +89,8 @@ class Certificate:
     def data(self) -> dict[str, Any]:
         """For programs."""
         return {
-            "system": self.system.name,
-            "settings": dict(self.system.settings),
+            "system": self.name,
+            "settings": dict(self.settings),
             "tokens": self.tokens,
             "batch": self.options.batch,
             "seed": self.options.seed,
@@ -107,9 +115,10 @@ class Certificate:
         """
         said = "Verified" if self.holds else "NOT verified"
         ran = f"{self.tokens} tokens, {amount(self.options.batch, 'sample')}, float64"
+        ran += f"; {self.drawn}" if self.drawn else ""
         rows = [told(m) for m in self.measured]
         notes = (fill(f"    note: {n}", 100, subsequent_indent=" " * 8) for n in self.notes)
-        return [f"{said} by nlc on {ran}:", *rows, *notes]
+        return [fill(f"{said} by nlc on {ran}:", 100), *rows, *notes]
 
 
 class Verifier:
@@ -166,7 +175,7 @@ class Verifier:
         return P.long_run(model, self.system, self.options.long, self.options.seed)
 
     def title(self) -> list[str]:
-        return title(self.system, self.options, self.tokens, not self.lacking)
+        return self.certificate(()).title()
 
     # ---- what is measured ------------------------------------------------------------------------
 
@@ -240,23 +249,13 @@ class Verifier:
     # ---- the whole -------------------------------------------------------------------------------
 
     def measure(self) -> Iterator[tuple[str, Measured | None]]:
-        """Each step twice: what it is, before it runs, and what was measured.
-
-        One thread: most operations are small, and the numbers are the same each time.
-        """
-        threads = torch.get_num_threads()
-        torch.set_num_threads(1)
-        try:
-            for what, run in self.steps():
-                yield what, None
-                yield what, run()
-        finally:
-            torch.set_num_threads(threads)
+        return each(self.steps())
 
     def certificate(self, measured: tuple[Measured, ...]) -> Certificate:
         return Certificate(
-            self.system, self.options, self.tokens, measured, self.lacking, tuple(self.notes())
-        )
+            self.system.name, self.system.settings, self.options, self.tokens, measured,
+            self.lacking, tuple(self.notes()),
+        )  # fmt: skip
 
     def notes(self) -> Iterator[str]:
         """What was too short to show, or is not there to be shown."""
@@ -264,16 +263,23 @@ class Verifier:
             yield "the flow binds no loss, so there are no gradients to compare"
         for level in (l for l in late(self.system) if l.partial == "drop"):
             yield f"level {level.name} drops what a call cuts short: calls end where it fires"
-        spans = {f"level {l.name} fires {l.clock}": l.clock.period for l in late(self.system)}
-        spans |= {
-            f"gradients of {b.name} are those at the start of {b.linearise} tokens": b.linearise
-            for b in self.system.boxes
-            if b.linearise is not None
-        }
-        for said, needed in spans.items():
-            if needed >= self.tokens:
-                more = f"--tokens {needed + 1}, or a smaller one by --set"
-                yield f"{said}, more than were run: {more}"
+        yield from too_short(self.system, self.tokens)
+        yield from not_followed(self.options)
+
+
+def each(steps: Iterable[Step]) -> Iterator[tuple[str, Measured | None]]:
+    """Each step twice: what it is, before it runs, and what was measured.
+
+    One thread: most operations are small, and the numbers are the same each time.
+    """
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        for what, run in steps:
+            yield what, None
+            yield what, run()
+    finally:
+        torch.set_num_threads(threads)
 
 
 def verify(spec: Spec, options: Options = Options()) -> Certificate:
@@ -286,6 +292,25 @@ def late(system: System) -> Iterator[Any]:
     return (l for l in system.levels if l.clock.unit == "token")
 
 
+def too_short(system: System, tokens: int) -> Iterator[str]:
+    """The clocks and chunks that so many tokens do not come to the end of."""
+    spans = {f"level {l.name} fires {l.clock}": l.clock.period for l in late(system)}
+    spans |= {
+        f"gradients of {b.name} are those at the start of {b.linearise} tokens": b.linearise
+        for b in system.boxes
+        if b.linearise is not None
+    }
+    for said, needed in spans.items():
+        if needed >= tokens:
+            more = f"--tokens {needed + 1}, or a smaller one by --set"
+            yield f"{said}, more than were run: {more}"
+
+
+def not_followed(options: Options) -> Iterator[str]:
+    if not options.long:
+        yield f"whether answers and memories outlive {LONG:,} tokens was not run: --long {LONG}"
+
+
 def default_tokens(system: System) -> int:
     """An odd number, past the end of the shortest chunk or period if that is short."""
     spans = [l.clock.period for l in late(system)]
@@ -295,15 +320,6 @@ def default_tokens(system: System) -> int:
 
 
 # ---- text ----------------------------------------------------------------------------------------
-
-
-def title(system: System, options: Options, tokens: int, compiled: bool) -> list[str]:
-    """What is run, and the head of the table."""
-    settings = ", ".join(f"{k} = {v}" for k, v in system.settings.items())
-    ran = f"{tokens} tokens, {amount(options.batch, 'sample')}, seed {options.seed}, float64"
-    long = f"; {options.long:,} tokens in float32" if options.long and compiled else ""
-    head = f"  {'':42}{'measured':>9}   {'bar':>6}"
-    return [f"{system.name}({settings})", ran + long, "", head]
 
 
 def row(m: Measured) -> str:
@@ -349,4 +365,7 @@ def headed(source: str, certificate: Certificate) -> str:
     return "\n".join(lines) + '\n"""' + source[end + 3 :]
 
 
-__all__ = ["QUICK", "Certificate", "Measured", "Options", "Verifier", "headed", "verify"]
+__all__ = [
+    "Certificate", "Measured", "Options", "Step", "Verifier", "default_tokens", "each",
+    "headed", "not_followed", "too_short", "verify",
+]  # fmt: skip

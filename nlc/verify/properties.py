@@ -8,17 +8,18 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from ..backends.parameters import paths
 from ..backends.reference import Reference
-from ..backends.runtime import Model, State
+from ..backends.runtime import Model
 from ..backends.torch_source.bodies import state_path
 from ..idle import stands
 from ..system import Level, System
@@ -43,6 +44,19 @@ from .streams import (
 
 EXACT = 1e-9  # of the largest number, float64
 ALIVE = 10.0  # a norm may change by this factor
+
+
+class Least(Protocol):
+    """`min` or `max`."""
+
+    def __call__(self, of: Iterable[float], /, *, default: float) -> float: ...
+
+
+class HasArrays(Protocol):
+    """The state of a system or of an operation."""
+
+    @property
+    def arrays(self) -> Mapping[str, Tensor]: ...
 
 
 @dataclass(frozen=True)
@@ -183,20 +197,29 @@ def jacobian(model: Model, system: System, time: int, seed: int = 0) -> Measured
     leaves = [x.requires_grad_() if x.is_floating_point() else x for x in streams]
     with Nudged() as nudged:
         y, _ = model(*leaves)
-    sides = [x for x in leaves if x.is_floating_point()] + list(nudged.nudges.values())
+    return reach_of(y, leaves, list(nudged.nudges.values()), seed)
+
+
+def reach_of(
+    y: Tensor, inputs: Sequence[Tensor], nudges: Sequence[Tensor], seed: int, least: Least = min
+) -> Measured:
+    """Of answers [1, time, ..] to their inputs. `least` (as for `before_a_change`): max, where some
+    answers need not depend on their own inputs, as those of a memory that holds nothing yet.
+    """
+    sides = [x for x in inputs if x.is_floating_point()] + list(nudges)
     pick = torch.Generator().manual_seed(seed)
-    late, own, where = 0.0, math.inf, ""
+    late, own, where = 0.0, [], ""
     for t in range(y.shape[1] if sides else 0):
         weight = torch.randn(y[:, t].shape, generator=pick, dtype=torch.float64).to(y)
         grads = torch.autograd.grad(
             (weight * y[:, t]).sum(), sides, retain_graph=True, allow_unused=True
         )
-        reach = reached(leaves, grads)
-        own = min(own, float(reach[t]))
+        reach = reached(inputs, grads)
+        own.append(float(reach[t]))
         off = float(reach[t + 1 :].amax()) if t + 1 < len(reach) else 0.0
         if not off <= late:
             late, where = off, f"token {t + 1}"
-    return Measured("Jacobian to later tokens", late, 0.0, where, own)
+    return Measured("Jacobian to later tokens", late, 0.0, where, least(own, default=math.inf))
 
 
 def reached(inputs: Sequence[Tensor], grads: Iterable[Tensor | None]) -> Tensor:
@@ -217,24 +240,38 @@ def reached(inputs: Sequence[Tensor], grads: Iterable[Tensor | None]) -> Tensor:
 
 def later_tokens(run: Run, system: System, streams: Streams, training: bool = False) -> Measured:
     """Inputs other from some tick on: the largest change before it; `contrast`, least at it."""
+    return before_a_change(run, streams, lambda t: changed(streams, system, t), training)
+
+
+def before_a_change(
+    run: Run,
+    streams: Streams,
+    other_from: Callable[[int], Streams],
+    training: bool = False,
+    least: Least = min,
+) -> Measured:
     time = streams[0].shape[1]
-    late, own, where = 0.0, math.inf, ""
+    late, own, where = 0.0, [], ""
     with torch.set_grad_enabled(training):
         whole, _ = run(streams, None)
         for t in sorted({1, 3, time // 3, 2 * time // 3, time - 1} & set(range(1, time))):
-            other, _ = run(changed(streams, system, t), None)
-            own = min(own, float((other[:, t] - whole[:, t]).detach().abs().max()))
+            other, _ = run(other_from(t), None)
+            own.append(float((other[:, t] - whole[:, t]).detach().abs().max()))
             off = float((other[:, :t] - whole[:, :t]).detach().abs().max())
             if not off <= late:
                 late, where = off, f"token {t + 1} was changed"
-    return Measured("change by later tokens", late, 0.0, where, own)
+    return Measured("change by later tokens", late, 0.0, where, least(own, default=math.inf))
+
+
+def other_samples(run: Run, system: System, streams: Streams) -> Measured:
+    return beside_a_change(run, streams, changed(streams, system, 0, sample=1))
 
 
 @torch.no_grad()
-def other_samples(run: Run, system: System, streams: Streams) -> Measured:
+def beside_a_change(run: Run, streams: Streams, other: Streams) -> Measured:
     """The second sample is another one: the largest change of the rest."""
     one, _ = run(streams, None)
-    two, _ = run(changed(streams, system, 0, sample=1), None)
+    two, _ = run(other, None)
     off = (two - one).abs().flatten(1).amax(1)
     own, off[1] = float(off[1]), 0
     worst = float(off.max())
@@ -310,17 +347,23 @@ class LongRun:
     norms: tuple[dict[str, float], dict[str, float], dict[str, float]]
 
 
-@torch.no_grad()
 def long_run(model: Model, system: System, time: int, seed: int = 0) -> LongRun:
-    """One sample, in eight calls."""
     streams = tuple(
         x.to(model.dtype) if x.is_floating_point() else x
         for x in random_streams(system, 1, time, seed)
     )
-    memories = lasting(system)
-    state, sizes, kept = None, [], [norms(model.reset(1), memories)]
+    return run_long(run_of(model), streams, lasting(system), model.reset(1))
+
+
+@torch.no_grad()
+def run_long(
+    run: Run, streams: Streams, memories: Sequence[str], start: HasArrays | None = None
+) -> LongRun:
+    """In eight calls. `start`: the state before them, if that is what memories are compared to."""
+    time, state, sizes = streams[0].shape[1], None, []
+    kept = [dict.fromkeys(memories, 0.0) if start is None else norms(start, memories)]
     for first, last in pairwise([time * i // 8 for i in range(9)]):
-        y, state = model(*ticks(streams, first, last), state=state)
+        y, state = run(ticks(streams, first, last), state)
         sizes.append(float(y.std()) if bool(y.isfinite().all()) else math.nan)
         kept.append(norms(state, memories))
     last_size = math.nan if any(map(math.isnan, sizes)) else sizes[-1]
@@ -332,7 +375,7 @@ def lasting(system: System) -> list[str]:
     return [path for path, level in owners(system).items() if level.resets.unit != "token"]
 
 
-def norms(state: State, paths: Iterable[str]) -> dict[str, float]:
+def norms(state: HasArrays, paths: Iterable[str]) -> dict[str, float]:
     return {p: float(state.arrays[p].norm()) for p in paths if p in state.arrays}
 
 
