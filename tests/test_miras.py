@@ -30,8 +30,9 @@ from nlc.miras.laws import LAWS, first_broken
 from nlc.miras.normal import LENGTH
 from nlc.miras.page import page
 from nlc.miras.plot import plot
-from nlc.miras.ranking import known_as, ranked, summary, table_csv, with_gates
+from nlc.miras.ranking import known_as, ranked, summary, table_csv, verdicts, with_gates
 from nlc.miras.recall import Score, recall, system_text
+from nlc.miras.run import told_line
 from nlc.miras.same import Substitution
 from nlc.miras.survey import Row, survey
 from nlc.miras.tasks import TASKS, Task
@@ -355,6 +356,23 @@ def test_the_ranking_is_by_recall_then_by_cost() -> None:
     costs = [o.row.cost.operations for o in order[2:] if o.row.cost is not None]
     assert costs == sorted(costs) and costs[0] > 0
     assert len(order) == sum(r.law is None for r in rows())
+
+
+def test_what_is_not_above_chance_is_not_good() -> None:
+    """The best of one memory, or of several that guess; and one task is enough to be above it."""
+    name = "matrix_l2_none_gradient"
+
+    def verdict(**shares: tuple[float, ...]) -> tuple[str, bool]:
+        (one,) = (r for r in ranked(rows(), {name: shares}) if r.name == name)
+        return one.told, "at chance" in told_line(one, TASKS)
+
+    assert verdict(mqar=(0.02, 0.06, 0.12)) == verdict(rebind=(0.24,)) == ("at chance", True)
+    assert verdict(mqar=(0.06,), rebind=(0.26,)) == ("good", False)
+    assert verdict(mqar=(0.01, 0.01, 0.9)) == ("at chance", True)  # by luck, once of three
+    assert verdict(mqar=(float("nan"),)) == ("at chance", True) and verdict()[0] == ""
+    said = verdicts(["mqar", "rebind"])
+    assert "mqar 12.5%, rebind 25.0%" in said
+    assert "at chance" in table_csv(rows(), ranked(rows(), {name: {"mqar": (0.02,)}}), ["mqar"])
 
 
 def test_the_table_holds_every_combination() -> None:

@@ -19,6 +19,7 @@ from .ranking import (
     same_gates,
     spread,
     summary,
+    verdicts,
     with_gates,
 )
 from .survey import Row
@@ -28,7 +29,8 @@ STYLE = """body { font: 14px/1.4 sans-serif; margin: 2em; color: #222 }
 table { border-collapse: collapse } td, th { padding: 2px 8px; border-bottom: 1px solid #ddd;
 text-align: left; vertical-align: top } th { cursor: pointer; background: #f4f4f4; position: sticky;
 top: 0 } .n { text-align: right; font-variant-numeric: tabular-nums } .new { color: #063 }
-.known { color: #036 } .same { color: #777 } .good { font-weight: bold } code { font-size: 12px }
+.known { color: #036 } .same { color: #777 } .good { font-weight: bold } .at-chance { opacity: .6 }
+code { font-size: 12px }
 input { width: 30em; margin: 1em 0 } summary { cursor: pointer }"""
 
 SCRIPT = """const body = document.querySelector("#all tbody"), rows = [...body.rows];
@@ -70,6 +72,7 @@ def plots(order: Sequence[Ranked], tasks: Sequence[Task]) -> Iterator[str]:
         shares = {one.name: one.shares[task.name] for one in order if one.shares.get(task.name)}
         if shares:
             yield plot(task, shares)
+            yield f"<p>{escape(verdicts([task.name]))}</p>"
 
 
 # ---- the table -----------------------------------------------------------------------------------
@@ -88,7 +91,7 @@ def table(order: Sequence[Ranked], tasks: Sequence[Task]) -> Iterator[str]:
 def line(one: Ranked, tasks: Sequence[str]) -> str:
     row = one.row
     assert row.cost is not None
-    good = " class='good'" if one.good else ""
+    good = f" class='{one.told.replace(' ', '-')}'" if one.told else ""
     cells = [
         number(one.place),
         f"<td{good}><a href='specs/{row.name}.nl'>{row.name}</a></td>",

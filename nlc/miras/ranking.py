@@ -12,8 +12,13 @@ from statistics import median
 
 from .choices import Combination
 from .survey import Row
+from .tasks import TASKS
 
 Shares = Mapping[str, tuple[float, ...]]  # of right answers, by task: one for each seed
+
+
+TIMES = 2
+BARS = {t.name: TIMES * t.guess for t in TASKS}  # a median above it is no chance
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,7 +28,12 @@ class Ranked:
     place: int
     row: Row
     shares: Shares
-    good: bool  # at its best seed as good as the best memory of some task
+    good: bool  # above chance in some task, and at its best seed as good as the best memory of it
+    chance: bool = False  # measured, and above chance in no task
+
+    @property
+    def told(self) -> str:
+        return "good" if self.good else "at chance" if self.chance else ""
 
     @property
     def name(self) -> str:
@@ -34,11 +44,17 @@ def ranked(rows: Sequence[Row], measured: Mapping[str, Shares]) -> list[Ranked]:
     """Those that have a spec, the best first."""
     fine = sorted((r for r in rows if r.cost is not None), key=lambda r: order(r, measured))
     best = bests(measured)
-    return [
-        Ranked(i, row, shares, any(max(s, default=0) >= best[t] for t, s in shares.items()))
-        for i, row in enumerate(fine, 1)
-        for shares in [measured.get(row.name, {})]
-    ]
+    made = []
+    for i, row in enumerate(fine, 1):
+        shares = {t: s for t, s in measured.get(row.name, {}).items() if s}
+        above = [t for t, s in shares.items() if middle(s) > BARS.get(t, 1.0)]
+        good = any(highest(shares[t]) >= best[t] for t in above)
+        made.append(Ranked(i, row, shares, good, bool(shares) and not above))
+    return made
+
+
+def highest(shares: Sequence[float]) -> float:
+    return max((s for s in shares if not math.isnan(s)), default=0.0)
 
 
 def order(row: Row, measured: Mapping[str, Shares]) -> tuple[float, int, int, str]:
@@ -95,8 +111,16 @@ def spread(shares: Sequence[float]) -> str:
     if len(shares) == 1:
         return percent(shares[0])
     low = 0.0 if any(map(math.isnan, shares)) else min(shares)
-    high = max((s for s in shares if not math.isnan(s)), default=0.0)
-    return f"{percent(middle(shares))} ({percent(low)} to {percent(high)})"
+    return f"{percent(middle(shares))} ({percent(low)} to {percent(highest(shares))})"
+
+
+def verdicts(tasks: Sequence[str]) -> str:
+    """What `good` and `at chance` say."""
+    bars = ", ".join(f"{t} {percent(BARS[t])}%" for t in tasks)
+    return (
+        f"at chance: no more than {TIMES} times what guessing among the values that could be asked "
+        f"finds ({bars}); good: above it, and no less than the best that was measured"
+    )
 
 
 # ---- CSV -----------------------------------------------------------------------------------------
@@ -137,7 +161,7 @@ def fields(row: Row) -> dict[str, object]:
 
 
 def placed(one: Ranked) -> dict[str, object]:
-    return {"place": one.place, "looks_good": "yes" if one.good else ""}
+    return {"place": one.place, "looks_good": "yes" if one.good else one.told}
 
 
 def figures(shares: Shares) -> dict[str, object]:

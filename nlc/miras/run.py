@@ -24,7 +24,7 @@ from .choices import (
 from .folder import Folder, Training
 from .known import KNOWN
 from .laws import LAWS, first_broken
-from .ranking import Ranked, found_names, percent, ranked, spread, summary
+from .ranking import Ranked, found_names, percent, ranked, spread, summary, verdicts
 from .survey import Row, survey
 from .tasks import TASKS, Task
 
@@ -208,13 +208,16 @@ def tell(
     console.print("the best" if measured else "the cheapest of those that differ", markup=False)
     for one in [one for one in measured or order if one.row.distinct][:SHOWN]:
         console.print(f"  {told_line(one, tasks)}", markup=False)
+    if measured:
+        names = [t.name for t in tasks if any(t.name in one.shares for one in measured)]
+        console.print(verdicts(names), markup=False)
 
 
 def told_line(one: Ranked, tasks: Sequence[Task]) -> str:
     assert one.row.cost is not None
     parts = [f"{one.place:>5}  {one.name:44} {one.row.cost.operations:>11,} operations"]
     parts += [f"{t.name} {spread(one.shares[t.name])}" for t in tasks if one.shares.get(t.name)]
-    return "  ".join([*parts, *(["good"] if one.good else [])])
+    return "  ".join([*parts, *([one.told] if one.told else [])])
 
 
 def listed() -> str:

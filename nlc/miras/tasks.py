@@ -39,6 +39,13 @@ class Task:
         """The share of right answers of a model that guesses among the values."""
         return 2 / self.vocab
 
+    @property
+    def guess(self) -> float:
+        """That of a model that knows the values which could be asked, and not of which key each is:
+        a memory is to recall more.
+        """
+        return 1 / self.pairs
+
     def batch(self, count: int, draw: torch.Generator) -> Batch:
         half = self.vocab // 2
         keys = 1 + several(count, half - 1, self.pairs, draw)
