@@ -49,6 +49,16 @@ def test_a_setting_that_nothing_has_is_told(capsys: pytest.CaptureFixture[str]) 
     assert "`m3` has no setting `perod`; did you mean `period`?" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("size", ["2.5", "0", "-3"])
+def test_a_setting_that_is_no_size_is_told_as_it_is(
+    size: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of a memory alone, whose own sizes are open; not what is missing because of it."""
+    assert main(["explain", "memory/window", "--set", f"size={size}"]) == 1
+    told = capsys.readouterr().err
+    assert f"`size` is {size}; a size is a whole number" in told and "NL208" not in told
+
+
 def test_one_of_several_may_have_the_setting() -> None:
     system = around(check_file("optim/dgd"), {"rate": 1e-07}).system
     assert [level.name for level in system.levels] == ["W_dgd", "W_dgd_proximal", "W_dgd_momentum"]

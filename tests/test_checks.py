@@ -16,6 +16,7 @@ from nlc.backends.reference import Reference
 from nlc.checks import check, check_alone
 from nlc.codes import CODES
 from nlc.diagnostics import Diagnostic
+from nlc.driver import check_text
 from nlc.parse import parse
 from nlc.placement import placement
 from nlc.resolve import resolve
@@ -431,3 +432,42 @@ system lm(vocab = 256, width = 64) {{
 )
 def test_a_name_is_what_it_was_last_bound_to(flow: str, dead: list[int]) -> None:
     assert [d.span.line for d in told(FLOW.format(flow=flow))] == dead
+
+
+KEPT = """nl 1
+memory kept(q[n], k[n], v[n], a, left = 0.5) {
+  state     M : matrix(n, n)START
+  d = 1 + left
+  retain    RETAIN
+  objective sum((M(k) - v)^2)
+  learn     RULE
+  read      READ
+}
+"""
+
+
+def kept(
+    retain: str, rule: str = "gradient(rate = 0.1)", read: str = "M(q)", start: str = ""
+) -> Any:
+    text = KEPT.replace("RETAIN", retain).replace("RULE", rule).replace("READ", read)
+    return [
+        (d.code, d.severity, d.message)
+        for d in check_text(text.replace("START", start)).diagnostics
+    ]
+
+
+def test_a_retention_that_is_known_is_a_fraction() -> None:
+    """Also by way of a line, a setting, an optimizer; a stream is what it is."""
+    for wrong, number in (("1.5", "1.5"), ("-0.2", "-0.2"), ("d", "1.5"), ("-left", "-0.5")):
+        told = f"the retention of `M` is {number}; it is the fraction kept, from 0 to 1"
+        assert kept(wrong) == [("NL504", "error", told)]
+    for fine in ("0", "1", "left", "a", "1.5 * a", "exp(-left)"):
+        assert kept(fine) == []
+    assert [c for c, _, _ in kept("1", "adamw(rate = 0.1, shrink = 30)")] == ["NL504"]
+    assert kept("1", "adamw(rate = 0.1, shrink = 0.1)") == []
+
+
+def test_the_factor_of_a_state_without_rank_has_no_derivative() -> None:
+    (told,) = kept("1", read="qr(M) @ q")
+    assert told[:2] == ("NL502", "warning") and "`qr(M)` has no derivative" in told[2]
+    assert kept("1", read="qr(M) @ q", start=" = normal(0.02)") == []

@@ -376,6 +376,8 @@ WRONG: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"alpha": True}, TypeError, r"`alpha` .* was given a bool"),
     ({"q": 1.0}, TypeError, r"`q` is a tensor, \[batch, time, heads, n\], and was given 1.0"),
     ({"q": X["q"].long()}, TypeError, r"`q` holds torch.int64"),
+    ({"alpha": float("nan")}, ValueError, "`alpha` is one number for every tick, and nan would"),
+    ({"beta": -float("inf")}, ValueError, "`beta` is one number for every tick, and -inf would"),
     ({"gama": 0.5}, TypeError, r"`gated_delta` has no argument `gama`"),
     ({"alpa": 0.5}, TypeError, r"no argument `alpa`; did you mean `alpha`\?"),
     (
@@ -405,6 +407,45 @@ def test_what_does_not_fit_is_named(
 def test_bounds_rise_from_nought_to_the_time(bounds: Any) -> None:
     with pytest.raises(ValueError, match="`cu_seqlens`"):
         nlc.memory("gated_delta")(**GATED.data(batch=1), cu_seqlens=bounds)
+
+
+def test_a_file_that_cannot_be_read_is_a_sentence(tmp_path: Path) -> None:
+    (tmp_path / "mine.nl").write_bytes(b"nl 1\n\xff")
+    (tmp_path / "folder.nl").mkdir()
+    for name, says in (
+        ("nope.nl", "there is no file .*nope.nl"),
+        ("mime.nl", "there is no file .*mime.nl. Did you mean mine.nl?"),
+        ("mine.nl", r"mine.nl is not UTF-8 text \(byte 6\)"),
+        ("folder.nl", "folder.nl cannot be read: is a directory"),
+    ):
+        with pytest.raises(OSError, match=says.replace("?", r"\?")) as error:
+            nlc.memory(tmp_path / name)
+        assert "Errno" not in str(error.value)
+
+
+WINDOWS: list[tuple[Any, str]] = [
+    (2.5, r"size = 2.5, .*\n.*`size` is 2.5; a size is a whole number of at least 1\n"),
+    (0, r"`size` is 0; a size is a whole number of at least 1\n"),
+    (10**15, r"`size` is 1000000000000000; a size is .* at least 1, and at most 1,099,511,627,776"),
+    ([4], r"`size` is a list; a size must be one number"),
+]
+
+
+@pytest.mark.parametrize(("size", "says"), WINDOWS, ids=str)
+def test_a_window_of_no_size_is_told_by_its_own(size: Any, says: str) -> None:
+    x = OPS["window"].data()
+    with pytest.raises(ValueError, match=says):
+        nlc.memory("window")(**x, size=size)
+
+
+def test_a_state_of_another_window_is_told_by_this_ones_size() -> None:
+    memory, x = nlc.memory("window"), OPS["window"].data()
+    _, state = memory(**x, size=4)
+    with pytest.raises(StateError, match=r"this is memory window\(q\[n\], .*, size = 3\)"):
+        memory(**x, size=3, state=state)
+    narrow = x | {n: x[n][..., :3] for n in "qk"}
+    with pytest.raises(StateError, match=r"these streams need \[2, any, 3\]"):
+        memory(**narrow, size=4, state=state)
 
 
 def test_too_many_and_twice() -> None:

@@ -30,10 +30,17 @@ CHECKS: tuple[Check, ...] = (
     numbers.nl501,
     numbers.nl502,
     numbers.nl503,
+    numbers.nl504,
 )
 
 
-ALONE: tuple[Check, ...] = (gradients.nl207, gradients.nl208, gradients.nl404, numbers.nl502)
+ALONE: tuple[Check, ...] = (
+    gradients.nl207,
+    gradients.nl208,
+    gradients.nl404,
+    numbers.nl502,
+    numbers.nl504,
+)
 """What can be seen of a memory or an optimizer without a system around it."""
 
 

@@ -1,5 +1,5 @@
 """Numbers: what grows without bound (NL501), what is infinite where it starts (NL502), what has no
-derivative where a gradient is 0 (NL503).
+derivative where a gradient is 0 (NL503), what is kept of a state and is no part of it (NL504).
 """
 
 from __future__ import annotations
@@ -9,7 +9,9 @@ from collections.abc import Callable, Iterator
 
 from ..diagnostics import Diagnostic
 from ..system import Assign, Box, Handle, Lambda, Learn, Level, State, Term, Transfer
+from ..text import Span
 from .facts import Facts, header
+from .terms import distinct
 
 LINEAR = 1
 STEEP = 1e8  # a slope that no first step survives
@@ -190,6 +192,48 @@ class Degree:
         return handle.box is self.box and handle.name == self.state.name
 
 
+# ---- retention ----
+
+
+def nl504(facts: Facts) -> Iterator[Diagnostic]:
+    """A retention that is known when compiled, and is no fraction."""
+    lines = dict(used_by(facts))
+    for box in facts.all_boxes:
+        kept = [(f"`{s.name}`", s.rule.retain, s.span) for s in box.states]
+        for name, term, span in [*kept, ("the weight", box.retain, box.span)]:
+            found = None if term is None else constant(facts, box, term)
+            if term is None or found is None or 0 <= found <= 1:
+                continue
+            rule = f" in `{box.name}`" if box.kind == "optimizer" else ""
+            yield Diagnostic(
+                "NL504",
+                f"the retention of {name}{rule} is {found:g}; it is the fraction kept, from 0 to 1",
+                facts.place(term.span, lines.get(id(box), term.span), header(span)),
+                "below 0 the sign turns at each firing" if found < 0 else "beyond 1 it only grows",
+            )
+
+
+def used_by(facts: Facts) -> Iterator[tuple[int, Span]]:
+    """Optimizers, with what is inside them, and the line that asks for them."""
+    learns = [l for level in facts.system.levels for l in level.learn]
+    learns += [l for b in facts.all_boxes for s in b.states for l in s.rule.learn.values()]
+    for learn in learns:
+        for rule in learn.optimizers.values():
+            yield from ((id(b), learn.span) for b in (rule, *rule.levels))
+
+
+def constant(facts: Facts, box: Box, term: Term) -> float | None:
+    """The number that a term is, if it is one whatever the streams are."""
+    if term.op == "local":
+        values = facts.values.get((id(box), term.info), [])
+        return constant(facts, box, values[0]) if len(values) == 1 else None
+    return Uniform(math.nan).of(term) if not any(map(varies, term.walk())) else None
+
+
+def varies(term: Term) -> bool:
+    return not term.args and term.op != "const"
+
+
 # ---- starts ----
 
 
@@ -205,6 +249,46 @@ def nl502(facts: Facts) -> Iterator[Diagnostic]:
                 if broken(link, start):
                     yield infinite(facts, box, state, link)
                     break
+
+    yield from steep_factors(facts)
+
+
+def steep_factors(facts: Facts) -> Iterator[Diagnostic]:
+    """The orthogonal factor of a state that starts with no rank: a number, and no derivative. An
+    objective asks for one; what is read or written, if a slower level learns through it.
+    """
+    for box in facts.system.boxes:
+        for state in box.states:
+            if uniform_start(state) is None or state.rule.through is not None:
+                continue
+            own = list(distinct([t for t in [state.rule.objective] if t is not None]))
+            for t in facts.box_terms[id(box)]:
+                if t.op == "qr" and of_state(t.args[0], box, state):
+                    yield no_slope(facts, box, state, t, any(t is x for x in own))
+
+
+def no_slope(facts: Facts, box: Box, state: State, t: Term, asked: bool) -> Diagnostic:
+    message = (
+        f"`{t.span.text}` has no derivative at the start of `{state.name}`, which is of no rank"
+    )
+    end = "the gradient of this objective" if asked else "a gradient that passes through it"
+    return Diagnostic(
+        "NL502",
+        f"{message}: {end} is no number",
+        facts.place(t.span, header(state.span), header(box.span)),
+        f"start `{state.name}` from `= normal(0.02)`",
+        severity="error" if asked else "warning",
+    )
+
+
+def of_state(term: Term, box: Box, state: State) -> bool:
+    """The array itself, or a part or a multiple of it."""
+    if term.op in ("state", "array"):
+        return bool(term.info.box is box and term.info.name == state.name)
+    return term.op in SCALED and any(of_state(a, box, state) for a in term.args)
+
+
+SCALED = ("mul", "div", "neg", "transpose", "reshape", "stop")
 
 
 def infinite(facts: Facts, box: Box, state: State, link: Lambda) -> Diagnostic:

@@ -69,7 +69,9 @@ CODES: dict[str, Code] = {
         takes the logarithm or a negative power of zero, so it is infinite or no number at all;
         everything made from it is lost. With `retain .. through f` the function f is taken at the
         start of the state, and zeros are the usual start of a matrix. Give the state another start
-        (`= normal(0.02)`), or add a small number where the division is.""",
+        (`= normal(0.02)`), or add a small number where the division is. The orthogonal factor
+        `qr(M)` of a matrix without rank is a number, but its derivative is none: an objective must
+        not ask for it there, and where only a read does, it is a warning.""",
         _dual(""),
         _dual(" = normal(0.02)"),
     ),
@@ -84,5 +86,16 @@ CODES: dict[str, Code] = {
         slopes are finite. It is a warning: where no gradient is ever exactly 0, it trains.""",
         _adapted(""),
         _adapted(" first order"),
+    ),
+    "NL504": code(
+        "a retention that is no fraction",
+        """`retain a` multiplies the state by a at each firing: a is the fraction that is kept, from
+        0, nothing, to 1, all of it. With more than 1 the state grows without bound, below 0 its
+        sign turns every time; most often a forgotten `1 -` or a misplaced digit is behind it. So is
+        it with an optimizer, whose retention may be a setting (`adam(b1 = 1.5)`, or a `shrink` that
+        its rate makes larger than 1). It is told where the number is known when compiled; a stream
+        is used as it is given.""",
+        _kept("retain    1.5"),
+        _kept("retain    0.99"),
     ),
 }

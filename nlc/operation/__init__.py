@@ -135,7 +135,7 @@ class Memory:
                 f"`{state.memory}`" if state.memory != self.name else "another spec of that name"
             )
             raise StateError(
-                f"`state` belongs to {other}, or to other settings of it, and this is {self!r}"
+                f"`state` belongs to {other}, or to other settings of it, and this is {call}"
             )
         if state.batch != count:
             raise StateError(f"`state` is of {state.batch} sequences, and {count} are given")
@@ -251,9 +251,9 @@ def check_arrays(group: Group, shapes: Mapping[str, tuple[int, ...]]) -> None:
         if len(own) != len(shapes[path]) or any(
             n not in (0, m) for n, m in zip(shapes[path], own, strict=True)
         ):
+            wanted = ", ".join(str(n) if n else "any" for n in shapes[path])
             raise StateError(
-                f"`state` holds {path} as {list(own)} a sequence, and these streams need "
-                f"{list(shapes[path])}"
+                f"`state` holds {path} as {list(own)} a sequence, and these streams need [{wanted}]"
             )
 
 

@@ -51,6 +51,15 @@ class Call:
         """What the paths of its states begin with."""
         return f"{self.names[1]}.{self.memory.name}."
 
+    def __str__(self) -> str:
+        """The memory with the settings of this call."""
+        given = dict(self.numbers)
+        words = [
+            f"{p.name.id} = {literal(given[p.name.id])}" if p.name.id in given else p.span.text
+            for p in self.memory.node.params
+        ]
+        return f"memory {self.memory.name}({', '.join(words)})"
+
     def text(self) -> str:
         """The memory's file, and the system after it."""
         training, level, y, system = self.names

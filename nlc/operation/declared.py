@@ -12,6 +12,7 @@ from pathlib import Path
 
 from .. import syntax as S
 from ..driver import SpecError, check_text
+from ..files import near_file, why
 from ..resolve.files import SHIPPED, shipped_names
 from ..text import canonical
 
@@ -83,7 +84,7 @@ def declaration(spec: str | Path, name: str | None = None) -> Declaration:
 
     `name`: which one, where a file declares several and none is named as the file.
     Raises ValueError for an unknown name, TypeError for what is no name, OSError for a file that is
-    not there, and SpecError with every mistake of the text.
+    not there or no text, and SpecError with every mistake of the text.
     """
     if not isinstance(spec, str | Path):
         raise TypeError(
@@ -93,8 +94,20 @@ def declaration(spec: str | Path, name: str | None = None) -> Declaration:
         return chosen(spec, "<text>", None, "", name)
     path = Path(spec)
     if path.suffix == ".nl":
-        return chosen(path.read_text(encoding="utf-8"), str(path), path.parent, path.stem, name)
+        return chosen(text_of(path), str(path), path.parent, path.stem, name)
     return shipped(str(spec).removeprefix("memory/"))
+
+
+def text_of(path: Path) -> str:
+    """Raises OSError with a sentence in place of a number."""
+    try:
+        return path.read_bytes().decode("utf-8").replace("\r\n", "\n")
+    except UnicodeDecodeError as error:
+        raise OSError(f"{path} is not UTF-8 text (byte {error.start + 1})") from None
+    except FileNotFoundError:
+        raise FileNotFoundError(f"there is no file {path}.{near_file(path)}") from None
+    except OSError as error:
+        raise type(error)(f"{path} cannot be read: {why(error)}") from None
 
 
 @lru_cache(maxsize=256)

@@ -132,6 +132,8 @@ def accept(made: Given, p: S.Param, value: Any) -> None:
         made.numbers[name] = setting(name, value)
     elif p.dims or not is_number(value):
         raise TypeError(f"`{name}` is a tensor, {wanted(p)}, and was given {told(value)}")
+    elif not math.isfinite(value):
+        raise ValueError(f"`{name}` is one number for every tick, and {value} would spoil them all")
     else:
         made.scalars[name] = float(value)
 

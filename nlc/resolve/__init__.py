@@ -96,7 +96,7 @@ def best_example(
 ) -> tuple[list[Box], list[Diagnostic]]:
     """The first example sizes that fit. What fits none may be meant for others, if a size is open:
     then only what does not depend on sizes is told, and what should be one number and is none with
-    any of them.
+    any of them, and a size that is a setting and cannot be one.
     """
     node = declared.node
     streams = [p for p in node.params if p.default is None] if isinstance(node, S.Memory) else []
@@ -111,7 +111,11 @@ def best_example(
     open_sizes = unsized or any(d.code == "NL601" for d in told)
     found = [{(d.code, d.span) for d in each} for _, each in tries]
 
+    own = {p.name.id for p in node.params if p.default is not None}
+
     def always(d: Diagnostic) -> bool:
+        if d.code == "NL601":
+            return d.span.text in own  # a setting is what it is, whatever the sizes
         return d.code == "NL603" and len(tries) > 1 and all((d.code, d.span) in f for f in found)
 
     return boxes, [d for d in told if not (open_sizes and d.code.startswith("NL6")) or always(d)]

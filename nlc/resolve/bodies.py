@@ -63,6 +63,7 @@ OPERATORS = {
     ">=": "ge",
     "==": "eq",
 }
+MOST = 2**40  # numbers along one axis
 DEEPEST = 60  # calls of defs and memories inside each other
 
 
@@ -182,23 +183,18 @@ class Body:
             self.error("NL601", message, value.span, "a size is a whole number", once=(a, b))
             raise Stop()
         if not is_known(value):
-            self.error(
-                "NL601",
-                f"`{span.text}` changes while the system runs; a size must be known when compiled",
-                span,
-            )
+            why = "changes while the system runs; a size must be known when compiled"
+            if isinstance(value, list | tuple):
+                why = "is a list; a size must be one number"
+            self.error("NL601", f"`{span.text}` {why}", span)
             raise Stop()
         assert isinstance(value, (int, float))
-        if (
-            value != value
-            or value in (float("inf"), -float("inf"))
-            or value != int(value)
-            or value < least
-            or value > 2**40
-        ):
+        finite = value == value and abs(value) != float("inf")
+        if not finite or value != int(value) or not least <= value <= MOST:
+            most = f", and at most {MOST:,}" if finite and value > MOST else ""
             self.error(
                 "NL601",
-                f"`{span.text}` is {value}; a size is a whole number of at least {least}",
+                f"`{span.text}` is {value}; a size is a whole number of at least {least}{most}",
                 span,
             )
             raise Stop()
