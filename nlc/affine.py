@@ -4,13 +4,13 @@ the answer is written (memory-family.md B2).
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from .backward import constant, div, make, mul, neg
 from .derive import added, substitute
 from .plan import AffineWrite, ArrayRule
-from .system import Box, Line, Term, line_terms
+from .system import Assign, Box, Line, Term, line_terms
 
 
 def affine_writes(box: Box, arrays: tuple[ArrayRule, ...]) -> tuple[AffineWrite, ...]:
@@ -20,9 +20,7 @@ def affine_writes(box: Box, arrays: tuple[ArrayRule, ...]) -> tuple[AffineWrite,
     alone = len(box.states) == 1 and state.form.kind == "matrix" and not state.per
     if not alone or touches_state(box, box.lines):
         return ()
-    if learn is not None and (learn.steps > 1 or learn.rule == "implicit"):
-        return ()
-    if state.rule.retain is not None and reads_state(state.rule.retain):
+    if learn is not None and learn.steps > 1:
         return ()
     made = [affine_write(rule) for rule in arrays]
     known = [w for w in made if w is not None]
@@ -30,18 +28,22 @@ def affine_writes(box: Box, arrays: tuple[ArrayRule, ...]) -> tuple[AffineWrite,
 
 
 def affine_write(rule: ArrayRule) -> AffineWrite | None:
-    given = rule.rule.rate, rule.rule.erase, rule.rule.momentum, rule.rule.keep
-    rate, erase, *left = (t and substitute(t, rule.settings) for t in given)
-    numbers = [t for t in (rate, erase, *left) if t is not None]
-    if len(rule.input.shape) != 1 or any(map(reads_state, (rule.input, *numbers))):
+    given = rule.rule.rate, rule.rule.erase, rule.rule.momentum
+    rate, erase, momentum = (t and substitute(t, rule.settings) for t in given)
+    numbers = [t for t in (erase, momentum) if t is not None]
+    gates = [t for t in (rate, rule.keep, *numbers) if t is not None]
+    if len(rule.input.shape) != 1 or any(map(reads_state, (rule.input, *gates))):
         return None
     found = reads_of(rule.surprise)
     if found is None or any(t.shape for t in numbers) or rate is None:
         return None
     if erase is not None:
         found = Reads(found.rest, (*found.found, (erase, rule.input)))
+    if rate.shape == rule.input.shape:  # one number an input channel
+        made = found.each(neg)
+        return AffineWrite(mul(rate, rule.input), made.rest, made.found)
     made = found.each(lambda t: neg(mul(t, rate)))
-    return AffineWrite(rule.input, made.rest, made.found)
+    return AffineWrite(rule.input, made.rest, made.found) if not rate.shape else None
 
 
 def touches_state(box: Box, lines: tuple[Line, ...]) -> bool:
@@ -51,6 +53,21 @@ def touches_state(box: Box, lines: tuple[Line, ...]) -> bool:
         for root in line_terms(lines)
         for t in root.walk()
     )
+
+
+def touched(term: Term, lines: Mapping[str, Term]) -> bool:
+    """Whether a window is one of a state's own readings, by a line or not."""
+    return any(
+        t.op in ("apply", "state")
+        or t.op == "local"
+        and (t.info not in lines or touched(lines[str(t.info)], lines))
+        for t in term.walk()
+    )
+
+
+def values_of(box: Box) -> dict[str, Term]:
+    """The plain lines of a box, by name."""
+    return {line.name: line.value for line in box.lines if isinstance(line, Assign)}
 
 
 # ---- one vector ---------------------------------------------------------------------------------

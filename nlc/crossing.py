@@ -129,7 +129,8 @@ def reads_state(lowering: Lowering) -> bool:
     rule = lowering.arrays[0] if lowering.arrays else None
     if rule is None or rule.error is None:
         return True
-    return rule.error.factor is not None or rule.rule.erase is not None
+    ridge = any(g.direct for g in lowering.gradients.values())
+    return ridge or rule.error.factor is not None or rule.rule.erase is not None
 
 
 def apart(lowering: Lowering, training: Openness) -> bool:

@@ -7,7 +7,7 @@ The rules of differentiation are in `backward.py`'s table; every one is tested a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 
 from .backward import VJP, Underivable, add, column, constant, div, make, mul, neg, power, sum_to
 from .rules import Affine, Example, Gradient, LinearRule, Product
@@ -282,23 +282,99 @@ def times(term: Term, parts: list[Affine]) -> Affine | None:
     return scaled(parts[which], lambda t: mul(t, other))
 
 
-def implicit_step(example: Example, rate: Term) -> Term | None:
+def implicit_step(example: Example, rate: Term, ridge: Term | None = None) -> Term | None:
     """The surprise after the step that minimises objective + |M - kept|^2 / (2 rate), from the one
     at the kept state, or None where the objective is not quadratic (memory-family.md B2.5).
 
     With s = f y + r and y = M x: y_new = y - rate s_new |x|^2, so s_new = s / (1 + rate f |x|^2).
+    With a ridge l, of gradient l M, and g = 1 + rate l, M_new = (M - rate s_new x') / g with
+    s_new = (s + rate l r) / (g + rate f |x|^2), and what comes of it is s_new / g.
     """
     line = affine(example.surprise, example.output)
     if line is None or len(example.input.shape) != len(example.surprise.shape):
         return None
+    x, one, surprise = example.input, constant(1.0, example.input), example.surprise
+    taken = None if ridge is None else mul(rate, ridge)
+    whole = one if taken is None else add(one, taken)
     if line.factor is None:
-        return example.surprise
-    x = example.input
+        return surprise if taken is None else div(surprise, whole)
     squares = make("sum", power(x, 2), shape=x.shape[:-1], info=1)
     met = mul(rate, squares)
-    return div(
-        example.surprise, add(constant(1.0, x), mul(column(met) if met.shape else met, line.factor))
-    )
+    below = add(whole, mul(column(met) if met.shape else met, line.factor))
+    if taken is None:
+        return div(surprise, below)
+    above = surprise if line.rest is None else add(surprise, mul(taken, line.rest))
+    return div(above, mul(whole, below))
+
+
+def turned_read(term: Term, box: Box | None) -> bool:
+    """Whether it is `x @ M`, M' x, of one of the box's matrices."""
+    match term:
+        case Term(op="matmul", args=(x, Term(op="state", info=handle))):
+            matrix = handle.state.form.kind == "matrix" and not handle.state.per
+            return handle.box is box and matrix and len(x.shape) == 1
+    return False
+
+
+# ---- objectives in the state's own size
+# ---------------------------------------------------------------------------------
+
+
+def shrinkage(found: Gradient) -> Term | None:
+    """f of a gradient `.. + f * M`, where part of the objective is quadratic in M alone: a ridge,
+    `sum(M^2)`. A step of `rate` takes the fraction `rate f` of M away, which is a retention.
+    One number, or one an input channel; None where no such part is.
+    """
+    total: Term | None = None
+    for _, bar in found.direct:
+        array = next(t for t in bar.walk() if t.op == "array")
+        line = affine(bar, array)
+        factor = None if line is None or line.rest is not None else line.factor
+        if factor is None or any(t.op in ("product", "array") for t in factor.walk()):
+            raise Underivable("an objective of its numbers that is more than the sum of squares")
+        factor = unexpanded(factor)
+        if len(factor.shape) > 1:
+            raise Underivable("a ridge of a number for each entry, or for each output")
+        total = added(total, factor)
+    return total
+
+
+def unexpanded(term: Term) -> Term:
+    """The same in the least shape that broadcasting makes it of."""
+    if term.op == "expand":
+        return unexpanded(term.args[0])
+    if term.op in ("add", "sub", "mul", "div"):
+        a, b = map(unexpanded, term.args)
+        return mul(a, b) if term.op == "mul" else make(term.op, a, b)
+    return neg(unexpanded(term.args[0])) if term.op == "neg" else term
+
+
+def before_fading(term: Term, keep: Term, per: int, arrays: Collection[str]) -> Term:
+    """A term of the state as it is kept, in what the state said before: (keep M) x = keep (M x),
+    or M (keep * x) where keep is one number a channel; of its arrays of these names. `per`: how
+    many axes of heads come first.
+    """
+    done: dict[int, Term] = {}
+    channels = keep.shape[per:] not in ((), (1,))
+    number = column(keep) if len(keep.shape) == per > 0 else keep
+
+    def visit(t: Term) -> Term:
+        if id(t) not in done:
+            done[id(t)] = visited(t)
+        return done[id(t)]
+
+    def visited(t: Term) -> Term:
+        args = tuple(map(visit, t.args))
+        own = t.op.startswith("product") and t.info.array.name in arrays
+        if own and channels and t.op == "product":
+            args = (mul(keep, args[0]),)
+        same = all(a is b for a, b in zip(args, t.args, strict=True))
+        made = t if same else Term(t.op, args, t.shape, t.info, t.form, t.span)
+        if own and (not channels or t.op == "product_back"):
+            return mul(number, made)
+        return made
+
+    return visit(term)
 
 
 # ---- optimizers in linear form

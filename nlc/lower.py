@@ -10,10 +10,11 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 
-from .affine import affine_writes, reads_state, touches_state
-from .backward import Underivable, constant, make
+from .affine import affine_writes, touched, values_of
+from .array_rules import array_rules, one_solve
+from .backward import Underivable
 from .crossing import apart, check_edges, openness
-from .derive import affine, given_write, gradient, implicit_step, linear_rule
+from .derive import given_write, gradient, shrinkage, turned_read
 from .diagnostics import Diagnostic
 from .endings import ending, summed
 from .foreign import names_others, spans, through_lines
@@ -21,11 +22,10 @@ from .idle import idle
 from .joint import hands_starts, joint
 from .lacking import NotLowered
 from .pasts import attention, squares
-from .plan import ArrayRule, Lowering, Plan
-from .rules import Affine, Example, Gradient, LinearRule
+from .plan import Lowering, Plan
+from .rules import Gradient
 from .system import (
     ALL,
-    Assign,
     Box,
     Clock,
     Learn,
@@ -67,7 +67,7 @@ def lower(system: System) -> tuple[Plan | None, list[Diagnostic]]:
         inner = openness(system, learners)
         for box in system.boxes:
             if id(box) in lowerings and apart(lowerings[id(box)], training):
-                lowerings[id(box)] = by_rounds(box, lowerings[id(box)].gradients, one_by_one=True)
+                lowerings[id(box)] = taken_apart(box, lowerings[id(box)].gradients)
         check_edges(system, learners, training, inner, lowerings)
         check_flow(system)
         cut = spans(system, lowerings, learners)
@@ -118,21 +118,6 @@ def check_terms(
             raise NotLowered("entries of an array of arrays, by an array,", t.span)
         if t.op == "next" and not flow:
             raise NotLowered("`next` in a level's own objective", t.span)
-
-
-def touched(term: Term, lines: Mapping[str, Term]) -> bool:
-    """Whether a window is one of a state's own readings, by a line or not."""
-    return any(
-        t.op in ("apply", "state")
-        or t.op == "local"
-        and (t.info not in lines or touched(lines[str(t.info)], lines))
-        for t in term.walk()
-    )
-
-
-def values_of(box: Box) -> dict[str, Term]:
-    """The plain lines of a box, by name."""
-    return {line.name: line.value for line in box.lines if isinstance(line, Assign)}
 
 
 def check_windows(box: Box, *parts: Term) -> None:
@@ -384,6 +369,14 @@ def by_rounds(box: Box, gradients: Mapping[str, Gradient], one_by_one: bool = Fa
     return Lowering(box, "solved", why, arrays=arrays, gradients=gradients, writes=writes)
 
 
+def taken_apart(box: Box, gradients: Mapping[str, Gradient]) -> Lowering:
+    """Where gradients pass through what is kept, and not through what is written."""
+    if any(g.direct for g in gradients.values()):
+        why = "tick by tick: a ridge whose gradient is a constant has no parallel form"
+        return at_firings(box, f"{why} (class iv-d)")
+    return by_rounds(box, gradients, one_by_one=True)
+
+
 def calls_twice(gradients: Mapping[str, Gradient]) -> bool:
     """Whether an objective calls some array of its state more than once. Frozen gradients are of
     one call; those at the start of every single token are exact ones (2.9.7).
@@ -508,17 +501,43 @@ def derived(box: Box, state: State) -> Gradient:
         raise NotLowered(f"`{state.name}`, which nothing is written to,", state.span)
     if state.form.kind == "vector" and (rule.write is not None or state.per):
         raise NotLowered(f"a vector `{state.name}` that is written", state.span)
-    if any(
-        t.op == "state" and t.info.box is box and t.info.state.form.kind != "vector"
-        for root in [*body_roots(box), what]
-        for t in root.walk()
-    ):
-        raise NotLowered(f"a state of `{box.name}` as an array", state.span)
+    ridge = () if rule.objective is None or state.form.kind != "matrix" else (state.name,)
+    named = [
+        *(t for root in line_terms(box.lines) for t in arrays_in(root, box)),
+        *(arrays_in(box.read, box, turned=True) if box.read is not None else ()),
+        *(t for t in arrays_in(what, box) if t.info.name not in ridge),
+    ]
+    if named:
+        raise NotLowered(f"a state of `{box.name}` as an array", named[0].span)
     try:
-        return given_write(box, state) if what is rule.write else gradient(box, state)
+        if what is rule.write:
+            return given_write(box, state)
+        found = gradient(box, state)
+        if any(t.op == "array" for e in found.examples for t in e.surprise.walk()):
+            raise NotLowered(f"a state of `{box.name}` as an array", state.span)
+        if state.form.kind == "matrix" and shrinkage(found) is not None and not found.examples:
+            raise NotLowered(f"a ridge of `{state.name}` alone", state.span)
+        return found
     except Underivable as error:
         told = "the gradient" if what is rule.objective else "the write"
         raise NotLowered(f"{told} of `{state.name}` ({error})", state.span) from None
+
+
+def arrays_in(root: Term, box: Box, turned: bool = False) -> list[Term]:
+    """The box's states that a term has as arrays, vectors aside; `turned`: but for the `M` of
+    `x @ M`, which is M' x.
+    """
+    found, seen, stack = [], set(), [root]
+    while stack:
+        t = stack.pop()
+        if id(t) in seen:
+            continue
+        seen.add(id(t))
+        own = t.op == "state" and t.info.box is box
+        if own and t.info.state.form.kind != "vector":
+            found.append(t)
+        stack.extend(t.args[:1] if turned and turned_read(t, box) else t.args)
+    return found
 
 
 def check_start(box: Box, state: State) -> None:
@@ -547,149 +566,3 @@ def plain_link(box: Box, state: State) -> bool:
         and all(t.args or t.op in ("const", "argument") for l in links for t in l.body.walk())
         and not any(t.op == "argument" and t.info == "start" for l in links for t in l.body.walk())
     )
-
-
-# ---- class i and ii: one matrix, an affine write
-# -----------------------------------------------------
-
-
-def one_solve(box: Box, gradients: Mapping[str, Gradient]) -> ArrayRule | None:
-    """The rule of the box's one matrix, if its write is affine in what it says; else None."""
-    if len(box.states) != 1 or box.states[0].form.kind != "matrix":
-        return None
-    state = box.states[0]
-    examples = gradients[state.name].examples
-    learn = state.rule.learn.get("")
-    if len(examples) != 1 or learn is None or touches_state(box, box.lines):
-        return None
-    if learn.steps > 1 or learn.rule == "implicit":
-        return None
-    example = examples[0]
-    optimizer = learned_rule(state, "", learn)
-    if len(example.input.shape) != len(state.per) + 1 or reads_state(example.input):
-        return None
-    if state.rule.after_retain and optimizer.erase is not None:
-        return None
-    error = affine(example.surprise, example.output)
-    if error is not None and error.factor is not None:
-        factor = one_number(error.factor)
-        error = None if factor is None else Affine(factor, error.rest)
-    gates = [*learn.settings.values(), *([state.rule.retain] if state.rule.retain else [])]
-    if error is None or any(reads_state(g) for g in gates):
-        return None
-    if any(part is not None and reads_state(part) for part in (error.factor, error.rest)):
-        return None
-    if not narrow_rates(state, learn, optimizer.momentum is not None):
-        return None
-    return ArrayRule(
-        state.name, "", example.input, example.surprise, error, optimizer, learn.settings
-    )
-
-
-def learned_rule(state: State, array: str, learn: Learn) -> LinearRule:
-    if not learn.optimizers or learn.streams:
-        raise NotLowered(f"the learning rule of `{state.name}`", learn.span)
-    shape = next(a.shape for a in state.form.arrays if a.name == array)
-    rule = linear_rule(learn.optimizers[shape])
-    if rule is None:
-        raise NotLowered(
-            f"`{learn.rule}`, which is not linear in the gradient, at every token", learn.span
-        )
-    return rule
-
-
-# ---- class iv: any memory that multiplies
-# ------------------------------------------------------------
-
-
-def array_rules(box: Box, state: State, grad: Gradient, frozen: bool) -> Iterator[ArrayRule]:
-    for array in state.form.arrays:
-        examples = [e for e in grad.examples if e.array == array.name]
-        if len(examples) != 1 and frozen:
-            raise NotLowered(
-                f"an objective of `{state.name}` that calls it {len(examples)} times", state.span
-            )
-        learn = state.rule.learn.get(array.name)
-        if learn is not None and learn.rule == "implicit" and len(examples) != 1:
-            raise NotLowered(f"`implicit` on several pairs of `{state.name}`", state.span)
-        for example in examples:
-            if frozen and len(example.input.shape) - len(state.per) == 2:
-                raise NotLowered("several writes a tick with frozen gradients", state.span)
-            yield array_rule(box, state, array.name, example, frozen)
-
-
-def array_rule(box: Box, state: State, array: str, example: Example, frozen: bool) -> ArrayRule:
-    settings: Mapping[str, Term] = {}
-    rule = LinearRule(constant(1.0, example.surprise))
-    surprise = example.surprise
-    learn = state.rule.learn.get(array)
-    if state.rule.write is None:
-        if learn is None:
-            raise NotLowered(f"the learning rule of `{state.name}`", state.span)
-        settings = learn.settings
-        if learn.rule == "implicit":
-            rule, surprise = proximal(box, state, learn, example)
-        else:
-            rule = learned_rule(state, array, learn)
-        check_rates(state, array, learn, rule.momentum is not None, frozen)
-        if learn.steps > 1 and (frozen or rule.momentum is not None or learn.rule == "implicit"):
-            raise NotLowered(f"`steps = {learn.steps}` of `{learn.rule}`", learn.span)
-    if state.rule.after_retain and (frozen or rule.erase is not None):
-        raise NotLowered(f"`after retain` of `{state.name}` with frozen gradients", state.span)
-    check_retention(state, array, rule, frozen)
-    return ArrayRule(state.name, array, example.input, surprise, None, rule, settings)
-
-
-def proximal(box: Box, state: State, learn: Learn, example: Example) -> tuple[LinearRule, Term]:
-    """`implicit(rate)`: the rate is inside the surprise (2.9.4)."""
-    rate = learn.settings.get("rate", constant(1.0, example.surprise))
-    single = state.form.kind == "matrix" and len(state.form.arrays) == 1
-    one = len(example.input.shape) - len(state.per) == 1  # pairs of a window meet each other
-    surprise = implicit_step(example, rate) if single and one else None
-    if surprise is None or learn.steps > 1:
-        raise NotLowered(f"`implicit` on an objective of `{state.name}` of this form", learn.span)
-    return LinearRule(rate), surprise
-
-
-def check_rates(state: State, array: str, learn: Learn, momentum: bool, frozen: bool) -> None:
-    """One number a memory (or head); exactly, without momentum, or one a channel of a matrix."""
-    for name, term in learn.settings.items():
-        own = term.shape[len(state.per) :]
-        channel = not frozen and not momentum and state.form.kind == "matrix" and name == "rate"
-        if own not in ((), (1,)) and not (channel and len(own) <= 2):
-            raise NotLowered(f"a `{name}` for each channel of `{state.name}`", learn.span)
-
-
-def check_retention(state: State, array: str, rule: LinearRule, frozen: bool) -> None:
-    retain = state.rule.retain
-    if retain is None:
-        return
-    own = retain.shape[len(state.per) :] if len(retain.shape) >= len(state.per) else retain.shape
-    single = state.form.kind == "matrix" and rule.momentum is None and len(own) == 1
-    if own not in ((), (1,)) and not single:
-        raise NotLowered(f"a retention of this shape for `{state.name}`", state.span)
-
-
-def narrow_rates(state: State, learn: Learn, momentum: bool) -> bool:
-    """One number a memory (or head); a retention may be one an input channel, without momentum."""
-    per = len(state.per)
-    if any(t.shape[per:] not in ((), (1,)) for t in learn.settings.values()):
-        return False
-    retain = state.rule.retain
-    if retain is None:
-        return True
-    own = retain.shape[per:] if len(retain.shape) >= per else retain.shape
-    return own in ((), (1,)) or not momentum and len(own) == 1
-
-
-def one_number(term: Term) -> Term | None:
-    """A term that is the same in every entry, as one number; None if we cannot tell."""
-    if term.shape == ():
-        return term
-    if term.op in ("expand", "column"):
-        return one_number(term.args[0])
-    if term.op in ("add", "sub", "mul", "div", "neg"):
-        parts = [one_number(a) for a in term.args]
-        if None not in parts:
-            return make(term.op, *(p for p in parts if p is not None))
-    return None

@@ -82,7 +82,9 @@ class Squares:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ArrayRule:
-    """One array of one state: its gradient is `surprise input'`, and its optimizer is linear."""
+    """One array of one state: its gradient is `surprise input'`, and its optimizer is linear.
+    `keep`: what is kept of it at a tick (None: all); `late`: the surprise asks it after that.
+    """
 
     state: str
     array: str
@@ -91,6 +93,8 @@ class ArrayRule:
     error: Affine | None  # surprise = factor * prediction + rest (recurrence only)
     rule: LinearRule
     settings: Mapping[str, Term]
+    keep: Term | None = None
+    late: bool = False
 
 
 @dataclass(frozen=True, slots=True, eq=False)

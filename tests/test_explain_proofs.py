@@ -526,6 +526,22 @@ def test_a_ridge_shrinks_and_is_in_the_rule() -> None:
     assert torch.allclose(end, factor * D)
 
 
+def test_a_ridge_after_retention_is_no_part_of_the_error() -> None:
+    """It takes away of what is kept, beside the error and not before it."""
+    box = written("sum((M(k) - v)^2) / 2 + 0.3 * sum(M^2) / 2 after retain")
+    c = contraction(Derived(box, box.states[0]))
+    memory, env = Memory(box), streams(box)
+    page = explain(check_text(text_of("sum((M(k) - v)^2) / 2 + 0.3 * sum(M^2) / 2 after retain")))
+    assert "the ridge keeps 1 - 0.3 * eta of that" in page
+    alpha, eta, k = env["alpha"], env["eta"], env["k"]
+    kept = alpha * states(box)
+    found = kept - eta * (torch.outer(kept @ k - env["v"], k) + 0.3 * kept)
+    assert torch.allclose(memory.step(states(box), torch.zeros_like(kept), env)[0], found)
+    factor = alpha - alpha * eta * (0.3 + k.square().sum())
+    assert torch.allclose(numbers(c.keep, env) - numbers(c.strength, env), factor)
+    assert not c.after
+
+
 def test_where_nothing_is_proven_nothing_is_said() -> None:
     for name, why in {
         "memory/titans": "the error of a network is not convex in its weights",
@@ -777,6 +793,7 @@ IN_PLACE = {torch.ops.aten.baddbmm_: in_place}
 
 def test_ticks_at_a_time_are_those_of_the_operations() -> None:
     assert counted.CHUNK == recurrence.CHUNK == least_squares.CHUNK
+    assert counted.BY_OUTPUT == recurrence.BY_OUTPUT
     assert counted.SOLVED == solved.CHUNK and counted.BLOCK == attention.BLOCK
 
 
@@ -786,7 +803,9 @@ def test_ticks_at_a_time_are_those_of_the_operations() -> None:
         ("linear_attention", "", 0), ("retention", "alpha", 0), ("delta", "beta", 32**2),
         ("gated_delta", "alpha beta", 32**2), ("titans_linear", "alpha eta mu", 32**2),
         ("titans", "alpha eta mu", 0), ("yaad", "alpha eta delta", 0), ("memora", "alpha eta", 0),
-        ("oja", "beta alpha+", 0), ("elastic_ftrl", "eta", 0), ("comba", "p+ alpha beta", 64 * 32),
+        ("oja", "beta alpha+", 32**2), ("elastic_ftrl", "eta", 0),
+        ("comba", "p+ alpha beta", 64 * 32),
+        ("longhorn", "beta+", 16 * 32), ("kda", "alpha+ beta", 32**2), ("gla", "alpha+", 0),
         ("mesa", "beta gamma ridge+", 32**3 / 3 + 2 * 32**2),
     ],
 )  # fmt: skip

@@ -42,7 +42,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "checks",
         "reading components order",
         "backward derive affine",
-        "lacking foreign crossing joint windows pasts endings idle lower",
+        "lacking foreign crossing joint windows pasts endings idle array_rules lower",
     ),
     ("driver",),
     # tools, each a question about what the stages have made
@@ -67,6 +67,9 @@ DOORS = {
     ("backward", "resolve"): "one rule of broadcasting",
     ("lower", "derive"): "a lowering is chosen by the derived rule",
     ("lower", "affine"): "and by what its writes ask",
+    ("array_rules", "derive"): "what is written is chosen by the derived rule",
+    ("array_rules", "affine"): "and by what it asks",
+    ("array_rules", "backward"): "what is kept is a product of terms",
     ("idle", "derive"): "a rate of nothing is seen in the derived rule",
     ("pasts", "backward"): "a weight is a product of terms",
     ("lower", "backward"): "what has no derivative has no lowering",

@@ -259,6 +259,129 @@ MEMORIES = {
 }""",
         "r(q, k, v, a, eta)",
     ),
+    "a ridge": (
+        HEAD
+        + """, alpha, eta, ridge) {
+  state M : matrix(n, n) = normal(0.5)
+  objective sum((M(k) - v)^2) / 2 + ridge * sum(M^2) / 2 after retain
+  retain alpha
+  learn gradient(rate = eta)
+  read M(q) + q @ M before write
+}""",
+        "r(q, k, v, alpha, eta, mu)",
+    ),
+    "a ridge by channel": (
+        HEAD
+        + """, a[n], b[n], eta) {
+  state M : matrix(n, n)
+  objective sum((M(k) - v)^2) / 2 + sum(b * M^2) / 4 after retain
+  retain a
+  learn gradient(rate = eta * a)
+  read M(q)
+}""",
+        "r(q, k, v, a, b, eta)",
+    ),
+    "a ridge and nothing that reads": (
+        HEAD
+        + """, eta) {
+  state M : matrix(n, n)
+  objective sum(M^2) / 5 - dot(M(k), v)
+  learn gradient(rate = eta)
+  read q @ M
+}""",
+        "r(q, k, v, eta)",
+    ),
+    "a ridge beside an error that bends": (
+        HEAD
+        + """, alpha, eta, ridge) {
+  state M : matrix(n, n)
+  objective sum(smooth_abs(M(k) - v)^3) / 20 + ridge * sum(M^2) / 2 after retain
+  retain alpha
+  learn gradient(rate = eta)
+  read M(q)
+}""",
+        "r(q, k, v, alpha, eta, mu)",
+    ),
+    "a ridge of an implicit step": (
+        HEAD
+        + """, alpha, eta, ridge) {
+  state M : matrix(n, n)
+  objective sum((M(k) - v)^2) / 2 + ridge * sum(M^2) / 2
+  retain alpha
+  learn implicit(rate = eta)
+  read M(q)
+}""",
+        "r(q, k, v, alpha, eta, mu)",
+    ),
+    "a ridge of two errors": (
+        HEAD
+        + """, p[n], alpha, eta) {
+  state M : matrix(n, n)
+  objective sum((M(k) - v)^2) / 2 + sum((M(p) - q)^2) / 4 + sum(M^2) / 20 after retain
+  retain alpha
+  learn gradient(rate = eta)
+  read M(q)
+}""",
+        "r(q, k, v, a, alpha, eta)",
+    ),
+    "a ridge with momentum": (
+        HEAD
+        + """, alpha, eta, mu) {
+  state M : matrix(n, n)
+  objective sum((M(k) - v)^2) / 2 + sum(M^2) / 20
+  retain alpha
+  learn momentum(rate = eta, keep = mu)
+  read M(q)
+}""",
+        "r(q, k, v, alpha, eta, mu)",
+    ),
+    "a rule that fades, after retain": (
+        HEAD
+        + """, alpha, eta) {
+  state M : matrix(n, n)
+  objective sum((M(k) - v)^2) / 2 + sum(M^2) / 20 after retain
+  retain alpha
+  learn fading(rate = eta, shrink = 0.5)
+  read M(q)
+}
+optimizer fading(weight, grad, rate = 1, shrink = 0.1) {
+  retain 1 - rate * shrink
+  write -rate * grad
+}""",
+        "r(q, k, v, alpha, eta)",
+    ),
+    "asked twice, fading by channel": (
+        HEAD
+        + """, a[n], eta) {
+  state M : matrix(n, n) = normal(0.5)
+  objective sum((M(M(k)) - v)^2) / 8
+  retain a
+  learn gradient(rate = eta)
+  read M(q)
+}""",
+        "r(q, k, v, a, eta)",
+    ),
+    "read from both sides": (
+        HEAD
+        + """, a[n], b[n]) {
+  state S : matrix(n, n)
+  retain a
+  write outer(v, k) - outer(S(k), b * k)
+  read S(q) + q @ S
+}""",
+        "r(q, k, v, a, b)",
+    ),
+    "a weight for each output": (
+        HEAD
+        + """, b[n], alpha, eta) {
+  state M : matrix(n, n)
+  objective sum(b * (M(k) - v)^2) after retain
+  retain alpha
+  learn gradient(rate = eta)
+  read M(q) before write
+}""",
+        "r(q, k, v, b, alpha, eta)",
+    ),
     "implicit": ("", "longhorn(q, k, v, a)"),
     "gates made of the state": ("", "surprise_gate(q, k, v, alpha, eta)"),
     "a threshold after each write": ("", "elastic(q, k, v, alpha, eta)"),
@@ -428,7 +551,13 @@ def test_compiled_equals_the_reference(name: str, tmp_path: Path) -> None:
 
 AT_ONCE = (
     "asked for another key", "two errors and momentum", "two errors, cleared", "rwkv7",
-    "erase and write apart", "several writes a tick",
+    "erase and write apart", "several writes a tick", "a ridge by channel", "a ridge of two errors",
+    "read from both sides",
+)  # fmt: skip
+SCANNED = (
+    "implicit", "read as a matrix", "a ridge", "a ridge and nothing that reads",
+    "a ridge of an implicit step", "a rule that fades, after retain", "a rate for each output",
+    "a weight for each output",
 )  # fmt: skip
 
 
@@ -450,12 +579,30 @@ def test_what_is_affine_is_one_system(name: str, tmp_path: Path) -> None:
         assert near(model(tokens)[0], torch.cat(by_tick, 1)) < 1e-10
 
 
-def test_first_order_is_not_one_system(tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", SCANNED)
+def test_what_is_affine_output_by_output_is_scanned(name: str, tmp_path: Path) -> None:
+    """One strength an output, a ridge as a retention, a read from the other side: over several
+    chunks what a tick a call says, of keys that come again and again.
+    """
+    spec = nlc.load(written(name, tmp_path))
+    assert " = scan(" in build(spec)
+    model = nlc.compile(spec, dtype=torch.float64)
+    tokens = torch.randint(0, 3, (1, 230), generator=torch.Generator().manual_seed(3))
+    by_tick, state = [], None
+    with torch.no_grad():
+        for t in range(230):
+            answer, state = model(tokens[:, t : t + 1], state)
+            by_tick.append(answer)
+        assert near(model(tokens)[0], torch.cat(by_tick, 1)) < 1e-10
+
+
+@pytest.mark.parametrize("name", ["two errors and momentum", "a ridge"])
+def test_first_order_is_not_one_system(name: str, tmp_path: Path) -> None:
     """What is written is a constant then, and its rate is not: gradients have other ways."""
-    spec = nlc.load(written("two errors and momentum", tmp_path))
+    spec = nlc.load(written(name, tmp_path))
     edges = (replace(t, first_order=True) for t in spec.system.transfers)
     model = nlc.compile(first := varied(spec, tuple(edges)), dtype=torch.float64)
-    assert "solved(" in build(first)
+    assert " = scan(" not in build(first) and " = affine(" not in build(first)
     tokens = (torch.randint(0, 11, (2, 9), generator=torch.Generator().manual_seed(3)),)
     wanted = truth_of(nlc.reference(first, model.state_dict()), tokens).gradients
     found = gradients(model, tokens)
@@ -549,7 +696,7 @@ def test_a_round_that_is_told_its_streams_is_the_same() -> None:
 
     def ticks(run: Span, rate: Tensor, v: Tensor, x: Tensor) -> Writes:
         error = torch.tanh(run.read(x, before_write=True) - v)
-        return ((x, run.retained(run.back(error)).sigmoid() * rate),)
+        return ((x, run.retained(run.back(error, before_write=True)).sigmoid() * rate),)
 
     def closure(run: Span) -> Writes:
         return ticks(run, rate, v, x)

@@ -51,6 +51,7 @@ from .ticks import Number as Number
 from .ticks import Ticks, Writes, column, solve
 
 CHUNK = 32
+BY_OUTPUT = 16  # where each output has a system of its own
 # Vectors of each kind that a scan holds at once, beside what a gradient needs: on a CPU what a
 # cache holds, elsewhere what fills the device.
 BLOCK, WIDE = 8192, 262144
@@ -102,17 +103,21 @@ class Span:
         """[..., T, m]: keep_t W_{t-1} q_t, for q [..., T, n]."""
         return self._read(q, View.RETAINED)
 
-    def back(self, e: Tensor, retained: bool = False) -> Tensor:
-        """[..., T, n]: W_{t-1}' e_t, or keep_t W_{t-1}' e_t, for e [..., T, m]."""
-        view = View.RETAINED if retained else View.BEFORE
+    def back(self, e: Tensor, before_write: bool = False) -> Tensor:
+        """[..., T, n]: W_t' e_t, or W_{t-1}' e_t, for e [..., T, m]."""
+        return self._back(e, View.BEFORE if before_write else View.AFTER)
+
+    def retained_back(self, e: Tensor) -> Tensor:
+        """[..., T, n]: keep_t W_{t-1}' e_t, for e [..., T, m]."""
+        return self._back(e, View.RETAINED)
+
+    def _back(self, e: Tensor, view: View) -> Tensor:
         if e.ndim > self.w.ndim:
             rows = replace(self, retention=self.retention.asked(e.shape[-2]))
-            return torch.unflatten(rows.back(e.flatten(-3, -2), retained), -2, e.shape[-3:-1])
+            return torch.unflatten(rows._back(e.flatten(-3, -2), view), -2, e.shape[-3:-1])
         with _state_arithmetic(self.x):
             u = e.to(self.x.dtype)
-            turned = self.w.mT, None if self.s is None else self.s.mT
-            far = self.retention.far(u, view, *turned)
-            return plus(far, self.retention.pairs(u, self.wrote, view), self.x).to(e.dtype)
+            return self.retention.back(u, view, self.w, self.s, self.x, self.wrote).to(e.dtype)
 
     def _read(self, q: Tensor, view: View) -> Tensor:
         if q.ndim > self.w.ndim:
@@ -340,7 +345,7 @@ def span(
     rate       a number, [..., T], or [..., T, m] with as many axes as x: one an output channel
     keep       a number, [..., T], or, without momentum, [..., T, n] with as many axes as x
     momentum   None, a number, or [..., T]
-    erase      a number or [..., T]
+    erase      a number, [..., T], or [..., T, m] as rate
     retention  what is left of each write, in place of keep and momentum
     """
     with _state_arithmetic(x):
@@ -364,14 +369,16 @@ def scan(
     chunk: int = CHUNK,
     before_write: bool = False,
     aim: bool = False,
+    turned: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     """(y [..., T, m], W_T, S_T) with y_t = W_t q_t, or W_{t-1} q_t with before_write.
 
-    Arguments as in `span`; q [..., T, n]; with `aim`, e is what is wanted, minus the error. No
-    result depends on the chunk, but for rounding.
+    Arguments as in `span`; q [..., T, n]; with `aim`, e is what is wanted, minus the error; with
+    `turned`, W' is read, q [..., T, m] and y [..., T, n]. No result depends on the chunk, but for
+    rounding.
     """
     with _state_arithmetic(x):
-        if momentum is None and S0 is None and not before_write:
+        if momentum is None and S0 is None and not (before_write or turned):
             whole_scan = fla.Scan(W0, q, x, e, rate, keep, erase, after_retain, aim)
             if fla.takes(whole_scan):
                 return *fla.scan(whole_scan, _without_fla(whole_scan, chunk)), None
@@ -379,27 +386,29 @@ def scan(
         w, s, ticks = _widened(W0, S0, Ticks(x, e, rate, keep, momentum, erase))
         view, time = _view(after_retain), x.shape[-2]
         if time == 1:
-            return _one_tick(ticks, w, s, q, view, before_write)
+            return _one_tick(ticks, w, s, q, view, before_write, turned)
         reads = []
+        read = partial(Span.back if turned else Span.read, before_write=before_write)
+        chunk = min(chunk, BY_OUTPUT) if ticks.by_output else chunk
         block = WIDE if x.is_cuda else BLOCK
-        whole = s is None and by_hand.allowed() and not kernels.ready(chunk, x, w)
+        whole = s is None and not turned and by_hand.allowed() and not kernels.ready(chunk, x, w)
         sizes = _blocks(time, chunk, math.prod(x.shape[:-2]), block)
         for size, part, asked in zip(
             sizes, ticks.split(sizes), torch.split(q, sizes, -2), strict=True
         ):
             if size % chunk or size < 2 * chunk:
                 rest = _alone(part, w, s, view)
-                reads.append(rest.read(asked, before_write))
+                reads.append(read(rest, asked))
                 w, s = rest.end()
                 continue
             if whole and _has_numbers_for_gates(part):
                 kind = scanned.Kind(float(part.erase), after_retain, before_write)
-                read, w = _scanned(part, asked, w, kind, chunk)
-                reads.append(read)
+                answer, w = _scanned(part, asked, w, kind, chunk)
+                reads.append(answer)
                 continue
             spans, w, s = _chunks(part.chunks(chunk), w, s, view)
             asked = torch.unflatten(asked, -2, (-1, chunk))
-            reads.append(spans.read(asked, before_write).flatten(-3, -2))
+            reads.append(read(spans, asked).flatten(-3, -2))
         return reads[0] if len(reads) == 1 else torch.cat(reads, -2), w, s
 
 
@@ -433,8 +442,9 @@ def _blocks(time: int, chunk: int, rows: int, most: int) -> list[int]:
 
 
 def _one_tick(
-    ticks: Ticks, old: Tensor, s: Tensor | None, q: Tensor, view: View, before_write: bool
-) -> tuple[Tensor, Tensor, Tensor | None]:
+    ticks: Ticks, old: Tensor, s: Tensor | None, q: Tensor, view: View, before_write: bool,
+    turned: bool,
+) -> tuple[Tensor, Tensor, Tensor | None]:  # fmt: skip
     """The recurrence as it stands on top, which for a stream of single tokens is the fastest."""
     x = ticks.x
     retained = column(ticks.keep, x) * old
@@ -446,7 +456,8 @@ def _one_tick(
     if s is not None and ticks.momentum is not None:
         s = written = column(ticks.momentum, x) * s + written
     new = retained + written
-    return (q.to(x.dtype) @ (old if before_write else new).mT).to(q.dtype), new, s
+    asked = old if before_write else new
+    return (q.to(x.dtype) @ (asked if turned else asked.mT)).to(q.dtype), new, s
 
 
 def _is_delta_rule(ticks: Ticks, w: Tensor, s: Tensor | None, after_retain: bool) -> bool:
@@ -597,12 +608,12 @@ def _one_by_one(
     system = writes.system()
     systems = system.reshape(-1, *system.shape[-4:])
     parts = [_rows(v) for v in (writes.amount, writes.strength(), writes.met())]
+    every = zip(*(v.unbind(1) for v in (systems, *parts, tail, *left)), strict=True)
     starts, wrote = [], []
-    for c in range(tail.shape[1]):
-        amount, strength, met = (v[:, c] for v in parts)
+    for own, amount, strength, met, last, *rest in every:
         starts.append(state)
-        wrote.append(solve(systems[:, c], amount - strength * times(met, state.mT)))
-        state = torch.baddbmm(faded(state, [v[:, c] for v in left]), wrote[-1].mT, tail[:, c])
+        wrote.append(solve(own, amount - strength * times(met, state.mT)))
+        state = torch.baddbmm(faded(state, rest), wrote[-1].mT, last)
     return torch.stack(starts, 1), torch.stack(wrote, 1), state
 
 

@@ -89,6 +89,11 @@ class Retention(Protocol):
     def far(self, u: Tensor, view: View, w: Tensor, s: Tensor | None) -> Tensor:
         """[..., C, m]: what u_t meets of the start state."""
 
+    def back(
+        self, u: Tensor, view: View, w: Tensor, s: Tensor | None, x: Tensor, wrote: Tensor
+    ) -> Tensor:
+        """[..., C, n]: what u_t [..., C, m] meets of the state from the other side, W' u."""
+
     def end(
         self, w: Tensor, s: Tensor | None, x: Tensor, wrote: Tensor
     ) -> tuple[Tensor, Tensor | None]:
@@ -241,6 +246,12 @@ class ScalarRetention:
     def pairs(self, u: Tensor, x: Tensor, view: View) -> Tensor:
         return times(u, x.mT) * self._at(self.writes, view)
 
+    def back(
+        self, u: Tensor, view: View, w: Tensor, s: Tensor | None, x: Tensor, wrote: Tensor
+    ) -> Tensor:
+        far = self.far(u, view, w.mT, None if s is None else s.mT)
+        return plus(far, self.pairs(u, wrote, view), x)
+
     def tail(self, x: Tensor) -> Tensor:
         return _beside([x * part for part in self.last] or [x])
 
@@ -370,6 +381,29 @@ class ChannelRetention:
             table = _join(table, right @ left.mT)
         return table.squeeze(-3)
 
+    def back(
+        self, u: Tensor, view: View, w: Tensor, s: Tensor | None, x: Tensor, wrote: Tensor
+    ) -> Tensor:
+        return self.carry(times(u, w), view) + self.back_from(u, view, x, wrote)
+
+    def back_from(self, u: Tensor, view: View, x: Tensor, wrote: Tensor) -> Tensor:
+        """[..., C, n]: what u_t meets of the writes, where what is left of x_j is of its own."""
+        met = times(u, wrote.mT)
+        own = met.diagonal(0, -2, -1).unsqueeze(-1) * x
+        ticks = u.shape[-2]
+        missing = (1 << len(self.halves)) - ticks
+        met, x = (functional.pad(met, (0, missing) * 2), functional.pad(x, (0, 0, 0, missing)))
+        found = torch.zeros_like(x)
+        for before, after in self.halves:
+            half = before.shape[-2]
+            blocks = torch.unflatten(torch.unflatten(met, -1, (-1, 2, half)), -4, (-1, 2, half))
+            corner = blocks[..., 1, :, :, 0, :].diagonal(0, -4, -2).movedim(-1, -3)
+            left = torch.unflatten(x, -2, (-1, 2, half)).select(-3, 0) * after
+            right = before * (corner @ left)
+            found = found + functional.pad(right, (0, 0, half, 0)).flatten(-3, -2)
+        found = self._seen(found[..., :ticks, :], view)
+        return found + own if view is View.AFTER else found
+
     def tail(self, x: Tensor) -> Tensor:
         return x * self.after
 
@@ -414,6 +448,17 @@ class ManyAtATick:
             for p in _each(u, self.queries)
         ]
         return torch.stack(rows, -2).flatten(-3, -2)
+
+    def back(
+        self, u: Tensor, view: View, w: Tensor, s: Tensor | None, x: Tensor, wrote: Tensor
+    ) -> Tensor:
+        written = list(zip(_each(x, self.writes), _each(wrote, self.writes), strict=True))
+        parts = [
+            self.one.carry(times(p, w), view)
+            + sum(self.one.back_from(p, view, *pair) for pair in written)
+            for p in _each(u, self.queries)
+        ]
+        return torch.stack(parts, -2).flatten(-3, -2)
 
     def tail(self, x: Tensor) -> Tensor:
         return torch.stack([self.one.tail(w) for w in _each(x, self.writes)], -2).flatten(-3, -2)

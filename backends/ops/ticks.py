@@ -157,9 +157,18 @@ class Ticks:
         """rate erase, or None where nothing is erased."""
         if not isinstance(self.erase, Tensor):
             return None if self.erase == 0.0 else self.row(self.rate * self.erase)
+        if self.erase.ndim == self.x.ndim:
+            return column(self.rate, self.x) * self.erase
         if isinstance(self.rate, Tensor) and self.rate.ndim == self.x.ndim:
             return self.rate * self.erase.unsqueeze(-1)
         return self.rate * self.erase
+
+    @property
+    def by_output(self) -> bool:
+        """Whether something is erased at one rate an output channel."""
+        gates = (self.rate, self.erase)
+        wide = any(isinstance(g, Tensor) and g.ndim == self.x.ndim for g in gates)
+        return wide and (isinstance(self.erase, Tensor) or self.erase != 0.0)
 
     def row(self, value: Number) -> Tensor:
         """A number is the same at all ticks."""

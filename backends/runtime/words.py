@@ -270,7 +270,7 @@ class Words:
         for a, b, _, cut in s.stretches(every, every):
             if cut:
                 W0, S0 = W0.detach(), None if S0 is None else S0.detach()
-            extra = {k: part(v, a, b, k == "keep") for k, v in more.items()}
+            extra = {k: part(v, a, b, k in ("keep", "erase")) for k, v in more.items()}
             y, W0, S0 = scan(
                 W0,
                 q[..., a:b, :],

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from nlc.derive import turned_read
 from nlc.foreign import reads_old
 from nlc.plan import Attention
-from nlc.system import Box, Handle, Term
+from nlc.system import Box, Term
 
 from .bodies import Body, Module, all_mapped, state_path
 from .common import (
     begin_states,
+    channels,
     equation,
     head,
     keep_states,
@@ -195,7 +197,7 @@ def recurrence(module: Module, box: Box) -> None:
             box.read,
             rule.input,
             *([error] if error else []),
-            *([state.rule.retain] if state.rule.retain else []),
+            *([rule.keep] if rule.keep is not None else []),
         ]
         body.e.count(roots)
         body.lines(box.lines)
@@ -208,12 +210,12 @@ def recurrence(module: Module, box: Box) -> None:
             if error is not None
             else "0"
         )
-        arguments = rates(body, rule, state.rule.retain, state.per)
+        arguments = rates(body, rule, state.per)
         if erase is not None:
-            arguments["erase"] = rows(body, erase, state.per, 0)
+            arguments["erase"] = rows(body, erase, state.per, channels(erase, state.per))
         arguments = {k: written(body, v) for k, v in arguments.items()}
         flags = {
-            "after_retain": state.rule.after_retain,
+            "after_retain": rule.late,
             "aim": aim,
             "before_write": reads_old(box),
         }
@@ -232,6 +234,7 @@ def recurrence(module: Module, box: Box) -> None:
             memory if rule.rule.momentum is not None else None,
         )
         body.e.hooks["apply"] = read_hook
+        body.e.hooks["matmul"] = read_hook
         body.cite_line(box.read)
         result = body.e(box.read).code
         code.add(f"return {result}")
@@ -256,15 +259,19 @@ def scan_read(
     key: str,
     memory: str | None,
 ) -> Callable[[Term], Value]:
-    """A read `M(q)` runs the whole span; a second one runs it again from the same start."""
+    """A read `M(q)`, or `q @ M`, runs the whole span; a second one runs it again from the same
+    start.
+    """
     code = module.code
     level = box.level.name if box.level is not None else ""
     cut = module.plan.training.truncate.get(level)
     started: list[str] = []
 
     def read(term: Term) -> Value:
-        handle: Handle = term.info
-        if handle.box is not box:
+        turned = turned_read(term, box)
+        if term.op == "matmul" and not turned:
+            return body.e.op_matmul(term)
+        if not turned and term.info.box is not box:
             return body.apply(term)
         q = rows(body, term.args[0], per, 1)
         if not started:
@@ -278,6 +285,7 @@ def scan_read(
         y = code.name("y")
         function = "scan" if cut is None else "self.scan_cut"
         extra = "" if cut is None else f", every={cut}, s=s"
+        extra += ", turned=True" if turned else ""
         last = f"s[{memory}]" if memory else "_"
         code.add(
             f"{y}, s[{key}], {last} = {function}({started[0]}, {q}, {x}, {e}, "

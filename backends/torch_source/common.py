@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from nlc.backward import add, constant, mul
+from nlc.backward import add, constant
 from nlc.derive import substitute
 from nlc.plan import ArrayRule
 from nlc.system import Box, State, Term, line_terms
@@ -140,19 +140,19 @@ def rows(body: Body, term: Term, per: tuple[int, ...], trailing: int) -> str:
     return code
 
 
-def rates(body: Body, rule: ArrayRule, retain: Term | None, per: tuple[int, ...]) -> dict[str, str]:
-    """rate, keep, momentum and erase as arguments of an op."""
+def rates(body: Body, rule: ArrayRule, per: tuple[int, ...]) -> dict[str, str]:
+    """rate, keep and momentum as arguments of an op."""
     given = {"rate": rows(body, substitute(rule.rule.rate, rule.settings), per, 0)}
-    keep = retain
-    if rule.rule.keep is not None:
-        own = substitute(rule.rule.keep, rule.settings)
-        keep = own if keep is None else mul(keep, own)
-    if keep is not None:
-        channel = len(keep.shape) > len(per) and keep.shape[-1] != 1
-        given["keep"] = rows(body, keep, per, 1 if channel else 0)
+    if rule.keep is not None:
+        given["keep"] = rows(body, rule.keep, per, channels(rule.keep, per))
     if rule.rule.momentum is not None:
         given["momentum"] = rows(body, substitute(rule.rule.momentum, rule.settings), per, 0)
     return given
+
+
+def channels(gate: Term, per: tuple[int, ...]) -> int:
+    """1 for a gate of one number a channel, 0 for one of one number."""
+    return int(len(gate.shape) > len(per) and gate.shape[-1] != 1)
 
 
 def named(arguments: dict[str, str], skip: str = "rate") -> str:

@@ -404,7 +404,7 @@ class Frozen(Lines, Gates):
             self.join_anchors(body, family)
             self.share_gates(body, family, mine)
             apart = [r for r in mine if self.meets_one_input(r)]
-            with body.together(len(family), self.used_by(mine, family[0])):
+            with body.together(len(family), self.used_by(mine)):
                 body.e.count([self.fold(t) for r in mine for t in (r.surprise, r.input)])
                 rows_of = {r.array: body.row(self.fold(r.surprise), (), "surprise") for r in apart}
                 found += [self.amount(body, family, r) for r in mine if r not in apart]
@@ -447,13 +447,12 @@ class Frozen(Lines, Gates):
             self.code.add(f"{name} = torch.cat([{', '.join(parts)}])")
             body.joined[family[0].name, array.name] = name
 
-    def used_by(self, rules: list[ArrayRule], state: State) -> list[str]:
+    def used_by(self, rules: list[ArrayRule]) -> list[str]:
         """The inputs and lines that these rules name."""
-        retain = state.rule.retain
         roots = [t for r in rules for t in (r.input, r.surprise)]
         if any((r.state, r.array) not in self.shared for r in rules):
             roots += [t for r in rules for t in r.settings.values()]
-            roots += [retain] if retain is not None else []
+            roots += [r.keep for r in rules if r.keep is not None]
         found: dict[str, None] = {}
         for root in roots:
             for t in root.walk():

@@ -7,7 +7,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 
-from nlc.backward import constant, mul
+from nlc.backward import constant
 from nlc.derive import substitute
 from nlc.plan import ArrayRule
 from nlc.rules import LinearRule
@@ -44,28 +44,17 @@ class Gates:
 
     # ---- what is left of each write --------------------------------------------------------------
 
-    def keep_of(self, state: State, rule: ArrayRule) -> Term | None:
-        """The line's own retention times the optimizer's."""
-        keep = state.rule.retain
-        if rule.rule.keep is None:
-            return keep
-        own = substitute(rule.rule.keep, rule.settings)
-        return own if keep is None else mul(keep, own)
-
     def retention(self, body: Body, rule: ArrayRule, fold: bool) -> str:
         """The arguments of `retained` as Python, or nothing where that is all or known numbers."""
         state = self.box.state(rule.state)
         per = () if fold else state.per
-        settings = {k: self.fold(t) if fold else t for k, t in rule.settings.items()}
-        retain = state.rule.retain
-        if fold and retain is not None:
-            retain = self.fold(retain)
+        keep = rule.keep
         unasked = replace(rule.rule, rate=constant(1.0, rule.rule.rate))  # states may make it
-        given = rates(body, replace(rule, rule=unasked, settings=settings), retain, per)
+        asked = replace(rule, rule=unasked)
+        given = rates(body, self.folded(asked) if fold else asked, per)
         known = [given[k] for k in ("keep", "momentum") if k in given]
         if all(is_number(v) for v in known):
             return ""
-        keep = self.keep_of(state, rule)
         own = len(keep.shape) - len(state.per) if keep is not None else 0
         channels = own == 1 and keep is not None and keep.shape[-1] != 1
         parts = [given.get("keep", "1.0")]
@@ -81,20 +70,18 @@ class Gates:
         states = {r.state: self.box.state(r.state).rule for r in self.rules}
         roots = [t for rule in states.values() for t in (rule.objective, rule.write) if t]
         for rule in self.rules:
+            roots.append(rule.surprise)
             parts = [rule.rule.rate, rule.rule.erase]
             if (rule.state, rule.array) not in self.left:
-                parts += [rule.rule.momentum, rule.rule.keep]
-                roots += [t for t in [states[rule.state].retain] if t is not None]
+                parts += [rule.rule.momentum]
+                roots += [rule.keep] if rule.keep is not None else []
             roots += [substitute(t, rule.settings) for t in parts if t is not None]
         return roots
 
     def gates_touch(self, rule: ArrayRule) -> bool:
         """Whether what is left of a write depends on the states."""
         momentum = rule.rule.momentum
-        terms = [
-            self.keep_of(self.box.state(rule.state), rule),
-            momentum and substitute(momentum, rule.settings),
-        ]
+        terms = [rule.keep, momentum and substitute(momentum, rule.settings)]
         return any(
             t.op == "apply"
             and t.info.box is self.box
@@ -125,9 +112,8 @@ class Gates:
 
     def numbers_left(self, rule: ArrayRule) -> bool:
         """Whether one number is kept a tick."""
-        state = self.box.state(rule.state)
-        keep = self.keep_of(state, rule)
-        return keep is None or keep.shape[len(state.per) :] in ((), (1,))
+        per = len(self.box.state(rule.state).per)
+        return rule.keep is None or rule.keep.shape[per:] in ((), (1,))
 
     def lift(self, body: Body) -> None:
         """Windows are made for the whole span, whatever uses them."""
@@ -141,31 +127,33 @@ class Gates:
         """rate, and what is left of writes: made before, or by keep and momentum."""
         state = self.box.state(rule.state)
         per = () if body.folded else state.per
-        settings = {k: self.fold(t) for k, t in rule.settings.items()}
-        retain = self.fold(state.rule.retain) if state.rule.retain is not None else None
-        alone = replace(rule.rule, keep=None, momentum=None)
+        folded = self.folded(rule)
+        alone = replace(folded, rule=replace(rule.rule, momentum=None), keep=None)
         left = self.left.get((rule.state, rule.array))
         if left is not None:
-            given = rates(body, replace(rule, rule=alone, settings=settings), None, per)
+            given = rates(body, alone, per)
             given["retention"] = f"left_{left}" if left else "left"
         elif body.folded and body.many == 1 and (kept := self.retention(body, rule, fold=True)):
-            given = rates(body, replace(rule, rule=alone, settings=settings), None, per)
+            given = rates(body, alone, per)
             given["retention"] = body.name_row(f"retained({kept})", "left")
         else:
-            given = rates(body, replace(rule, settings=settings), retain, per)
+            given = rates(body, folded, per)
         return {k: body.name_row(v, k) for k, v in given.items()}
+
+    def folded(self, rule: ArrayRule) -> ArrayRule:
+        """Its gates, as one head sees them."""
+        keep = None if rule.keep is None else self.fold(rule.keep)
+        return replace(
+            rule, settings={k: self.fold(t) for k, t in rule.settings.items()}, keep=keep
+        )
 
     def share_gates(self, body: StretchBody, family: list[State], rules: list[ArrayRule]) -> None:
         """Gates that are the same for all states of a family are made once."""
         for rule in rules:
-            parts = (rule.rule.rate, rule.rule.momentum, rule.rule.keep)
+            parts = (rule.rule.rate, rule.rule.momentum)
             terms = [substitute(t, rule.settings) for t in parts if t is not None]
-            retain = family[0].rule.retain
-            if not any(
-                t.op == "apply"
-                for term in (*terms, *([retain] if retain is not None else []))
-                for t in term.walk()
-            ):
+            terms += [rule.keep] if rule.keep is not None else []
+            if not any(t.op == "apply" for term in terms for t in term.walk()):
                 self.shared[rule.state, rule.array] = self.gates_of(body, rule)
 
     # ---- states alike ---------------------------------------------------------------------------
@@ -187,11 +175,11 @@ class Gates:
         if a.form != b.form or a.per != b.per or a.rule.through or b.rule.through:
             return False
         ours, theirs = ([r for r in self.rules if r.state == s.name] for s in (a, b))
-        pairs = [(a.rule.retain, b.rule.retain)]
+        pairs = []
         for x, y in zip(ours, theirs, strict=True):
             if x.settings.keys() != y.settings.keys() or not same_rule(x.rule, y.rule):
                 return False
-            pairs += [(x.input, y.input), (x.surprise, y.surprise)]
+            pairs += [(x.input, y.input), (x.surprise, y.surprise), (x.keep, y.keep)]
             pairs += [(x.settings[k], y.settings[k]) for k in x.settings]
         return all(
             p is q or p is not None and q is not None and alike(p, q, a.name, b.name)
@@ -201,7 +189,7 @@ class Gates:
 
 def same_rule(a: LinearRule, b: LinearRule) -> bool:
     """Two optimizers in linear form, part by part."""
-    parts = [(getattr(a, n), getattr(b, n)) for n in ("rate", "momentum", "erase", "keep")]
+    parts = [(getattr(a, n), getattr(b, n)) for n in ("rate", "momentum", "erase")]
     return all(x is y or x is not None and y is not None and alike(x, y, "", "") for x, y in parts)
 
 

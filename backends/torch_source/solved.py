@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 
-from nlc.backward import add, make, mul
+from nlc.backward import add, make
 from nlc.derive import substitute
 from nlc.diagnostics import InternalError
 from nlc.lacking import NotLowered
@@ -60,7 +60,7 @@ class Solved(Frozen):
         with code.block(f"def {ticks}({', '.join(f'{n}: Span' for n in runs)}) -> Writes:"):
             body.e = Expressions(code, body.lead, dict(outer.names), outer.hooks)
             body.exact = body.running = body.before = True
-            body.retained = {s.name for s, _ in arrays if self.at_retained(s)}
+            body.retained = {(r.state, r.array) for r in self.rules if r.late}
             for name, value in self.values.items():
                 if name in self.touching and name in self.used:
                     body.assign(Assign(name, self.fold(value)))
@@ -114,7 +114,7 @@ class Solved(Frozen):
             line = [self.gate(body, state, factors[p]) if p in factors else "None" for p in asked]
             table.append(line)
         shown = ", ".join(tuple_of(part) for part in (rows, rests, asked, map(tuple_of, table)))
-        late = ", retained=True" if self.at_retained(state) else ""
+        late = ", retained=True" if self.rules_of(state, "")[0].late else ""
         self.code.add(f"{run} = affine({start}, {shown}{late})")
 
     def keep_pasts(self, body: StretchBody) -> None:
@@ -129,12 +129,6 @@ class Solved(Frozen):
             key, name = body.key(t.info.path), self.code.name("before")
             self.code.add(f"{name} = s[{key}]")
             body.pasts[key] = name
-
-    def at_retained(self, state: State) -> bool:
-        """Whether the objective sees the retained state (2.8.3); a proximal step ends there."""
-        return state.rule.after_retain or any(
-            l.rule == "implicit" for l in state.rule.learn.values()
-        )
 
     def rules_of(self, state: State, array: str) -> list[ArrayRule]:
         return [r for r in self.rules if (r.state, r.array) == (state.name, array)]
@@ -151,20 +145,12 @@ class Solved(Frozen):
             for t in term.walk()
         )
 
-    def keep_of(self, state: State, rule: ArrayRule) -> Term | None:
-        """The line's own retention times the optimizer's."""
-        keep = state.rule.retain
-        if rule.rule.keep is None:
-            return keep
-        own = substitute(rule.rule.keep, rule.settings)
-        return own if keep is None else mul(keep, own)
-
     def gates(self, body: StretchBody, state: State, array: str) -> dict[str, str]:
         """rate, keep, momentum and erase as Python; those that depend on the state are left out."""
         rule = self.rules_of(state, array)[0]
         parts = {
             "rate": (rule.rule.rate, True),
-            "keep": (self.keep_of(state, rule), False),
+            "keep": (rule.keep, False),
             "momentum": (rule.rule.momentum, True),
             "erase": (rule.rule.erase, True),
         }
@@ -194,7 +180,7 @@ class Solved(Frozen):
         key = body.key(state_path(box, state.name, array))
         name = code.name(f"start_{state.name}_{array}" if array else f"start_{state.name}")
         arguments = {k: v for k, v in gates.items() if k in ("keep", "momentum")}
-        if self.touches(self.keep_of(state, rule)):
+        if self.touches(rule.keep):
             arguments["keep"] = "None"
         left = self.left.get((state.name, array))
         if left is not None:
@@ -306,9 +292,8 @@ class Solved(Frozen):
                 side_by_side([(row, several) for row, _, several in pairs]),
                 side_by_side([(column, several) for _, column, several in pairs]),
             ]
-        keep = self.keep_of(state, rule)
-        if keep is not None and self.touches(keep):
-            parts.append(self.gate(body, state, keep))
+        if rule.keep is not None and self.touches(rule.keep):
+            parts.append(self.gate(body, state, rule.keep))
         return f"({', '.join(parts)})"
 
 

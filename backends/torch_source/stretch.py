@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from nlc.derive import application
+from nlc.derive import application, turned_read
 from nlc.diagnostics import InternalError
 from nlc.system import Box, Handle, Term
 
@@ -20,6 +20,7 @@ class StretchBody(Body):
 
     def __init__(self, module: Module, box: Box) -> None:
         super().__init__(module, box)
+        self.e.hooks["matmul"] = self.asked_back
         self.anchors: dict[tuple[str, str], str] = {}
         self.runs: dict[tuple[str, str], str] = {}
         self.running = False
@@ -30,7 +31,7 @@ class StretchBody(Body):
         self.heads: Heads | None = None
         self.exact = False  # what is written now is a tick's own, at the state before it
         self.in_line = True  # a plain line sees the state before retention (2.8.1)
-        self.retained: set[str] = set()  # states whose objective sees it after retention
+        self.retained: set[tuple[str, str]] = set()  # arrays that an objective sees after retention
         self.offsets: dict[
             tuple[str, str], list[tuple[str, str, bool]]
         ] = {}  # by earlier steps, a tick's
@@ -155,7 +156,7 @@ class StretchBody(Body):
             return Value(f"{self.anchors[handle.name, '']}.mT", ATOM, True, own)
         ones = self.ones()
         if self.exact:
-            later = not self.in_line and handle.name in self.retained
+            later = not self.in_line and (handle.name, "") in self.retained
             code = f"{run}.retained({ones})" if later else f"{run}.read({ones}, before_write=True)"
             for _, column, _ in self.offsets.get((handle.name, ""), []):
                 code = f"({code} + {column})"
@@ -179,6 +180,17 @@ class StretchBody(Body):
             return Value(f"{run}.read({x.atom}{turned}{before}){turned}", ATOM, True, x.own)
         return Value(f"{run}.read({x.code}{before})", ATOM, True, x.own)
 
+    def asked_back(self, term: Term) -> Value:
+        """`x @ M` of the running state."""
+        own = self.running and not self.exact and turned_read(term, self.box)
+        run = self.runs.get((term.args[1].info.name, "")) if own else None
+        if run is None:
+            return self.e.op_matmul(term)
+        x = self.e(term.args[0])
+        given = x.code if self.heads is None else self.heads.join(x.atom)
+        code = f"{run}.back({given}{', before_write=True' if self.before else ''})"
+        return Value(code if self.heads is None else self.heads.part(code), ATOM, True, 1)
+
     def product_back(self, term: Term) -> Value:
         handle: Handle = term.info.handle
         run = self.runs.get((handle.name, term.info.array.name)) if handle.box is self.box else None
@@ -192,13 +204,11 @@ class StretchBody(Body):
         turned = f".transpose({self.lead - 1}, {self.lead})"
         swap = turned if handle.state.per and not self.folded else ""
         asked = f"{x.atom}{swap}" if swap else x.code
-        later = not self.in_line and handle.name in self.retained
-        if back:
-            code = f"{run}.back({asked}{', retained=True' if later else ''})"
+        later = not self.in_line and (handle.name, term.info.array.name) in self.retained
+        if later:
+            code = f"{run}.retained{'_back' * back}({asked})"
         else:
-            code = (
-                f"{run}.retained({asked})" if later else f"{run}.read({asked}, before_write=True)"
-            )
+            code = f"{run}.{'back' if back else 'read'}({asked}, before_write=True)"
         rows = x.own - (len(handle.state.per) if swap else 0) == 2
         for row, column, several in self.offsets.get((handle.name, term.info.array.name), []):
             one, other = (column, row) if back else (row, column)

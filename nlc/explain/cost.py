@@ -13,13 +13,14 @@ from math import prod
 
 from ..derive import linear_rule
 from ..endings import summed
-from ..plan import Lowering
+from ..plan import ArrayRule, Lowering
 from ..show import Writer
 from ..system import ALL, Array, Box, Slot, State, Term
 from .lines import Row, said
 
 BYTES = 4  # of a number in float32
 CHUNK, SOLVED = 32, 64  # ticks at a time, in backends/ops and backends/torch_source
+BY_OUTPUT = 16  # where each output has a system of its own
 BLOCK = 64  # queries at a time of attention with a window
 IN_PARTS = "P numbers in matrices"
 BEHIND = "B of them behind the first layer"
@@ -120,8 +121,9 @@ def added(parts: Iterable[tuple[int, str]]) -> str:
 
 def recurrence(box: Box, lowering: Lowering, c: int) -> Cost:
     """A span of C ticks (ops/recurrence.py): what is asked of the start and of the writes, the
-    state at the end, and one triangular system of C rows where the write reads the state. With
-    momentum the state is [m, 2n], and what is left of each write is a product of two tables.
+    state at the end, and one triangular system of C rows where the write reads the state, or one
+    for each output. With momentum the state is [m, 2n], and what is left of each write is a product
+    of two tables. Of one retention a channel only the pairs of earlier ticks are made.
     """
     state = next(s for s in box.states if s.rule.changes)
     m, n = state.form.arrays[0].shape
@@ -129,14 +131,26 @@ def recurrence(box: Box, lowering: Lowering, c: int) -> Cost:
     solves = rule.error is not None and rule.error.factor is not None
     solves = solves or rule.rule.erase is not None
     wide = 2 if rule.rule.momentum is not None else 1
-    r = reads(box)
+    r, per = reads(box), len(state.per)
+    apart = by_output(rule, per)
+    c = min(c, BY_OUTPUT) if apart else c
+    by_channel = rule.keep is not None and rule.keep.shape[per:] not in ((), (1,))
     whole = 2 * wide * (1 + r + solves)
-    keys, values = r + solves * (1 + wide), r + solves
-    tables = solves + 2 * (wide - 1)
-    near = f"2C({added([(keys, 'n'), (values, 'm')])})" if keys else ""
-    formula = added([(whole, "nm"), (1 if near else 0, near), (tables, "C^2")])
-    flops = whole * n * m + 2 * c * (keys * n + values * m) + tables * c * c
-    return Cost(formula, (("n", n), ("m", m), ("C", c)), flops, memories(box))
+    inverse = solves and not apart
+    keys = (1 if by_channel else 2) * (r + solves) + 2 * inverse * wide
+    values = 2 * (r + inverse)
+    tables = inverse + 2 * (wide - 1)
+    even = 2 if keys % 2 == 0 else 1
+    near = f"{even if even > 1 else ''}C({added([(keys // even, 'n'), (values // even, 'm')])})"
+    parts = [(whole, "nm"), (1 if keys else 0, near), (tables, "C^2"), (int(apart), "C m")]
+    flops = whole * n * m + c * (keys * n + values * m + apart * m) + tables * c * c
+    return Cost(added(parts), (("n", n), ("m", m), ("C", c)), flops, memories(box))
+
+
+def by_output(rule: ArrayRule, per: int) -> bool:
+    """Whether each output has a system of its own."""
+    factor = None if rule.error is None else rule.error.factor
+    return factor is not None and factor.shape[per:] not in ((), (1,))
 
 
 def at_once(box: Box, lowering: Lowering, c: int) -> Cost:

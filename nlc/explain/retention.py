@@ -9,18 +9,20 @@ from __future__ import annotations
 from math import inf
 
 from ..backward import Underivable, constant, make, mul, sub
+from ..derive import shrinkage
 from ..show import PRODUCT, Writer
 from ..system import Lambda, Term
 from .derived import Derived, link_body
 from .lines import Rows, said
 from .slopes import Curved, Kind, bending, uses
+from .tidy import wide
 
 
 def retention_rows(w: Writer, d: Derived, name: str) -> Rows:
     rule = d.state.rule
     if d.box.exact or rule.set is not None or not rule.changes:
         return []
-    return [*kept_rows(w, d, name), *link_rows(w, d, name)]
+    return [*kept_rows(w, d, name), *ridge_rows(w, d), *link_rows(w, d, name)]
 
 
 def kept_rows(w: Writer, d: Derived, name: str) -> Rows:
@@ -41,6 +43,30 @@ def kept_rows(w: Writer, d: Derived, name: str) -> Rows:
     sentence = "l2: {} is the {} of the least {}"
     kept = f"{w.text(keep, PRODUCT)}{times}{name}"
     return [said(w, "retention", sentence, kept, x, f"{squared(w, f'{x} - {name}')} + {size}")]
+
+
+def ridge_rows(w: Writer, d: Derived) -> Rows:
+    """What is quadratic in the state alone is a retention, and is run as one."""
+    step = d.step("")
+    try:
+        ridge = None if d.gradient is None else shrinkage(d.gradient)
+    except Underivable:
+        return []
+    if ridge is None or step is None or step.steps > 1 or step.momentum is not None:
+        return []
+    if d.state.form.kind != "matrix" or max(d.period, d.box.linearise or 1) > 1:
+        return []
+    taken = make("mul", step.rate, ridge, shape=wide((step.rate.shape, ridge.shape)))
+    one = constant(1.0, taken)
+    left = make("sub", one, taken)
+    if step.implicit:
+        left = make("div", one, make("add", one, taken))
+    text = "the ridge keeps {} of that"
+    if d.state.rule.retain is None:
+        text = "the ridge keeps {}"
+    elif not d.state.rule.after_retain and not step.implicit:
+        left, text = d.tidy.of(taken), "the ridge takes {} of it away"
+    return [said(w, "retention", text, w.text(left))]
 
 
 def squared(w: Writer, x: str) -> str:

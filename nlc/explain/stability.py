@@ -156,6 +156,12 @@ def contraction(d: Derived) -> Contraction:
     if step.keep is not None and d.state.rule.after_retain:
         raise Unknown("a rule that forgets by itself, after the retention")
     keep, strength, slopes, assumes, several = terms(d, step)
+    after, line = d.state.rule.after_retain, d.state.rule.retain
+    if after and d.direct:  # a ridge is no part of what the error sees: (line - s J) is apart
+        if line is not None and not d.narrow(line):
+            raise Unknown("a retention for each channel, and an objective in the array itself")
+        strength = strength if line is None else d.tidy.of(mul(line, strength))
+        after = False
     if d.box.linearise is not None and d.box.linearise > 1:
         if step.momentum is not None or step.steps > 1:
             raise Unknown("momentum, or several steps, with gradients of the chunk's start")
@@ -168,7 +174,7 @@ def contraction(d: Derived) -> Contraction:
     one = d.number(1.0)
     scale = next((j.scale for j in d.jacobians if not j.constant and j.scale is not None), one)
     return Contraction(
-        keep, strength, slopes, d.tidy.of(scale), key_of(d), d.state.rule.after_retain,
+        keep, strength, slopes, d.tidy.of(scale), key_of(d), after,
         step.momentum, several, "for each output " if vector else "", assumes, step.steps,
         step.implicit,
     )  # fmt: skip
@@ -246,10 +252,10 @@ def shrunk(d: Derived, keep: Term, step: Step, bar: Term) -> Term:
     if factor is None or factor.shape or d.moves(factor):
         raise Unknown("an objective in the array itself that is not one number times its square")
     taken = mul(step.rate, factor)
-    if d.state.rule.after_retain:
-        return mul(keep, sub(constant(1.0, keep), taken))
     if step.momentum is not None:
         raise Unknown("an objective in the array itself, with momentum")
+    if d.state.rule.after_retain:
+        return mul(keep, sub(constant(1.0, keep), taken))
     return sub(keep, taken)
 
 
