@@ -327,8 +327,8 @@ def shrinkage(found: Gradient) -> Term | None:
     """
     total: Term | None = None
     for _, bar in found.direct:
-        array = next(t for t in bar.walk() if t.op == "array")
-        line = affine(bar, array)
+        array = next((t for t in bar.walk() if t.op == "array"), None)
+        line = None if array is None else affine(bar, array)
         factor = None if line is None or line.rest is not None else line.factor
         if factor is None or any(t.op in ("product", "array") for t in factor.walk()):
             raise Underivable("an objective of its numbers that is more than the sum of squares")

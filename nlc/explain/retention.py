@@ -56,7 +56,8 @@ def ridge_rows(w: Writer, d: Derived) -> Rows:
         return []
     if d.state.form.kind != "matrix" or max(d.period, d.box.linearise or 1) > 1:
         return []
-    taken = make("mul", step.rate, ridge, shape=wide((step.rate.shape, ridge.shape)))
+    shape = wide((step.rate.shape, ridge.shape))
+    taken = d.tidy.of(make("mul", step.rate, ridge, shape=shape))
     one = constant(1.0, taken)
     left = make("sub", one, taken)
     if step.implicit:
@@ -65,7 +66,7 @@ def ridge_rows(w: Writer, d: Derived) -> Rows:
     if d.state.rule.retain is None:
         text = "the ridge keeps {}"
     elif not d.state.rule.after_retain and not step.implicit:
-        left, text = d.tidy.of(taken), "the ridge takes {} of it away"
+        left, text = taken, "the ridge takes {} of it away"
     return [said(w, "retention", text, w.text(left))]
 
 
