@@ -20,6 +20,7 @@ from ..ids import check_ids
 from ..parameters import noise
 from . import joint
 from .chance import Chance
+from .earlier import mended
 from .ending import finish
 from .examples import Examples, Watching
 from .lives import lives
@@ -260,6 +261,16 @@ class Model(Words, nn.Module):
         call, state = self.begin(inputs, state, named, own, want_losses=False)
         if call.time == 0:
             return self.nothing(call, state), state
+        before = state.fork()
+        made, state = self.answered(call, state)
+
+        def part(a: int, b: int, state: State) -> tuple[Tensor, State]:
+            cut = tuple(x[:, a:b] for x in call.inputs)
+            return self.answered(Pass(cut, own, [], [], False, state.position), state)
+
+        return (made if self.DROPPED else mended(part, before, made)), state
+
+    def answered(self, call: Pass, state: State) -> tuple[Tensor, State]:
         with self.arithmetic():
             state = self.advance(call, state)
         made = torch.cat(call.outputs, 1) if len(call.outputs) > 1 else call.outputs[0]
