@@ -81,7 +81,7 @@ def test_in_calls_and_in_half_precision() -> None:
 def test_sums_that_overflow_are_looked_at_again(monkeypatch: pytest.MonkeyPatch) -> None:
     """Large answers are numbers: nothing is run again."""
     given, op = streams("linear_attention"), nlc.memory("linear_attention")
-    large = {"q": given["q"].abs(), "k": given["k"].abs(), "v": torch.full_like(given["v"], 1e306)}
+    large = {"q": given["q"].abs(), "k": given["k"].abs(), "v": torch.full_like(given["v"], 2e304)}
     monkeypatch.setattr(earlier, "spoiled", None)
     y, _ = op(**large)
     assert y.isfinite().all() and not y.sum().isfinite()
