@@ -28,6 +28,7 @@ from .optimizer import Optimizer
 from .serving import HALF
 from .state import State, StateError, Waiting, detached
 from .stream import Stream
+from .sums import Met, Sum
 from .tree import Part, Still
 from .words import Words
 
@@ -238,7 +239,7 @@ class Model(Words, nn.Module):
         return arrays
 
     def state_from(
-        self, arrays: dict[str, Tensor], position: int, batch: int, sums: dict[str, Tensor]
+        self, arrays: dict[str, Tensor], position: int, batch: int, sums: dict[str, Sum]
     ) -> State:
         state = State(arrays, position, batch, self.SPEC_HASH, sums=dict(sums))
         self.rebase(state)
@@ -549,9 +550,10 @@ class Model(Words, nn.Module):
         )
         if training:
             s.remembered = self.run(call, state, a, b).remembered
+        s.met = None if self.INNER_OPEN else []
         with torch.enable_grad():
             result, kept = self.flow(s, *(x[:, a:b] for x in call.inputs))
-            self.learn_from(kept, call, state, a, b)
+            self.learn_from(kept, tuple(s.met or ()), call, state, a, b)
         if not training:
             call.outputs.append(result.detach())
             if call.want_losses:
@@ -575,43 +577,47 @@ class Model(Words, nn.Module):
         return [path for _, _, paths in self.LEARNERS for path in paths]
 
     def learn_from(
-        self, kept: tuple[Tensor, ...], call: Pass, state: State, a: int, b: int
-    ) -> None:
+        self, kept: tuple[Tensor, ...], met: tuple[Met, ...], call: Pass, state: State, a: int,
+        b: int,
+    ) -> None:  # fmt: skip
         """Losses of this span whose labels are here; the call's last tick waits for its label."""
         last = self.NEEDS_NEXT and b == call.time
         end = b - 1 if last else b
         if not call.own and end > a:
             here = tuple(k[:, : end - a] for k in kept)
             following = tuple(x[:, a + 1 : end + 1] for x in call.inputs)
-            self.owe(state, self.loss(here, *following).sum(), call.first + a, keep=last)
-        state.waiting = Waiting(tuple(k[:, -1:] for k in kept)) if last else None
+            self.owe(state, self.loss(here, *following).sum(), met, call.first + a, keep=last)
+        state.waiting = Waiting(tuple(k[:, -1:] for k in kept), met) if last else None
 
     def label_waiting(self, call: Pass, state: State) -> None:
         """The label of the tick before has arrived: before anything else is read (2.7.3)."""
         if state.waiting is None:
             return
-        kept, state.waiting = state.waiting.kept, None
+        kept, met = state.waiting.kept, state.waiting.met
+        state.waiting = None
         if not call.own:
             with joint.differentiable() if self.JOINT else torch.enable_grad():
                 loss = self.loss(kept, *(x[:, :1] for x in call.inputs)).sum()
-                self.owe(state, loss, state.position - 1, keep=True)
+                self.owe(state, loss, met, state.position - 1, keep=True)
         self.fire_due(state)
 
-    def owe(self, state: State, loss: Tensor, tick: int, keep: bool) -> None:
+    def owe(self, state: State, loss: Tensor, met: tuple[Met, ...], tick: int, keep: bool) -> None:
         """Gradients are summed at once where no later tick can add to this graph, else at the
-        firing.
+        firing. Of a product what came to it is summed.
         """
         if self.INNER_OPEN or self.JOINT:
             state.owed.append((tick, loss))
             return
         assert state.inner is not None
         paths = self.learning_paths()
-        grads = torch.autograd.grad(
-            loss, [state.inner[p] for p in paths], retain_graph=keep, allow_unused=True
-        )
-        for path, grad in zip(paths, grads, strict=True):
+        asked = [*(state.inner[p] for p in paths), *(y for _, _, y in met)]
+        grads = torch.autograd.grad(loss, asked, retain_graph=keep, allow_unused=True)
+        for path, grad in zip(paths, grads, strict=False):
             if grad is not None:
-                state.sums[path] = state.sums[path] + grad if path in state.sums else grad
+                state.sums[path] = state.sums.get(path, Sum()).plus(grad)
+        for (path, x, _), grad in zip(met, grads[len(paths) :], strict=True):
+            if grad is not None:
+                state.sums[path] = state.sums.get(path, Sum()).after(x, grad)
 
     def fire_due(self, state: State) -> None:
         """The levels whose period ends at this tick write (2.8), then those start anew whose time
@@ -642,7 +648,7 @@ class Model(Words, nn.Module):
     def gathered(self, state: State, period: int, paths: Sequence[str]) -> dict[str, Tensor]:
         if not self.INNER_OPEN:
             return {
-                p: state.sums[p] if p in state.sums else torch.zeros_like(state.arrays[p])
+                p: state.sums[p].total() if p in state.sums else torch.zeros_like(state.arrays[p])
                 for p in paths
             }
         assert state.inner is not None

@@ -20,6 +20,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from .sums import Met, Sum, summed
+
 if TYPE_CHECKING:
     from .model import Model
 
@@ -35,10 +37,11 @@ class StateError(ValueError):
 @dataclass
 class Waiting:
     """The last tick, whose label has not arrived: what its loss is made of, in the graph of the
-    levels on tokens.
+    levels on tokens, and the products of its span with what learns there.
     """
 
     kept: tuple[Tensor, ...]
+    met: tuple[Met, ...] = ()
 
 
 @dataclass
@@ -59,9 +62,9 @@ class State:
     inner: dict[str, Tensor] | None = None
     waiting: Waiting | None = None
     owed: list[tuple[int, Tensor]] = field(default_factory=list)
-    sums: dict[str, Tensor] = field(default_factory=dict)
+    sums: dict[str, Sum] = field(default_factory=dict)
     base: dict[str, Tensor] = field(default_factory=dict)
-    base_sums: dict[str, Tensor] = field(default_factory=dict)
+    base_sums: dict[str, Sum] = field(default_factory=dict)
     base_position: int = 0
     replay: list[tuple[tuple[Tensor, ...], bool]] = field(default_factory=list)
     live: bool = False
@@ -104,9 +107,9 @@ class State:
         """Write it as one safetensors file, its JSON in the header; a file that is there is
         replaced whole.
         """
-        tensors = {f"array {k}": v for k, v in self.base.items()} | {
-            f"sum {k}": v for k, v in self.base_sums.items()
-        }
+        tensors = {f"array {k}": v for k, v in self.base.items()}
+        for k, owed in self.base_sums.items():
+            tensors |= {f"{name} {k}": v for name, v in owed.tensors().items()}
         for i, (inputs, _) in enumerate(self.replay):
             tensors |= {f"input {i} {j}": x for j, x in enumerate(inputs)}
         header = {
@@ -179,9 +182,12 @@ def rebuilt(
     arrays = {
         k.removeprefix("array "): v.to(device) for k, v in tensors.items() if k.startswith("array ")
     }
-    sums = {
-        k.removeprefix("sum "): v.to(device) for k, v in tensors.items() if k.startswith("sum ")
-    }
+    owed: dict[str, dict[str, Tensor]] = {}
+    for key, v in tensors.items():
+        name, _, path = key.partition(" ")
+        if name in ("sum", "seen", "surprise"):
+            owed.setdefault(path, {})[name] = v.to(device)
+    sums = {path: summed(parts) for path, parts in owed.items()}
     wanted = model.kept_arrays()
     if set(arrays) != set(wanted):
         raise StateError(f"{path} holds other arrays than this model keeps")

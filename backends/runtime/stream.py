@@ -11,7 +11,9 @@ from torch import Tensor
 
 from ..gates import Learner, gate
 from ..ops.recurrence import Span
+from ..ops.retention import times
 from ..ops.stretches import Stretches
+from .sums import Met
 
 
 class Stream(dict[str, Tensor]):
@@ -21,7 +23,8 @@ class Stream(dict[str, Tensor]):
     of levels on
     tokens, so what does not open to them is a constant (language.md 2.10.1). `remembered`: what
     boxes wrote in the run
-    for training, which a run for the levels on tokens need not do again. `joint`: this run is for
+    for training, which a run for the levels on tokens need not do again. `met`: products of such a
+    run with what learns in it. `joint`: this run is for
     both (joint.py). `born`: the tick at which
     the level that is run was last reset; `began`: the same for each row of the batch, where they
     are lives of one stream (lives.py), as many of each sample as
@@ -47,6 +50,7 @@ class Stream(dict[str, Tensor]):
         self.sequence = 0  # of the stream: how many have ended
         self.elapsed = 0  # ticks of those
         self.remembered: dict[str, Any] = {}
+        self.met: list[Met] | None = None
         self.born = 0
         self.began: Tensor | None = None
         self.lives = 1  # of each sample, side by side in the batch
@@ -92,6 +96,18 @@ class Stream(dict[str, Tensor]):
         held = tuple(span.held(constant) for span in made)
         self.remembered[at] = held
         return held if self.inner else made
+
+    def product(self, key: str, x: Tensor) -> Tensor:
+        """x W' for every tick, W an array that learns the model's own loss. In the run for that it
+        is what comes to the product that is asked for, and not the gradient of W (sums.py).
+        """
+        if self.met is None:
+            return times(x, self[key].mT)
+        y = times(x, self[key].detach().mT)
+        if not y.requires_grad:
+            y.requires_grad_()
+        self.met.append((key, x, y))
+        return y
 
     @property
     def age(self) -> int:

@@ -406,7 +406,23 @@ class Body:
         handle: Handle = term.info.handle
         matrix, own = self.array(handle, term.info.array.name)
         x = self.e(term.args[0])
+        if self.waits(handle) and x.own == 1 + len(handle.state.per):
+            path = state_path(handle.box, handle.state.name, term.info.array.name)
+            return Value(self.awaited(self.key(path), x, handle), ATOM, True, x.own)
         return Value(self.times(matrix, own, x, handle), ATOM, True, x.own)
+
+    def waits(self, handle: Handle) -> bool:
+        """What learns the model's own loss, each span in a graph of its own."""
+        mine = handle.box is self.box and self.lowering(handle.box).kind == "loss"
+        return mine and self.plan.joint is None and not self.plan.inner.levels
+
+    def awaited(self, key: str, x: Value, handle: Handle) -> str:
+        """W x for every tick, where the gradient of W waits as rows."""
+        code = x.code if x.lead else f"self.stream({x.code}, s, {self.lead})"
+        if not handle.state.per:
+            return f"s.product({key}, {code})"
+        swap = f".transpose({self.lead - 1}, {self.lead})"
+        return f"s.product({key}, {self.turn(Value(code, ATOM, True, x.own), swap)}){swap}"
 
     def times(self, matrix: str, own: bool, x: Value, handle: Handle, back: bool = False) -> str:
         """W x for every tick: W is [batch, *mapped, *per, m, n], or has no batch."""

@@ -1,0 +1,67 @@
+"""Gradients that add up until their level fires.
+
+The gradient of W in y = x W' is g' x, with g what comes to y: as large as W, for one tick as for
+many. So x and g wait as rows, and are multiplied when the level fires, or once they take more room
+than W does.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from ..ops.retention import times
+
+Met = tuple[str, Tensor, Tensor]  # a product: the path of W, x, and y
+
+
+@dataclass(frozen=True)
+class Sum:
+    """The gradient of one array [batch, .., m, n] so far.
+
+    whole     what has been added up; None: nothing yet
+    seen      [batch, .., ticks, n]: x of the ticks that wait
+    surprise  [batch, .., ticks, m]: g of the same
+    """
+
+    whole: Tensor | None = None
+    seen: tuple[Tensor, ...] = ()
+    surprise: tuple[Tensor, ...] = ()
+
+    def plus(self, grad: Tensor) -> Sum:
+        return replace(self, whole=grad if self.whole is None else self.whole + grad)
+
+    def after(self, seen: Tensor, surprise: Tensor) -> Sum:
+        """The same after ticks that asked for a product."""
+        waiting = replace(
+            self, seen=(*self.seen, seen.detach()), surprise=(*self.surprise, surprise)
+        )
+        n, m = seen.shape[-1], surprise.shape[-1]
+        ticks = sum(x.shape[-2] for x in waiting.seen)
+        return Sum(waiting.total()) if ticks * (m + n) > m * n else waiting
+
+    def total(self) -> Tensor:
+        if not self.seen:
+            assert self.whole is not None
+            return self.whole
+        seen, surprise = (
+            parts[0] if len(parts) == 1 else torch.cat(parts, -2)
+            for parts in (self.seen, self.surprise)
+        )
+        made = times(surprise.mT, seen)
+        made = made.to(torch.promote_types(made.dtype, torch.float32))
+        return made if self.whole is None else self.whole + made
+
+    def tensors(self) -> dict[str, Tensor]:
+        """By name, as it is saved."""
+        rows = {"seen": self.seen, "surprise": self.surprise}
+        found = {name: torch.cat(parts, -2) for name, parts in rows.items() if parts}
+        return found if self.whole is None else {"sum": self.whole, **found}
+
+
+def summed(tensors: dict[str, Tensor]) -> Sum:
+    """What `tensors` told of."""
+    rows = {k: (x,) for k, x in tensors.items() if k != "sum"}
+    return Sum(tensors.get("sum"), **rows)
