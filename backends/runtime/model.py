@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Container, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import product
 from typing import Any, ClassVar
 
@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from ..ids import check_ids
 from ..parameters import noise
 from . import joint
+from .ahead import Ahead, look_ahead, spans
 from .chance import Chance
 from .earlier import mended
 from .ending import finish
@@ -50,6 +51,8 @@ class Pass:
     want_losses: bool
     first: int  # the position of its first tick
     watching: Watching | None = None
+    spans: list[tuple[int, int]] = field(default_factory=list)
+    ahead: Ahead | None = None
 
     @property
     def time(self) -> int:
@@ -72,6 +75,7 @@ class Model(Words, nn.Module):
     NEEDS_NEXT: ClassVar[bool] = False
     HAS_LOSS: ClassVar[bool] = True
     INNER_OPEN: ClassVar[bool] = False
+    AHEAD: ClassVar[bool] = False
     SOURCE: ClassVar[str] = ""
     IDS: ClassVar[tuple[tuple[str, int], ...]] = ()  # inputs that look up a row; of how many
     SPAN: ClassVar[int] = 0  # a call is cut at multiples of this many ticks; 0: nowhere
@@ -418,6 +422,7 @@ class Model(Words, nn.Module):
         if call.watching is not None:
             call.watching.on = not self.NEEDS_NEXT or b < call.time
         s = self.stream_of(state, b - a)
+        s.made = None if call.ahead is None else call.ahead.part(a, b)
         result, kept = self.flow(s, *(x[:, a:b] for x in call.inputs))
         call.outputs.append(result)
         if call.want_losses:
@@ -472,15 +477,12 @@ class Model(Words, nn.Module):
             state = joint.ready(self, state, training)
         self.still = Still(self.weights)
         self.label_waiting(call, state)
-        a = 0
-        while a < call.time:
-            b = min(call.time, a + self.until_firing(state.position))
-            b = self.before_the_last(call, a, b)
+        call.spans = spans(self, call, state.position)
+        for a, b in call.spans:
             if self.JOINT:
                 joint.span(self, call, state, a, b, training)
             else:
                 self.span(call, state, a, b, training)
-            a = b
         return state
 
     def weights_in(self, s: Stream) -> Any:
@@ -517,16 +519,6 @@ class Model(Words, nn.Module):
             for rounds in product(*(range(n) for n in loops))
         )
 
-    def until_firing(self, position: int) -> int:
-        """Ticks to the next firing or reset."""
-        waits = []
-        for level, period, _ in self.LEARNERS:
-            every = self.life_of(level)
-            lived = position % every if every else position
-            waits.append(int(period) - lived % int(period))
-            waits += [every - lived] if every else []
-        return min(waits)
-
     def span(self, call: Pass, state: State, a: int, b: int, training: bool) -> None:
         """One span as training sees it, then in a graph of its own what the levels on tokens learn
         from it.
@@ -536,6 +528,7 @@ class Model(Words, nn.Module):
         """
         if not self.INNER_OPEN or state.inner is None:
             self.rebase(state)
+            look_ahead(self, call, state, a, training)
             state.inner = self.standing(detached(state.arrays))
         else:
             # What is constant there may have been written in the run for training alone.
@@ -551,6 +544,8 @@ class Model(Words, nn.Module):
         if training:
             s.remembered = self.run(call, state, a, b).remembered
         s.met = None if self.INNER_OPEN else []
+        if call.ahead is not None:
+            s.made = tuple(x.detach() for x in call.ahead.part(a, b))
         with torch.enable_grad():
             result, kept = self.flow(s, *(x[:, a:b] for x in call.inputs))
             self.learn_from(kept, tuple(s.met or ()), call, state, a, b)
@@ -681,6 +676,10 @@ class Model(Words, nn.Module):
 
     def flow(self, s: Stream, *inputs: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
         """Outputs of a span, and what its losses are made of."""
+        raise NotImplementedError
+
+    def ahead(self, s: Stream, *inputs: Tensor) -> tuple[Tensor, ...]:
+        """The part of it that is made for many spans at once, if AHEAD."""
         raise NotImplementedError
 
     def loss(self, kept: tuple[Tensor, ...], *following: Tensor) -> Tensor:

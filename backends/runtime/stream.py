@@ -24,7 +24,8 @@ class Stream(dict[str, Tensor]):
     tokens, so what does not open to them is a constant (language.md 2.10.1). `remembered`: what
     boxes wrote in the run
     for training, which a run for the levels on tokens need not do again. `met`: products of such a
-    run with what learns in it. `joint`: this run is for
+    run with what learns in it. `made`: what was made ahead; `once`: this run is that, and no other
+    does it again. `joint`: this run is for
     both (joint.py). `born`: the tick at which
     the level that is run was last reset; `began`: the same for each row of the batch, where they
     are lives of one stream (lives.py), as many of each sample as
@@ -51,6 +52,8 @@ class Stream(dict[str, Tensor]):
         self.elapsed = 0  # ticks of those
         self.remembered: dict[str, Any] = {}
         self.met: list[Met] | None = None
+        self.made: tuple[Tensor, ...] | None = None
+        self.once = False
         self.born = 0
         self.began: Tensor | None = None
         self.lives = 1  # of each sample, side by side in the batch
@@ -76,7 +79,7 @@ class Stream(dict[str, Tensor]):
         if self.inner and at in self.remembered and not any(x.requires_grad for x in inputs):
             return self.remembered[at]  # type: ignore[no-any-return]
         y = box(self, at, *given)
-        if not self.inner and not self.joint:
+        if not self.inner and not self.joint and not self.once:
             self.remembered[at] = y.detach()
         return y
 
@@ -91,6 +94,8 @@ class Stream(dict[str, Tensor]):
         if self.inner and at in self.remembered:
             return self.remembered[at]  # type: ignore[no-any-return]
         made = write(*given)
+        if self.once:
+            return made
         if self.joint:
             return tuple(span.held(lambda *kept: tuple(map(self.hold, kept))) for span in made)
         held = tuple(span.held(constant) for span in made)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import keyword
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from torch import nn
@@ -502,35 +503,57 @@ class Body:
             self.e.done.clear()
             self.turned.clear()
 
-    def loop(self, line: Loop) -> None:
-        """A `repeat` that stays a loop: every round has its own part of the weights and of the
-        stream.
-        """
-        depth = len(self.loops)
+    def loop(self, line: Loop, begun: int = 0) -> None:
+        """A `repeat` that stays a loop. Of its first round so many lines have been run."""
         sample = first_path(line)
         if sample is None:
             with self.code.block(f"for _ in range({line.count}):"):
                 self.lines(line.lines)
             return
+        i = self.counter()
+        with self.code.block(f"for {i} in range({line.count}):"), self.round(line, sample, i):
+            if begun and line.count > 1:
+                known = set(self.e.names)
+                with self.code.block(f"if {i}:"):
+                    self.lines(line.lines[:begun])
+                for name in set(self.e.names) - known:
+                    if name.startswith(("past ", "seen ")):
+                        del self.e.names[name]
+                self.e.done.clear()
+                self.turned.clear()
+            self.lines(line.lines[begun:])
+
+    def begin(self, line: Loop, lines: int) -> None:
+        """So many lines of the first round."""
+        sample, i = first_path(line), self.counter()
+        assert sample is not None
+        self.code.add(f"{i} = 0")
+        with self.round(line, sample, i):
+            self.lines(line.lines[:lines])
+
+    def counter(self) -> str:
+        depth = len(self.loops)
+        return self.code.name("ijkl"[depth] if depth < 4 else f"i{depth}")
+
+    @contextmanager
+    def round(self, line: Loop, sample: str, i: str) -> Iterator[None]:
+        """Every round has its own part of the weights and of the stream."""
+        depth = len(self.loops)
         prefix = ".".join(sample.split(".")[: nth_index(sample, depth) + 1])
         part, rest = self.place(prefix, self.parts)
-        i = self.code.name("ijkl"[depth] if depth < 4 else f"i{depth}")
         layer = self.code.name("layer" if not depth else "round_")
         has = any(h == prefix or h.startswith(prefix + ".") for h in self.module.has_weights)
         parts, ats, loops = list(self.parts), list(self.ats), self.loops
-        with self.code.block(f"for {i} in range({line.count}):"):
-            if has:
-                self.code.add(f"{layer} = {attribute(part, rest.removesuffix('.{}'))}[{i}]")
-            self.parts = [*parts, (prefix + ".", layer)]
-            name, left = self.place(prefix, ats)
-            text = (name[2:-1] if name.startswith('f"') else name) + left.replace(
-                "{}", "{" + i + "}"
-            )
-            self.ats = [*ats, (prefix + ".", f'f"{text}."')]
-            self.loops = (*loops, line.count)
-            self.e.done.clear()
-            self.turned.clear()
-            self.lines(line.lines)
+        if has:
+            self.code.add(f"{layer} = {attribute(part, rest.removesuffix('.{}'))}[{i}]")
+        self.parts = [*parts, (prefix + ".", layer)]
+        name, left = self.place(prefix, ats)
+        text = (name[2:-1] if name.startswith('f"') else name) + left.replace("{}", "{" + i + "}")
+        self.ats = [*ats, (prefix + ".", f'f"{text}."')]
+        self.loops = (*loops, line.count)
+        self.e.done.clear()
+        self.turned.clear()
+        yield
         self.parts, self.ats, self.loops = parts, ats, loops
         self.e.done.clear()
         self.turned.clear()

@@ -11,11 +11,12 @@ from itertools import zip_longest
 
 from nlc.lacking import NotLowered
 from nlc.plan import Plan
-from nlc.system import Assign, Box, Level, Line, System, Term, line_terms
+from nlc.system import Assign, Box, Level, Line, Loop, System, Term, line_terms
 
 from ..ids import ids_of
 from ..parameters import boxes as every_box
 from ..parameters import start_draw, trainer
+from .ahead import Ahead, ahead_of
 from .bodies import Body, Module, all_mapped, attribute, outlives, reset_of, state_path
 from .boxes import write_box
 from .code import Code, class_name, identifier, is_used, names_module
@@ -214,6 +215,7 @@ class Writer:
             f"NEEDS_NEXT = {self.needs_next()}",
             f"HAS_LOSS = {self.system.flow.loss is not None}",
             f"INNER_OPEN = {bool(self.plan.inner.levels)}",
+            f"AHEAD = {self.has_ahead}",
             f"SPAN = {self.plan.spans.every}",
         )
         for name, op in (("BASES", "rope"), ("EPS", "rms_norm")):
@@ -300,11 +302,13 @@ class Writer:
 
     def flow(self) -> None:
         code, flow = self.code, self.system.flow
-        body = Body(self.module, None)
         late = self.loss_lines()
-        names = [identifier(n) for n, _ in flow.inputs]
-        for (name, shape), given in zip(flow.inputs, names, strict=True):
-            body.e.names[f"input {name}"] = Value(given, ATOM, True, len(shape))
+        early: list[Line] = [line for line in flow.lines if all(line is not x for x in late)]
+        self.kept = self.kept_terms(late)
+        ahead = ahead_of(self.plan, early, [flow.result, *self.kept])
+        self.has_ahead = ahead is not None
+        made = self.ahead(ahead, early) if ahead is not None else {}
+        body, names = self.flow_body()
         given = ", ".join(f"{n}: Tensor" for n in names)
         head = f"def flow(self, s: Stream, {given}) -> tuple[Tensor, tuple[Tensor, ...]]:"
         with code.function(head, ["s", "w", *names]):
@@ -315,14 +319,55 @@ class Writer:
                 ["One span of ticks: what the model answers, and what its loss is made of.", inputs]
             )
             code.add("w = self.weights_in(s)")
-            early: list[Line] = [line for line in flow.lines if all(line is not x for x in late)]
-            body.lines(early)
+            if ahead is not None:
+                asked = f"self.ahead(s, {', '.join(names)})"
+                for name, value in made.items():
+                    own = Value(code.name(name), ATOM, True, value.own)
+                    body.e.names[f"local {name}"] = own
+                listed = ", ".join(body.e.names[f"local {n}"].code for n in made)
+                comma = "," if len(made) == 1 else ""
+                code.add(f"({listed}{comma}) = {asked} if s.made is None else s.made")
+                rest = early[ahead.lines :]
+                if ahead.begun:
+                    loop, *rest = rest
+                    assert isinstance(loop, Loop)
+                    body.loop(loop, ahead.begun)
+                body.lines(rest)
+            else:
+                body.lines(early)
             body.cite_line(flow.result)
             result = body.e(flow.result)
-            self.kept = self.kept_terms(late)
             parts = [self.as_stream(body, t) for t in self.kept]
             code.add(f"return {result.code}, ({', '.join(parts)}{',' if len(parts) == 1 else ''})")
         code.add("")
+
+    def flow_body(self) -> tuple[Body, list[str]]:
+        """A body of the flow, and the names of its inputs."""
+        body, inputs = Body(self.module, None), self.system.flow.inputs
+        names = [identifier(n) for n, _ in inputs]
+        for (name, shape), given in zip(inputs, names, strict=True):
+            body.e.names[f"input {name}"] = Value(given, ATOM, True, len(shape))
+        return body, names
+
+    def ahead(self, ahead: Ahead, lines: list[Line]) -> dict[str, Value]:
+        """The method for the lines that come before what learns the loss; what it answers."""
+        code, (body, names) = self.code, self.flow_body()
+        given = ", ".join(f"{n}: Tensor" for n in names)
+        with code.function(
+            f"def ahead(self, s: Stream, {given}) -> tuple[Tensor, ...]:", ["s", "w", *names]
+        ):
+            code.docstring(["What no level that learns the loss has a hand in."])
+            code.add("w = self.weights_in(s)")
+            body.lines(lines[: ahead.lines])
+            if ahead.begun:
+                loop = lines[ahead.lines]
+                assert isinstance(loop, Loop)
+                body.begin(loop, ahead.begun)
+            made = {n: body.e.names[f"local {n}"] for n in ahead.names}
+            parts = [v.code if v.lead else f"self.stream({v.code}, s, 2)" for v in made.values()]
+            code.add(f"return ({', '.join(parts)}{',' if len(parts) == 1 else ''})")
+        code.add("")
+        return made
 
     def as_stream(self, body: Body, term: Term) -> str:
         value = body.e(term)
