@@ -15,6 +15,7 @@ from torch.nn import functional
 from . import by_hand
 
 SMALL = 1e-6
+WIDE = (torch.float32, torch.float64)
 
 
 def rms_norm(x: Tensor, gain: Tensor, eps: float = SMALL) -> Tensor:
@@ -112,7 +113,7 @@ def causal_conv(
 
 def _wide(x: Tensor) -> Tensor:
     """Sums of squares are made in float32 at least."""
-    return x.to(torch.promote_types(x.dtype, torch.float32))
+    return x if x.dtype in WIDE else x.float()
 
 
 def length_slope(x: Tensor, p: float = 2) -> Tensor:
@@ -125,8 +126,9 @@ def length_slope(x: Tensor, p: float = 2) -> Tensor:
 
 def gelu_back(bar: Tensor, x: Tensor) -> Tensor:
     """bar (Phi(x) + x phi(x)): the cotangent of x from that of gelu(x), in one operation."""
-    wide = torch.promote_types(bar.dtype, x.dtype)
-    bar, x = bar.to(wide), x.to(wide)
+    if bar.dtype != x.dtype:
+        wide = torch.promote_types(bar.dtype, x.dtype)
+        bar, x = bar.to(wide), x.to(wide)
     back: Tensor = (
         by_hand.GeluBack.apply(bar, x)  # type: ignore[no-untyped-call]
         if by_hand.allowed()

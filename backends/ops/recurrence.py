@@ -26,6 +26,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial, reduce
 from typing import Any
@@ -636,8 +637,9 @@ def _parts(state: Tensor, has_momentum: bool) -> tuple[Tensor, Tensor | None]:
 def _widened(W0: Tensor, S0: Tensor | None, ticks: Ticks) -> tuple[Tensor, Tensor | None, Ticks]:
     """The state, S nought where it is not given, and the ticks in one type, float32 or wider."""
     given = [W0, *(v for v in vars(ticks).values() if isinstance(v, Tensor))]
-    wide = reduce(torch.promote_types, (v.dtype for v in given), torch.float32)
-    if any(v.dtype != wide for v in given):
+    types = {v.dtype for v in given}
+    wide = reduce(torch.promote_types, types, torch.float32)
+    if types != {wide}:
         ticks = ticks.each(lambda value, axis: value.to(wide))
     w = W0.to(wide)
     if S0 is None:
@@ -645,6 +647,8 @@ def _widened(W0: Tensor, S0: Tensor | None, ticks: Ticks) -> tuple[Tensor, Tenso
     return w, S0.to(wide), ticks
 
 
-def _state_arithmetic(x: Tensor) -> torch.autocast:
+def _state_arithmetic(x: Tensor) -> AbstractContextManager[Any]:
     """States keep their precision under autocast."""
+    if not torch.is_autocast_enabled(x.device.type):
+        return nullcontext()
     return torch.autocast(x.device.type, enabled=False)

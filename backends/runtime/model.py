@@ -104,7 +104,7 @@ class Model(Words, nn.Module):
         super().__init__()
         self.seed = seed
         self.weights = Part()
-        self.still: Still | None = None
+        self.still = Still(self.weights)
         self.examples = Examples()
         self.chance = Chance(seed)
         nothing = torch.empty(0, device=device, dtype=dtype)
@@ -475,7 +475,6 @@ class Model(Words, nn.Module):
         training = torch.is_grad_enabled() and any(p.requires_grad for p in self.parameters())
         if self.JOINT:
             state = joint.ready(self, state, training)
-        self.still = Still(self.weights)
         self.label_waiting(call, state)
         call.spans = spans(self, call, state.position)
         for a, b in call.spans:

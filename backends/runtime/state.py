@@ -125,7 +125,7 @@ class State:
 
 
 def detached(arrays: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {k: v.detach() for k, v in arrays.items()}
+    return {k: v.detach() if v.requires_grad else v for k, v in arrays.items()}
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], header: Mapping[str, Any]) -> None:

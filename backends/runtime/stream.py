@@ -208,4 +208,4 @@ def from_outside(who: Learner) -> bool:
 
 
 def constant(*tensors: Tensor) -> tuple[Tensor, ...]:
-    return tuple(t.detach() for t in tensors)
+    return tuple(t.detach() if t.requires_grad else t for t in tensors)

@@ -29,17 +29,16 @@ class Sum:
     whole: Tensor | None = None
     seen: tuple[Tensor, ...] = ()
     surprise: tuple[Tensor, ...] = ()
+    ticks: int = 0  # that wait
 
     def plus(self, grad: Tensor) -> Sum:
         return replace(self, whole=grad if self.whole is None else self.whole + grad)
 
     def after(self, seen: Tensor, surprise: Tensor) -> Sum:
         """The same after ticks that asked for a product."""
-        waiting = replace(
-            self, seen=(*self.seen, seen.detach()), surprise=(*self.surprise, surprise)
-        )
-        n, m = seen.shape[-1], surprise.shape[-1]
-        ticks = sum(x.shape[-2] for x in waiting.seen)
+        ticks, n, m = self.ticks + seen.shape[-2], seen.shape[-1], surprise.shape[-1]
+        rows = (*self.seen, seen.detach()), (*self.surprise, surprise)
+        waiting = Sum(self.whole, *rows, ticks)
         return Sum(waiting.total()) if ticks * (m + n) > m * n else waiting
 
     def total(self) -> Tensor:
@@ -63,5 +62,7 @@ class Sum:
 
 def summed(tensors: dict[str, Tensor]) -> Sum:
     """What `tensors` told of."""
-    rows = {k: (x,) for k, x in tensors.items() if k != "sum"}
-    return Sum(tensors.get("sum"), **rows)
+    seen, surprise = tensors.get("seen"), tensors.get("surprise")
+    if seen is None or surprise is None:
+        return Sum(tensors.get("sum"))
+    return Sum(tensors.get("sum"), (seen,), (surprise,), seen.shape[-2])

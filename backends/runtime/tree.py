@@ -29,10 +29,10 @@ class Still:
     """The same tree as `Part`, its arrays as constants: for runs that take no gradient of them."""
 
     def __init__(self, part: Part) -> None:
-        arrays = {k: p.detach() for k, p in part._parameters.items() if p is not None}
-        below = {k: Still(p) for k, p in part._modules.items() if isinstance(p, Part)}
-        self.rows: dict[str, Tensor | Still] = {**arrays, **below}
-        self.__dict__.update(self.rows)
+        self.__part = part  # no name of a spec begins so
 
     def __getitem__(self, key: int | str) -> Any:
-        return self.rows[str(key)]
+        found = self.__part[key]
+        return found.detach() if isinstance(found, Tensor) else Still(found)
+
+    __getattr__ = __getitem__
