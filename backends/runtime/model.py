@@ -29,7 +29,7 @@ from .optimizer import Optimizer
 from .serving import HALF
 from .state import State, StateError, Waiting, detached
 from .stream import Stream
-from .sums import Met, Sum
+from .sums import Met, Sum, owed
 from .tree import Part, Still
 from .words import Words
 
@@ -606,12 +606,7 @@ class Model(Words, nn.Module):
         paths = self.learning_paths()
         asked = [*(state.inner[p] for p in paths), *(y for _, _, y in met)]
         grads = torch.autograd.grad(loss, asked, retain_graph=keep, allow_unused=True)
-        for path, grad in zip(paths, grads, strict=False):
-            if grad is not None:
-                state.sums[path] = state.sums.get(path, Sum()).plus(grad)
-        for (path, x, _), grad in zip(met, grads[len(paths) :], strict=True):
-            if grad is not None:
-                state.sums[path] = state.sums.get(path, Sum()).after(x, grad)
+        owed(state.sums, paths, grads[: len(paths)], met, grads[len(paths) :])
 
     def fire_due(self, state: State) -> None:
         """The levels whose period ends at this tick write (2.8), then those start anew whose time

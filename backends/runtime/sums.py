@@ -7,6 +7,7 @@ than W does.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -58,6 +59,19 @@ class Sum:
         rows = {"seen": self.seen, "surprise": self.surprise}
         found = {name: torch.cat(parts, -2) for name, parts in rows.items() if parts}
         return found if self.whole is None else {"sum": self.whole, **found}
+
+
+def owed(
+    sums: dict[str, Sum], paths: Sequence[str], grads: Sequence[Tensor | None],
+    met: Sequence[Met], came: Sequence[Tensor | None],
+) -> None:  # fmt: skip
+    """To the sums: the gradients of arrays, and what came to products with them."""
+    for path, grad in zip(paths, grads, strict=True):
+        if grad is not None:
+            sums[path] = sums.get(path, Sum()).plus(grad)
+    for (path, x, _), grad in zip(met, came, strict=True):
+        if grad is not None:
+            sums[path] = sums.get(path, Sum()).after(x, grad)
 
 
 def summed(tensors: dict[str, Tensor]) -> Sum:
