@@ -260,7 +260,9 @@ def loss_box(box: Box) -> Lowering:
         raise NotLowered("`linearise` of what learns the model's own loss", box.span)
     for s in box.states:
         rule = s.rule
-        if s.start is not None and s.start.op not in ("zeros", "normal"):
+        start = s.start
+        nothing = start is not None and start.op == "fresh" and start.args[0].op == "zeros"
+        if start is not None and not nothing and start.op not in ("zeros", "normal"):
             raise NotLowered(f"the start of `{s.name}`", s.span)
         if rule.objective is None or rule.objective.op != "loss" or rule.through or rule.onto:
             raise NotLowered(

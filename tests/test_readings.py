@@ -45,6 +45,12 @@ READINGS: list[tuple[str, dict[str, Any]]] = [
     ("cms_independent", {"inner": 0.1}),
     ("hope", {"inner": 0.1}),
     ("hope_attention", {"inner": 0.1}),
+    ("cms_sequential", {"inner": 0.2, "printed": 1}),
+    ("cms_independent", {"inner": 0.2, "printed": 1}),
+    ("cms_nested", {"rates": [0.2, 0.1, 0.1], "printed": 1}),
+    ("hope", {"inner": 0.2, "printed": 1}),
+    ("hope_attention", {"inner": 0.2, "printed": 1}),
+    ("hope_ablations", {"inner": 0.2, "printed": 1}),
     ("referential_static", {"product": 1}),
     ("referential_adaptive", {"made": 1}),
 ]
@@ -123,6 +129,71 @@ def test_a_rate_inside_is_a_setting(name: str) -> None:
     assert written and not any(bool(x.any()) for x in none.values())
     for n in written:
         assert distance(ten[n], 10 * one[n]) < 1e-12, n
+
+
+# ---- the sum of (71) -----------------------------------------------------------------------------
+
+BLOCK = """nl 1
+use "memory/continuum"
+system one(printed = 0) {
+  level training every step { objective loss; learn adam(rate = 0.01) }
+  level m(x) every 3 tokens { read continuum_block(x, 0.02, printed) }
+  transfer backprop m -> training
+  transfer init training -> m
+  flow(x[4], y[4]) { p = m(x); loss = sum((p - y)^2); return p }
+}
+"""
+
+
+def summed(w: list[Tensor], x: Tensor, y: Tensor, first: int) -> tuple[Tensor, list[Tensor]]:
+    """(71) as a loop: at each i that 3 divides, less 0.02 times the sum over t from i - first to i
+    of gradients, each at the weights of its own tick.
+    """
+    answers, terms = [], []
+    for i in range(1, x.shape[0] + 1):
+        w = [a.detach().requires_grad_() for a in w]
+        z = x[i - 1] * (x[i - 1].square().mean() + 1e-6).rsqrt()
+        p = torch.nn.functional.gelu(z @ w[0].mT) @ w[1].mT
+        terms.append(torch.autograd.grad((p - y[i - 1]).square().sum(), w))
+        answers.append(p.detach())
+        if i % 3 == 0:
+            since = terms[max(0, i - first - 1) : i]
+            w = [a - 0.02 * sum(g[k] for g in since) for k, a in enumerate(w)]
+    return torch.stack(answers), [a.detach() for a in w]
+
+
+@pytest.mark.parametrize("printed", [0, 1])
+def test_the_sum_of_a_period_has_as_many_terms_as_is_said(printed: int) -> None:
+    """As many as ticks; as printed, one more: C + 1, from i - C to i."""
+    spec = nlc.load(BLOCK, printed=printed)
+    model, (x, y) = nlc.compile(spec, dtype=torch.float64), (draw(1, 14, 4, seed=i) for i in (0, 1))
+    path = f"m.{'continuum_printed' if printed else 'continuum'}"
+    weights = [dict(model.named_weights())[f"{path}.F.W{i}"].detach() for i in (1, 2)]
+    answers, ends = summed(weights, x[0], y[0], first=3 if printed else 2)
+    found, state = model(x, y)
+    truth = nlc.reference(spec, model.state_dict())((x, y))[0]
+    assert distance(found[0], answers) < 1e-12 and distance(truth[0], answers) < 1e-12
+    for i, wanted in enumerate(ends, 1):
+        kept = [state.arrays[n] for n in (f"{path}.F.W{i}", f"{path}.L.W{i}") if n in state.arrays]
+        assert distance(sum(kept)[0], wanted) < 1e-12
+
+
+def test_a_loss_learned_once_is_that_of_the_last_tick() -> None:
+    """Across calls too, and where spans end at other ticks than the period's."""
+    text = BLOCK.replace("printed = 0", "printed = 1").replace("every 3 tokens", "every 4 tokens")
+    other = """  level n(x) every 3 tokens { read continuum(x, rate = 0.02) }
+  transfer init training -> n
+  transfer backprop n -> training
+"""
+    spec = nlc.load(text.replace("  flow", other + "  flow").replace("p = m(x)", "p = m(x) + n(x)"))
+    model, x = nlc.compile(spec, dtype=torch.float64), [draw(2, 13, 4, seed=i) for i in (0, 1)]
+    truth = nlc.reference(spec, model.state_dict())(x)[0]
+    assert distance(model(*x)[0], truth) < 1e-9
+    state, parts = None, []
+    for a, b in ((0, 3), (3, 7), (7, 8), (8, 13)):
+        y, state = model(*(each[:, a:b] for each in x), state=state)
+        parts.append(y)
+    assert distance(torch.cat(parts, 1), truth) < 1e-9
 
 
 # ---- networks that are made of states ------------------------------------------------------------

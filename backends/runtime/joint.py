@@ -11,7 +11,7 @@ A start that level A on tokens learns for an array `fast.F.W1` is an array `fast
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -89,7 +89,7 @@ def span(model: Model, call: Pass, state: State, a: int, b: int, training: bool)
         result, kept = model.flow(s, *(x[:, a:b] for x in call.inputs))
         losses = model.labelled(kept, call, a, b)
         if not call.own:
-            state.owed.append((state.position, losses.sum()))
+            state.owed += in_parts(model, losses, state.position)
         last = model.NEEDS_NEXT and b == call.time
         state.waiting = Waiting(tuple(k[:, -1:] for k in kept)) if last else None
     state.inner = dict(s)
@@ -102,6 +102,38 @@ def span(model: Model, call: Pass, state: State, a: int, b: int, training: bool)
     if not last:
         fire(model, state)
     show(state)
+
+
+def in_parts(model: Model, losses: Tensor, tick: int) -> list[tuple[int, Tensor]]:
+    """Losses of ticks from `tick` on, summed; the last by itself where some learn it alone."""
+    before = losses.shape[1] - 1
+    if not model.ONCE or before < 1:
+        return [(tick, losses.sum())]
+    return [(tick, losses[:, :before].sum()), (tick + before, losses[:, before:].sum())]
+
+
+def learning_from(model: Model, tick: int) -> list[str]:
+    """Those that learn the loss of a tick."""
+    ends = {path for _, _, paths in model.due(tick + 1) for path in paths} if model.ONCE else ()
+    return [p for p in model.learning_paths() if p not in model.ONCE or p in ends]
+
+
+def since(model: Model, state: State, period: int, paths: Sequence[str]) -> Arrays:
+    """Gradients of what is owed since a level fired, in a graph of the levels on tokens alone."""
+    assert state.inner is not None
+    found: dict[str, Tensor] = {}
+    for once, ticks in ((False, period), (True, 1)):
+        owed = [loss for tick, loss in state.owed if tick >= state.position - ticks]
+        some = [p for p in paths if (p in model.ONCE) is once]
+        leaves = [state.inner[p] for p in some]
+        grads: Sequence[Tensor | None] = [None] * len(leaves)
+        if owed and leaves:
+            with torch.enable_grad():
+                total = torch.stack(owed).sum()
+            grads = torch.autograd.grad(total, leaves, retain_graph=True, allow_unused=True)
+        for p, leaf, g in zip(some, leaves, grads, strict=True):
+            found[p] = torch.zeros_like(leaf) if g is None else g
+    return found
 
 
 def stream_of(model: Model, state: State, time: int) -> Stream:
@@ -184,7 +216,9 @@ def gradients(model: Model, state: State, level: str, period: int) -> Arrays:
     that it learns (2.10.1, 2.11.2).
     """
     assert state.inner is not None
-    since = [x for tick, x in state.owed if tick >= state.position - period and x.requires_grad]
+    open_ = [(tick, x) for tick, x in state.owed if x.requires_grad]
+    since = [x for tick, x in open_ if tick >= state.position - period]
+    last = [x for tick, x in open_ if tick == state.position - 1]
     recorded = model.SECOND[0] or state.live and model.SECOND[1]
     allowed, rule = enters(model, level), handed(row(model.FIRST, level))
     found: Arrays = {}
@@ -192,10 +226,11 @@ def gradients(model: Model, state: State, level: str, period: int) -> Arrays:
         standing = [state.inner[p] for group in groups for p in group]
         with learning(Learner(level, kind)):
             raw = iter(slopes(since, standing, recorded))
+            final = iter(slopes(last if model.ONCE else [], standing, recorded))
         for group in groups:
             own = [state.inner[p] for p in group]
-            for path, x in zip(group, own, strict=True):
-                g = next(raw)
+            for path, x, whole, end in zip(group, own, raw, final, strict=False):
+                g = end if path in model.ONCE else whole
                 g = torch.zeros_like(x) if g is None else g
                 found[path] = gate(sealed(g, allowed, own, learns_starts), rule)
     return found
@@ -257,4 +292,4 @@ def wound_back(model: Model, state: State) -> State:
     return fresh
 
 
-__all__ = ["differentiable", "fire", "ready", "span"]
+__all__ = ["differentiable", "fire", "in_parts", "learning_from", "ready", "since", "span"]

@@ -72,6 +72,7 @@ class Model(Words, nn.Module):
     PARAMETERS: ClassVar[tuple[Row, ...]] = ()
     STATES: ClassVar[tuple[Row, ...]] = ()
     LEARNERS: ClassVar[tuple[Row, ...]] = ()  # (level, period, paths of the arrays that learn)
+    ONCE: ClassVar[tuple[str, ...]] = ()  # of these, those that learn the period's last loss alone
     NEEDS_NEXT: ClassVar[bool] = False
     HAS_LOSS: ClassVar[bool] = True
     INNER_OPEN: ClassVar[bool] = False
@@ -580,7 +581,7 @@ class Model(Words, nn.Module):
         if not call.own and end > a:
             here = tuple(k[:, : end - a] for k in kept)
             following = tuple(x[:, a + 1 : end + 1] for x in call.inputs)
-            self.owe(state, self.loss(here, *following).sum(), met, call.first + a, keep=last)
+            self.owe(state, self.loss(here, *following), met, call.first + a, keep=last)
         state.waiting = Waiting(tuple(k[:, -1:] for k in kept), met) if last else None
 
     def label_waiting(self, call: Pass, state: State) -> None:
@@ -591,22 +592,26 @@ class Model(Words, nn.Module):
         state.waiting = None
         if not call.own:
             with joint.differentiable() if self.JOINT else torch.enable_grad():
-                loss = self.loss(kept, *(x[:, :1] for x in call.inputs)).sum()
-                self.owe(state, loss, met, state.position - 1, keep=True)
+                losses = self.loss(kept, *(x[:, :1] for x in call.inputs))
+                self.owe(state, losses, met, state.position - 1, keep=True)
         self.fire_due(state)
 
-    def owe(self, state: State, loss: Tensor, met: tuple[Met, ...], tick: int, keep: bool) -> None:
+    def owe(self, state: State, of: Tensor, met: tuple[Met, ...], tick: int, keep: bool) -> None:
         """Gradients are summed at once where no later tick can add to this graph, else at the
         firing. Of a product what came to it is summed.
         """
+        parts = joint.in_parts(self, of, tick)
         if self.INNER_OPEN or self.JOINT:
-            state.owed.append((tick, loss))
+            state.owed += parts
             return
         assert state.inner is not None
-        paths = self.learning_paths()
-        asked = [*(state.inner[p] for p in paths), *(y for _, _, y in met)]
-        grads = torch.autograd.grad(loss, asked, retain_graph=keep, allow_unused=True)
-        owed(state.sums, paths, grads[: len(paths)], met, grads[len(paths) :])
+        for at, loss in parts:
+            paths = joint.learning_from(self, at)
+            here = [m for m in met if m[0] in paths] if self.ONCE else met
+            asked = [*(state.inner[p] for p in paths), *(y for _, _, y in here)]
+            more = keep or at != parts[-1][0]
+            grads = torch.autograd.grad(loss, asked, retain_graph=more, allow_unused=True)
+            owed(state.sums, paths, grads[: len(paths)], here, grads[len(paths) :])
 
     def fire_due(self, state: State) -> None:
         """The levels whose period ends at this tick write (2.8), then those start anew whose time
@@ -640,18 +645,7 @@ class Model(Words, nn.Module):
                 p: state.sums[p].total() if p in state.sums else torch.zeros_like(state.arrays[p])
                 for p in paths
             }
-        assert state.inner is not None
-        since = [loss for tick, loss in state.owed if tick >= state.position - period]
-        leaves = [state.inner[p] for p in paths]
-        grads: Sequence[Tensor | None] = [None] * len(leaves)
-        if since:
-            with torch.enable_grad():
-                total = torch.stack(since).sum()
-            grads = torch.autograd.grad(total, leaves, retain_graph=True, allow_unused=True)
-        return {
-            p: torch.zeros_like(leaf) if g is None else g
-            for p, leaf, g in zip(paths, leaves, grads, strict=True)
-        }
+        return joint.since(self, state, period, paths)
 
     def renew(self, state: State, changed: set[str], fresh: dict[str, Tensor]) -> None:
         """New leaves for those that fired or started anew; all of the graph is let go where every

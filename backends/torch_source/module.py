@@ -249,10 +249,13 @@ class Writer:
             "level on tokens, period, arrays that learn the model's loss",
             list(self.learners()),
         )
+        once = [p for level in self.plan.learners for p in self.learning(level, once=True)]
+        if once:
+            self.table("ONCE", "those that learn the last loss of a period alone", once)
         write_tables(self.module)
         code.add("")
 
-    def table(self, name: str, about: str, rows: Sequence[tuple[object, ...]]) -> None:
+    def table(self, name: str, about: str, rows: Sequence[object]) -> None:
         if not rows:
             self.code.add(f"{name} = ()  # {about}")
             return
@@ -262,14 +265,17 @@ class Writer:
         self.code.add(")")
 
     def learners(self) -> Iterable[tuple[str, int, tuple[str, ...]]]:
+        for level in self.plan.learners:
+            yield level.name, level.clock.period, self.learning(level)
+
+    def learning(self, level: Level, once: bool = False) -> tuple[str, ...]:
+        """The arrays that learn the loss; or those whose objective is taken `once`."""
         from ..parameters import paths
 
-        for level in self.plan.learners:
-            arrays = [
-                p for box in self.loss_boxes(level) for s in box.states for a in s.form.arrays
-                for p in paths(state_path(box, s.name, a.name), box.loops)
-            ]  # fmt: skip
-            yield level.name, level.clock.period, tuple(arrays)
+        return tuple(
+            p for box in self.loss_boxes(level) for s in box.states if s.rule.once or not once
+            for a in s.form.arrays for p in paths(state_path(box, s.name, a.name), box.loops)
+        )  # fmt: skip
 
     def loss_boxes(self, level: Level) -> list[Box]:
         return [b for b in self.system.boxes if b.level is level and self.plan.of(b).kind == "loss"]
