@@ -804,7 +804,7 @@ def test_ticks_at_a_time_are_those_of_the_operations() -> None:
         ("gated_delta", "alpha beta", 32**2), ("titans_linear", "alpha eta mu", 32**2),
         ("titans", "alpha eta mu", 0), ("yaad", "alpha eta delta", 0), ("memora", "alpha eta", 0),
         ("oja", "beta alpha+", 32**2), ("elastic_ftrl", "eta", 0),
-        ("comba", "p+ alpha beta", 64 * 32),
+        ("comba", "p+ alpha beta", 32**2), ("gated_delta_2", "alpha+ b+ w+", 32**2),
         ("longhorn", "beta+", 16 * 32), ("kda", "alpha+ beta", 32**2), ("gla", "alpha+", 0),
         ("mesa", "beta gamma ridge+", 32**3 / 3 + 2 * 32**2),
     ],
@@ -812,7 +812,7 @@ def test_ticks_at_a_time_are_those_of_the_operations() -> None:
 def test_operations_are_those_that_torch_counts(name: str, gates: str, uncounted: float) -> None:
     """`uncounted`: triangular solves, which torch's counter does not know."""
     op = nlc.memory(name)
-    q, k, v = (torch.randn(1, T, 1, 32) for _ in range(3))
+    q, k, v = (torch.randn(1, T, 1, 32) / 32 for _ in range(3))  # answers are numbers
     named = {g.strip("+"): torch.rand(1, T, 1, *(32,) * g.endswith("+")) for g in gates.split()}
     box = next(b for b in op.spec(q, k, v, **named).system.boxes if b.states)
     plan, _ = lowered(box)

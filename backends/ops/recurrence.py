@@ -116,7 +116,7 @@ class Span:
         if e.ndim > self.w.ndim:
             rows = replace(self, retention=self.retention.asked(e.shape[-2]))
             return torch.unflatten(rows._back(e.flatten(-3, -2), view), -2, e.shape[-3:-1])
-        with _state_arithmetic(self.x):
+        with state_arithmetic(self.x):
             u = e.to(self.x.dtype)
             return self.retention.back(u, view, self.w, self.s, self.x, self.wrote).to(e.dtype)
 
@@ -124,7 +124,7 @@ class Span:
         if q.ndim > self.w.ndim:
             rows = replace(self, retention=self.retention.asked(q.shape[-2]), still=None)
             return torch.unflatten(rows._read(q.flatten(-3, -2), view), -2, q.shape[-3:-1])
-        with _state_arithmetic(self.x):
+        with state_arithmetic(self.x):
             u = q.to(self.x.dtype)
             if view is View.BEFORE and self.x.shape[-2] == 1:
                 return times(u, self.w.mT).to(q.dtype)  # the one tick has not written yet
@@ -155,7 +155,7 @@ class Span:
         """(W_T, S_T), S_T None without momentum."""
         if self.last is not None:
             return self.last, None
-        with _state_arithmetic(self.x):
+        with state_arithmetic(self.x):
             return self.retention.end(self.w, self.s, self.x, self.wrote)
 
     def rows(self, first: int, last: int) -> Span:
@@ -298,9 +298,9 @@ def begin(
     """The start of a span for which `solved` finds the writes. Arguments as in `span`; `like` is
     any stream [..., T, *] with all the leading axes; keep None: as `solved` will find.
     """
-    with _state_arithmetic(like):
+    with state_arithmetic(like):
         given = Ticks(like, like, 1.0, 1.0 if keep is None else keep, momentum, 0.0)
-        w, s, ticks = _widened(W0, S0, given)
+        w, s, ticks = widened(W0, S0, given)
         if keep is not None:
             return Start(retention or ticks.retention(), w, s, ticks.x)
         row = None if ticks.momentum is None else ticks.row(ticks.momentum)
@@ -314,8 +314,8 @@ def retained(keep: Number, momentum: Number | None = None, channels: bool = Fals
     known = keep if isinstance(keep, Tensor) else momentum
     assert isinstance(known, Tensor)
     like = known if channels else known.unsqueeze(-1)
-    with _state_arithmetic(like):
-        return _widened(like, None, Ticks(like, like, 1.0, keep, momentum, 0.0))[2].retention()
+    with state_arithmetic(like):
+        return widened(like, None, Ticks(like, like, 1.0, keep, momentum, 0.0))[2].retention()
 
 
 def repeated(retention: Retention, members: int) -> Retention:
@@ -349,8 +349,8 @@ def span(
     erase      a number, [..., T], or [..., T, m] as rate
     retention  what is left of each write, in place of keep and momentum
     """
-    with _state_arithmetic(x):
-        w, s, ticks = _widened(W0, S0, Ticks(x, e, rate, keep, momentum, erase))
+    with state_arithmetic(x):
+        w, s, ticks = widened(W0, S0, Ticks(x, e, rate, keep, momentum, erase))
         if _is_delta_rule(ticks, w, s, after_retain):
             return _delta_rule(ticks, w, retention or ticks.retention())
         return _alone(ticks.over(x.shape[0]), w, s, _view(after_retain), retention)
@@ -378,13 +378,13 @@ def scan(
     `turned`, W' is read, q [..., T, m] and y [..., T, n]. No result depends on the chunk, but for
     rounding.
     """
-    with _state_arithmetic(x):
+    with state_arithmetic(x):
         if momentum is None and S0 is None and not (before_write or turned):
             whole_scan = fla.Scan(W0, q, x, e, rate, keep, erase, after_retain, aim)
             if fla.takes(whole_scan):
                 return *fla.scan(whole_scan, _without_fla(whole_scan, chunk)), None
         e = -e if aim else e
-        w, s, ticks = _widened(W0, S0, Ticks(x, e, rate, keep, momentum, erase))
+        w, s, ticks = widened(W0, S0, Ticks(x, e, rate, keep, momentum, erase))
         view, time = _view(after_retain), x.shape[-2]
         if time == 1:
             return _one_tick(ticks, w, s, q, view, before_write, turned)
@@ -559,24 +559,41 @@ def _chunks(
     ticks: Ticks, w: Tensor, s: Tensor | None, view: View
 ) -> tuple[Span, Tensor, Tensor | None]:
     """The spans of all chunks, on an axis before time, and the state at the end."""
-    state = w if s is None else torch.cat((w, s), -1)
     writes = ticks.writes(view)
-    tail = writes.retention.tail(writes.x)
+    if not writes.by_output:
+        fixed, slope = (writes.amount, None) if writes.erase is None else writes.affine()
+        return chained(writes.retention, w, s, writes.x, fixed, slope)
+    return chained(writes.retention, w, s, writes.x, writes.amount, None, writes)
+
+
+def chained(
+    retention: Retention,
+    w: Tensor,
+    s: Tensor | None,
+    x: Tensor,
+    fixed: Tensor,
+    slope: Tensor | None,
+    alone: Writes | None = None,
+) -> tuple[Span, Tensor, Tensor | None]:
+    """The spans of chunks [..., N, C, *] that write fixed + slope state', and the state at the end;
+    `alone`: what is written with one system for each output, in place of `slope`.
+    """
+    state = w if s is None else torch.cat((w, s), -1)
+    tail = retention.tail(x)
     chunks, kind = tail.shape[:-2], state.shape[-2:]
     state = state.expand(*chunks[:-1], *kind).reshape(-1, *kind)
-    left = [_rows(v.expand(*chunks, *v.shape[-2:])) for v in writes.retention.left()]
-    if writes.by_output:
-        start, wrote, state = _one_by_one(writes, state, _rows(tail), left)
+    left = [_rows(v.expand(*chunks, *v.shape[-2:])) for v in retention.left()]
+    if alone is not None:
+        start, wrote, state = _one_by_one(alone, state, _rows(tail), left)
     else:
-        fixed, slope = (writes.amount, None) if writes.erase is None else writes.affine()
         slope = None if slope is None else _rows(slope)
         chain: Callable[..., tuple[Tensor, Tensor, Tensor]] = _chained
         if by_hand.allowed():
             chain = partial(_chain(state, fixed, len(left)).apply, _chained)
         start, wrote, state = chain(state, _rows(fixed), slope, _rows(tail), *left)
-    start, wrote = start.view(*chunks, *kind), wrote.view_as(writes.amount)
+    start, wrote = start.view(*chunks, *kind), wrote.view_as(fixed)
     has_momentum = s is not None
-    spans = Span(writes.retention, *_parts(start, has_momentum), writes.x, wrote)
+    spans = Span(retention, *_parts(start, has_momentum), x, wrote)
     return spans, *_parts(state.view(*chunks[:-1], *kind), has_momentum)
 
 
@@ -634,7 +651,7 @@ def _parts(state: Tensor, has_momentum: bool) -> tuple[Tensor, Tensor | None]:
     return w, s
 
 
-def _widened(W0: Tensor, S0: Tensor | None, ticks: Ticks) -> tuple[Tensor, Tensor | None, Ticks]:
+def widened(W0: Tensor, S0: Tensor | None, ticks: Ticks) -> tuple[Tensor, Tensor | None, Ticks]:
     """The state, S nought where it is not given, and the ticks in one type, float32 or wider."""
     given = [W0, *(v for v in vars(ticks).values() if isinstance(v, Tensor))]
     types = {v.dtype for v in given}
@@ -647,7 +664,7 @@ def _widened(W0: Tensor, S0: Tensor | None, ticks: Ticks) -> tuple[Tensor, Tenso
     return w, S0.to(wide), ticks
 
 
-def _state_arithmetic(x: Tensor) -> AbstractContextManager[Any]:
+def state_arithmetic(x: Tensor) -> AbstractContextManager[Any]:
     """States keep their precision under autocast."""
     if not torch.is_autocast_enabled(x.device.type):
         return nullcontext()

@@ -18,13 +18,14 @@ from nlc.plan import ArrayRule
 from nlc.system import Assign, Box, State, Term
 from nlc.windows import rows_of
 
-from .bodies import Module, state_path
+from .bodies import Body, Module, state_path
 from .common import equation, named, rows, transparent
 from .expressions import Expressions
 from .frozen import Frozen, turned
 from .stretch import StretchBody
 
 CHUNK = 64  # ticks solved at a time; no result depends on it
+AT_ONCE = 1024  # where all chunks of so many are made at once
 
 
 class Solved(Frozen):
@@ -34,7 +35,14 @@ class Solved(Frozen):
 
     @property
     def period(self) -> int:
-        return CHUNK
+        return AT_ONCE if self.module.plan.of(self.box).writes else CHUNK
+
+    def hoisted(self, body: Body, cuts: str) -> list[str]:
+        """What is affine makes it of chunks of its own; and is not read with other stretches."""
+        return [] if self.module.plan.of(self.box).writes else super().hoisted(body, cuts)
+
+    def reads_together(self) -> bool:
+        return not self.module.plan.of(self.box).writes and super().reads_together()
 
     def told(self) -> list[str]:
         return ["What a few ticks write, each at the state that those before it have left."]
@@ -45,14 +53,14 @@ class Solved(Frozen):
         self.unchanging(body)
         arrays = [(s, a.name) for s in self.box.states if s.rule.changes for a in s.form.arrays]
         gates = [self.gates(body, *key) for key in arrays]
-        begins = [self.begin(body, *key, g) for key, g in zip(arrays, gates, strict=True)]
         runs = [code.name(f"{s.name}_{a}" if a else s.name) for s, a in arrays]
         body.runs = {(s.name, a): n for (s, a), n in zip(arrays, runs, strict=True)}
         self.keep_pasts(body)
         if self.module.plan.of(self.box).writes:
-            self.at_once(body, arrays[0][0], begins[0], runs[0])
+            self.at_once(body, arrays[0][0], gates[0], runs[0])
             self.hand_on(body, arrays)
             return
+        begins = [self.begin(body, *key, g) for key, g in zip(arrays, gates, strict=True)]
         ticks = code.name("ticks")
         outer, taken = body.e, set(code.taken)
         code.add("")
@@ -90,7 +98,7 @@ class Solved(Frozen):
             run = body.runs[state.name, array]
             self.ends(run, [key], memories, None, False, state.form.kind)
 
-    def at_once(self, body: StretchBody, state: State, start: str, run: str) -> None:
+    def at_once(self, body: StretchBody, state: State, gates: dict[str, str], run: str) -> None:
         """Writes that are affine in one matrix: what they are made of, and their system."""
         told = state.rule.objective if state.rule.write is None else state.rule.write
         assert told is not None
@@ -115,7 +123,8 @@ class Solved(Frozen):
             table.append(line)
         shown = ", ".join(tuple_of(part) for part in (rows, rests, asked, map(tuple_of, table)))
         late = ", retained=True" if self.rules_of(state, "")[0].late else ""
-        self.code.add(f"{run} = affine({start}, {shown}{late})")
+        start, arguments = self.start(body, state, "", gates)
+        self.code.add(f"{run} = affine({start}, {shown}{named(arguments)}{late})")
 
     def keep_pasts(self, body: StretchBody) -> None:
         """Every round convolves what came before the span, which the last one moves on."""
@@ -175,10 +184,17 @@ class Solved(Frozen):
 
     def begin(self, body: StretchBody, state: State, array: str, gates: dict[str, str]) -> str:
         """The array's start, with its gates where they are known before the ticks."""
-        code, box = self.code, self.box
-        rule = self.rules_of(state, array)[0]
+        name = self.code.name(f"start_{state.name}_{array}" if array else f"start_{state.name}")
+        start, arguments = self.start(body, state, array, gates)
+        self.code.add(f"{name} = begin({start}, {self.like(body, state)}{named(arguments)})")
+        return name
+
+    def start(
+        self, body: StretchBody, state: State, array: str, gates: dict[str, str]
+    ) -> tuple[str, dict[str, str]]:
+        """The array where the stretch begins, and what is left of writes, as arguments."""
+        box, rule = self.box, self.rules_of(state, array)[0]
         key = body.key(state_path(box, state.name, array))
-        name = code.name(f"start_{state.name}_{array}" if array else f"start_{state.name}")
         arguments = {k: v for k, v in gates.items() if k in ("keep", "momentum")}
         if self.touches(rule.keep):
             arguments["keep"] = "None"
@@ -193,9 +209,8 @@ class Solved(Frozen):
         start = self.into(f"s[{key}]") + turned(state.form.kind)
         if "S0" in arguments:
             arguments["S0"] += turned(state.form.kind)
-        code.comment(equation(rule, f"{state.name}.{array}" if array else state.name))
-        code.add(f"{name} = begin({start}, {self.like(body, state)}{named(arguments)})")
-        return name
+        self.code.comment(equation(rule, f"{state.name}.{array}" if array else state.name))
+        return start, arguments
 
     def like(self, body: StretchBody, state: State) -> str:
         """Some stream with all the leading axes."""

@@ -65,7 +65,7 @@ def cost_rows(w: Writer, box: Box, lowering: Lowering | None, longest: int = 0) 
 def chunk_of(box: Box, lowering: Lowering, longest: int = 0) -> int:
     """How many ticks the algorithm takes at a time; 0 where it takes no more than one."""
     chunks = {"recurrence": CHUNK, "squares": CHUNK, "solved": SOLVED, "frozen": box.linearise or 1}
-    most = chunks.get(lowering.kind, 0)
+    most = CHUNK if lowering.writes else chunks.get(lowering.kind, 0)
     return min(most, longest) if longest else most
 
 
@@ -134,10 +134,9 @@ def recurrence(box: Box, lowering: Lowering, c: int) -> Cost:
     r, per = reads(box), len(state.per)
     apart = by_output(rule, per)
     c = min(c, BY_OUTPUT) if apart else c
-    by_channel = rule.keep is not None and rule.keep.shape[per:] not in ((), (1,))
     whole = 2 * wide * (1 + r + solves)
     inverse = solves and not apart
-    keys = (1 if by_channel else 2) * (r + solves) + 2 * inverse * wide
+    keys = (1 if by_channel(rule, per) else 2) * (r + solves) + 2 * inverse * wide
     values = 2 * (r + inverse)
     tables = inverse + 2 * (wide - 1)
     even = 2 if keys % 2 == 0 else 1
@@ -147,6 +146,11 @@ def recurrence(box: Box, lowering: Lowering, c: int) -> Cost:
     return Cost(added(parts), (("n", n), ("m", m), ("C", c)), flops, memories(box))
 
 
+def by_channel(rule: ArrayRule, per: int) -> bool:
+    """Whether what is kept is one number a channel."""
+    return rule.keep is not None and rule.keep.shape[per:] not in ((), (1,))
+
+
 def by_output(rule: ArrayRule, per: int) -> bool:
     """Whether each output has a system of its own."""
     factor = None if rule.error is None else rule.error.factor
@@ -154,22 +158,25 @@ def by_output(rule: ArrayRule, per: int) -> bool:
 
 
 def at_once(box: Box, lowering: Lowering, c: int) -> Cost:
-    """A span of C ticks (ops/affine.py), each with R writes that ask for J vectors: what is asked
-    of the start and of the writes, one triangular system of C R rows, and the state at the end.
+    """Spans of C ticks (ops/affine.py), each with so many writes that ask for so many vectors: what
+    is asked of the writes, the inverse of one triangular system of all of them, what it makes of
+    the start, and the state at the end.
     """
     state = next(s for s in box.states if s.rule.changes)
     m, n = state.form.arrays[0].shape
-    wide = 2 if lowering.arrays[0].rule.momentum is not None else 1
+    rule = lowering.arrays[0]
+    wide = 2 if rule.rule.momentum is not None else 1
     rows, r = len(lowering.writes), reads(box)
     asked = len({id(p) for w in lowering.writes for _, p in w.reads})
-    whole = 2 * wide * (rows + asked + r)
-    near = f"2C R({added([(asked + r, 'n'), (r, 'm')])})"
-    formula = f"{whole}nm + {near} + C R^2(m + {2 * asked})"
-    flops = whole * n * m + 2 * c * rows * ((asked + r) * n + r * m)
-    flops += c * rows**2 * (m + 2 * asked) + 2 * rows * asked * m
-    formula += f" + {2 * asked}R m"
-    sizes = (("n", n), ("m", m), ("C", c), ("R", rows))
-    return Cost(formula, sizes, flops, memories(box))
+    whole = 2 * wide * (2 * rows + r)
+    keys = (1 if by_channel(rule, 0) else 2) * (asked + r) + 2 * rows * wide
+    values = 2 * (rows + r)
+    weighed, carried, solves = 2 * rows**2 * asked, 2 * rows * asked * wide, rows**3
+    near = f"C({added([(rows * keys, 'n'), (rows * values, 'm')])})"
+    formula = f"{whole}nm + {near} + {added([(solves, 'C^2'), (weighed, 'C'), (carried, 'n')])}"
+    flops = whole * n * m + c * rows * (keys * n + values * m)
+    flops += solves * c * c + weighed * c + carried * n
+    return Cost(formula, (("n", n), ("m", m), ("C", c)), flops, memories(box))
 
 
 # ---- any matrices --------------------------------------------------------------------------------
