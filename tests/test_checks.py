@@ -471,3 +471,21 @@ def test_the_factor_of_a_state_without_rank_has_no_derivative() -> None:
     (told,) = kept("1", read="qr(M) @ q")
     assert told[:2] == ("NL502", "warning") and "`qr(M)` has no derivative" in told[2]
     assert kept("1", read="qr(M) @ q", start=" = normal(0.02)") == []
+
+
+def test_what_is_drawn_anew_is_reset() -> None:
+    """Levels that are never reset, and optimizers that serve them; the fix draws once."""
+    text = (CASES / "bad/drawn_anew_and_never_reset.nl").read_text(encoding="utf-8")
+    (told,) = check_text(text).diagnostics
+    assert told.fix is not None and told.fix.text == "normal(0.1)"
+    assert "`M` is drawn anew at each reset, and `counts` is never reset" in told.message
+    reset = text.replace("reset     never", "reset     every 32 tokens")
+    assert not check_text(reset).diagnostics
+    assert not check_text(text.replace("    reset     never\n", "")).diagnostics
+    rule = (
+        "optimizer wild(weight, grad) {\n  state m : like(weight) = fresh(normal(1))\n"
+        "  set 0.9 * m + grad\n  write -0.1 * m\n}\n"
+    )
+    plain = text.replace("fresh(normal(0.1))", "normal(0.1)").replace("learn adamw", "learn wild")
+    served = plain.replace("wild(rate = 4e-4)", "wild()").replace("system lm", rule + "system lm")
+    assert [d.code for d in check_text(served).diagnostics] == ["NL209"]

@@ -13,8 +13,10 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 import nlc
+from nlc.backends.ops import fla
 from nlc.cli import main
 from nlc.driver import check_file, check_text
 from nlc.explain import explain
@@ -208,3 +210,56 @@ def test_who_learns_a_start_of_a_start() -> None:
     assert "layers.{}.mid.continuum.F@slow" in text
     told = page("learned_optimizer")
     assert "it alone trains student.learned_rule.write.linear, student.learned_rule" in told
+
+
+SCANS = {
+    "linear_attention": "fla.ops.simple_gla.chunk_simple_gla",
+    "gla": "fla.ops.gla.chunk_gla",
+    "delta": "fla.ops.delta_rule.chunk_delta_rule",
+    "gated_delta": "fla.ops.gated_delta_rule.chunk_gated_delta_rule",
+    "kda": "fla.ops.kda.chunk_kda",
+    "momentum_delta": "",
+    "retention": "fla.ops.simple_gla.chunk_simple_gla",
+}
+
+
+@pytest.mark.parametrize("name", SCANS)
+def test_the_kernel_that_is_named_is_the_one_that_is_asked(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a scan asks for when it runs."""
+    asked: list[str] = []
+
+    def takes(scan: fla.Scan) -> bool:
+        asked.append(".".join(scan.kernel() or ()))
+        return False
+
+    monkeypatch.setattr(fla, "takes", takes)
+    memory = nlc.memory(name)
+    streams = {p.name.id: torch.rand(1, 3, 1, *[4] * len(p.dims)) for p in memory.declared.streams}
+    memory(**streams)
+    assert asked == [SCANS[name]] * len(asked) and bool(asked) == bool(SCANS[name])
+    told = re.sub(r"\s+", " ", explain(memory.spec(**streams)))
+    assert (f"on GPU `{SCANS[name]}` where flash-linear" in told) == bool(SCANS[name])
+    gates = name in ("gla", "kda")
+    assert ("else kernels of backends/triton" in told) == (bool(SCANS[name]) and not gates)
+
+
+def test_other_boxes_say_what_runs_them_on_cuda() -> None:
+    for name, said in (
+        ("attend", "on GPU torch's scaled_dot_product_attention"),
+        ("titans", "on GPU kernels of backends/triton, where Triton is installed"),
+        ("rwkv7", "on GPU torch's operations"),
+    ):
+        assert said in re.sub(r"\s+", " ", explain(check_file(f"memory/{name}")))
+
+
+def test_a_gradient_that_is_autograds_has_a_class_that_says_so() -> None:
+    text = (
+        "nl 1\nmemory odd(q[n], k[n], v[n], eta) {\n  state M : matrix(n, n) = normal(1)\n"
+        "  objective sum(qr(M) @ v * k)\n  learn gradient(rate = eta)\n  read M(q)\n}\n"
+    )
+    page = re.sub(r"\s+", " ", explain(check_text(text)))
+    assert (
+        "class not known: its gradient is autograd's: no rule gives the derivative of `qr`" in page
+    )

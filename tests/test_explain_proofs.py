@@ -841,6 +841,50 @@ def test_rounds_are_counted_one_by_one() -> None:
     assert 2 <= rounds <= found.rounds[2]
 
 
+WINDOWED = """nl 1
+memory windowed(q[n], k[n], v[n], alpha, eta) {
+  state     M : FORM
+  objective OBJECTIVE
+  retain    alpha
+  learn     RULE
+  read      M(q)
+}
+"""
+SQUARES = "sum((M(past(k, 3)) - past(v, 3))^2)"
+
+
+@pytest.mark.parametrize(
+    ("form", "objective", "rule"),
+    [
+        ("matrix(n, n)", SQUARES, "gradient(rate = eta)"),
+        ("matrix(n, n)", SQUARES, "momentum(rate = eta, keep = 0.5)"),
+        ("matrix(n, n)", "-sum(M(past(k, 3)) * past(v, 3))", "gradient(rate = eta)"),
+        ("matrix(n, n)", "sum(abs(M(past(k, 3)) - past(v, 3))^3)", "gradient(rate = eta)"),
+        ("matrix(n, n)", SQUARES, "adam(rate = eta)"),
+        ("residual(mlp(n, 4*n))", SQUARES, "gradient(rate = eta)"),
+        ("mlp(n, 2*n)", SQUARES, "momentum(rate = eta, keep = 0.5)"),
+    ],
+)  # fmt: skip
+def test_the_pairs_of_a_window_are_counted(form: str, objective: str, rule: str) -> None:
+    """The first round, and each that is after it."""
+    text = WINDOWED.replace("FORM", form).replace("OBJECTIVE", objective).replace("RULE", rule)
+    q, k, v = (torch.randn(1, T, 1, 32) for _ in range(3))
+    named = {"alpha": torch.rand(1, T, 1), "eta": 0.01 * torch.rand(1, T, 1)}
+    box = next(b for b in nlc.memory(text).spec(q, k, v, **named).system.boxes if b.states)
+    plan, _ = lowered(box)
+    assert plan is not None
+    found = counted.cost(box, plan)
+    assert found is not None
+    for rounds in (1, 3):
+        op = nlc.memory(text, rounds=rounds)
+        with torch.no_grad(), FlopCounterMode(display=False, custom_mapping=IN_PLACE) as counter:
+            op(q, k, v, **named)
+        more = 0 if found.rounds is None else (rounds - 1) * found.rounds[1]
+        assert found.flops + more == pytest.approx(counter.get_total_flops() / T, rel=0.01)
+    said = found.text()
+    assert "W = 3" in said or "3 pairs a tick" in said
+
+
 def test_bytes_are_those_of_the_state() -> None:
     op = nlc.memory("titans")
     q = torch.randn(1, 5, 3, 8)

@@ -32,7 +32,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     # pages: one representation each
     ("syntax", "system", "render"),
     ("levels", "rules"),
-    ("plan", "layout"),
+    ("plan", "layout", "kernels"),
     # stages: text -> syntax -> system -> levels, rules -> plan
     (
         "tokens lines mistakes build parse",

@@ -31,15 +31,14 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from nlc.kernels import FLA, TICKS, WIDTHS, Ticks, fla_kernel
+
 from . import by_hand
 
 Number = Tensor | float
 
-KNOWN = (0, 4), (0, 7)  # from the first on, before the second
 DEVICES = {"cuda"}
 TYPES = torch.bfloat16, torch.float16
-TICKS = 64  # one of its chunks
-WIDTHS = range(16, 257)
 FLOOR = 2.0**-24
 
 OTHER = (
@@ -75,19 +74,9 @@ class Scan(NamedTuple):
 
     def kernel(self) -> tuple[str, str] | None:
         """Where the one is that means the same."""
-        if isinstance(self.erase, Tensor) or self.erase not in (0.0, 1.0):
-            return None
-        if isinstance(self.rate, Tensor) and self.rate.ndim == self.x.ndim:
-            return None
-        if not self.erase:
-            kind = "gla" if self.channels else "simple_gla"
-            return f"fla.ops.{kind}", f"chunk_{kind}"
-        if self.all_kept:
-            return "fla.ops.delta_rule", "chunk_delta_rule"
-        if not self.retained:  # they take back what has faded
-            return None
-        kind = "kda" if self.channels else "gated_delta_rule"
-        return f"fla.ops.{kind}", f"chunk_{kind}"
+        erase = None if isinstance(self.erase, Tensor) else float(self.erase)
+        rates = isinstance(self.rate, Tensor) and self.rate.ndim == self.x.ndim
+        return fla_kernel(Ticks(erase, self.all_kept, self.channels, self.retained, rates))
 
     def tensors(self) -> tuple[Tensor | None, ...]:
         gates = (g if isinstance(g, Tensor) else None for g in (self.rate, self.keep))
@@ -134,7 +123,7 @@ def usable() -> bool:
         warnings.warn(BROKEN.format(error=error), stacklevel=2)
         return False
     found = tuple(int(n) for n in re.findall(r"\d+", version)[:2])
-    if KNOWN[0] <= found < KNOWN[1]:
+    if FLA[0] <= found < FLA[1]:
         return True
     warnings.warn(OTHER.format(version=version), stacklevel=2)
     return False

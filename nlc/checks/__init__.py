@@ -18,6 +18,7 @@ CHECKS: tuple[Check, ...] = (
     clocks.nl203,
     clocks.nl205,
     clocks.nl206,
+    clocks.nl209,
     transfers.nl301,
     transfers.nl302,
     transfers.nl305,

@@ -1,16 +1,16 @@
 """Clocks: what can never fire (NL203), what has no tick to be solved at (NL205), what a reset cuts
-short (NL206).
+short (NL206), what is to be drawn anew and is never reset (NL209).
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 
-from ..diagnostics import Diagnostic
-from ..system import Box, Clock, Level
+from ..diagnostics import Diagnostic, Fix
+from ..system import Box, Clock, Level, State
 from ..text import Span
 from .facts import Facts, header, inside
-from .terms import exact
+from .terms import exact, optimizers_of, served_by
 
 
 def nl203(facts: Facts) -> Iterator[Diagnostic]:
@@ -23,6 +23,29 @@ def nl203(facts: Facts) -> Iterator[Diagnostic]:
             yield never_fires(level, facts.system.assume)
             continue
         yield from inner_levels(facts, level, max(lives))
+
+
+def nl209(facts: Facts) -> Iterator[Diagnostic]:
+    """`fresh` draws at each reset (2.3.4), and some levels have none."""
+    for level in facts.system.levels:
+        if level.resets.unit != "never":
+            continue
+        found = {id(b): b for b in (*facts.boxes_of[level.name], *served_by(level.learn))}
+        rules = [r for b in [*found.values()] for r in optimizers_of(b)]
+        for box in (*found.values(), *rules):
+            for state in box.states:
+                if state.start is not None and state.start.op == "fresh":
+                    yield drawn_once(facts, level, state)
+
+
+def drawn_once(facts: Facts, level: Level, state: State) -> Diagnostic:
+    assert state.start is not None
+    span, inner = state.start.span, state.start.args[0].span.text
+    place = facts.place(span, header(level.span))
+    message = f"`{state.name}` is drawn anew at each reset, and `{level.name}` is never reset"
+    help = f"write `= {inner}`, drawn once with the model, or give `{level.name}` a `reset`"
+    fix = Fix(span, inner, f"draw `{state.name}` once") if place is span else None
+    return Diagnostic("NL209", message, place, help, fix=fix)
 
 
 def never_fires(level: Level, assume: int | None) -> Diagnostic:

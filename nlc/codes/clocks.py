@@ -6,14 +6,19 @@ from .entry import Code, code, spec, system
 
 
 def _clocked(
-    clock: str, reset: str = "", before: str = "", inputs: str = "x", call: str = ""
+    clock: str,
+    reset: str = "",
+    before: str = "",
+    inputs: str = "x",
+    call: str = "",
+    start: str = "",
 ) -> str:
     """A memory of the last tokens on some clock, as a level."""
     rows = [
         before,
         f"level slow({inputs}) {clock} {{",
         f"  {reset}" if reset else "",
-        "  state     M : matrix(width, width)",
+        f"  state     M : matrix(width, width){start}",
         "  objective sum((M(unit(x)) - x)^2)",
         "  learn     gradient(rate = 0.01)",
         "  read      M(unit(x))",
@@ -138,5 +143,15 @@ CODES: dict[str, Code] = {
         is no objective's gradient is given by `write e`, and needs no rule.""",
         _ruled("learn gradient(rate = 0.01)"),
         _ruled("objective sum((M(unit(x)) - x)^2)\nlearn gradient(rate = 0.01)"),
+    ),
+    "NL209": code(
+        "a draw at resets that never come",
+        """`fresh(e)` draws a start anew each time the state is reset. Levels on tokens are reset at
+        the end of each sequence; levels on sequences, steps and tasks, and those that say `reset
+        never`, are not reset at all, so the state would be drawn once and never again. If that is
+        meant, write `= normal(0.1)`, which is drawn once with the model; if not, say when it starts
+        anew, as in `reset every 8 sequences`.""",
+        _clocked("every 16 tokens", reset="reset     never", start=" = fresh(normal(0.1))"),
+        _clocked("every 16 tokens", start=" = fresh(normal(0.1))"),
     ),
 }

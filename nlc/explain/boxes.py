@@ -15,6 +15,7 @@ from ..plan import Lowering, Plan
 from ..show import Writer
 from ..system import ALL, Box, State, System
 from .cost import chunk_of, cost_rows
+from .kernels import kernel_rows
 from .lines import INDENT, Row, Rows, latex, said, table
 from .optimizers import line_rows, optimizer_blocks
 from .rules import spelled, state_rows
@@ -80,7 +81,11 @@ def run_rows(box: Box, system: System | None = None, tex: bool = False) -> Rows:
     longest, why = (0, "") if plan is None else longest_span(plan)
     short = found is not None and 0 < longest < chunk_of(box, found)
     reason += f"; {why}" if short else ""
-    return [said(w, "run as", reason), *cost_rows(w, box, found, longest)]
+    return [
+        said(w, "run as", reason),
+        *kernel_rows(w, box, found),
+        *cost_rows(w, box, found, longest),
+    ]
 
 
 def lowered(box: Box, system: System | None = None) -> tuple[Lowering | None, str]:

@@ -5,6 +5,7 @@ ii-ch  one number for each output                    ii-win a window of pairs   
 iii    affine, but mixed                             iv-a   the error bends        iv-b   a network
 iv-d   what is kept is not linear                    v      the rule is not linear in the gradient
 vi     kept in the dual                              vii    no parameters: solved at each read
+not known: no rule of ours gives the gradient, so autograd does
 """
 
 from __future__ import annotations
@@ -50,7 +51,7 @@ def class_of(d: Derived) -> Class | None:
     if rule.objective is None and rule.write is None:
         return None
     if d.gradient is None:
-        return None
+        return "not known", d.why if rule.write else f"its gradient is autograd's: {d.why}"
     if rule.through:
         inner = of_write(d)
         return "vi", f"kept in the dual, where it is linear; written as class {inner[0]}"
@@ -117,6 +118,8 @@ def of_exact(d: Derived) -> Class | None:
         return "vii", "no parameters: each query has its own optimum over the past"
     if d.gradient is not None and d.jacobians and all(j.constant for j in d.jacobians):
         return "iii", "a quadratic in the state, solved from sums over the past"
+    if d.gradient is None and d.why:
+        return "not known", f"its gradient is autograd's: {d.why}"
     return None
 
 

@@ -11,11 +11,14 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from math import prod
 
-from ..derive import linear_rule
+from ..backward import Underivable
+from ..derive import gradient, linear_rule
 from ..endings import summed
 from ..plan import ArrayRule, Lowering
+from ..rules import Example
 from ..show import Writer
 from ..system import ALL, Array, Box, Slot, State, Term
+from ..windows import rows_of
 from .lines import Row, said
 
 BYTES = 4  # of a number in float32
@@ -56,8 +59,8 @@ def cost_rows(w: Writer, box: Box, lowering: Lowering | None, longest: int = 0) 
     """`longest`: of how many ticks a call is run at once; 0: as many as are given."""
     found = None if lowering is None else cost(box, lowering, longest)
     rows = [] if found is None else [said(w, "cost", found.text())]
-    if found is None and lowering is not None and any(t.op == "past" for t in box.terms()):
-        rows = [said(w, "cost", "not counted: every tick of a window is written anew")]
+    if found is None and lowering is not None and learned_rows(box):
+        rows = [said(w, "cost", "not counted: the pairs of a window, of a network tick by tick")]
     held = state_text(box, lowering)
     return [*rows, said(w, "state", held)] if held else rows
 
@@ -74,9 +77,12 @@ def cost(box: Box, lowering: Lowering, longest: int = 0) -> Cost | None:
     c = chunk_of(box, lowering, longest)
     if lowering.kind == "slept" and not any(summed(s) for s in box.states):
         return reading(box)
-    learned = [t for s in box.states if s.rule.objective for t in s.rule.objective.walk()]
-    if not box.exact and any(t.op == "past" for t in learned):
-        return None
+    w = learned_rows(box)
+    if w and lowering.kind == "solved" and not lowering.writes:
+        return windowed(box, lowering, c, w)
+    if w:
+        single = all(s.form.single for s in box.states if s.rule.changes)
+        return fired(box, w) if lowering.kind == "fired" and single else None
     match lowering.kind:
         case "recurrence":
             return recurrence(box, lowering, c)
@@ -93,6 +99,21 @@ def cost(box: Box, lowering: Lowering, longest: int = 0) -> Cost | None:
         case "loss" | "static":
             return reading(box)
     return None
+
+
+def learned_rows(box: Box) -> int:
+    """How many pairs a tick learns anew: the most of a window, 0 where none is learned."""
+    examples = [] if box.exact else [e for s in box.states for e in examples_of(box, s)]
+    return max((rows_of(e.input) for e in examples), default=0)
+
+
+def examples_of(box: Box, state: State) -> tuple[Example, ...]:
+    if state.rule.objective is None or state.rule.uses_loss:
+        return ()
+    try:
+        return gradient(box, state).examples
+    except Underivable:
+        return ()
 
 
 def memories(box: Box) -> int:
@@ -269,8 +290,43 @@ def solved(box: Box, c: int) -> Cost | None:
     return Cost(formula, named, flops, memories(box), note, (more, each, c))
 
 
-def fired(box: Box) -> Cost | None:
-    """The gradient at the state that stands: forward, back, and an outer product a matrix."""
+def windowed(box: Box, lowering: Lowering, c: int, w: int) -> Cost | None:
+    """As `solved`, of W pairs a tick, which are asked anew in every round. The first meets no write
+    yet. With momentum what is asked is [m, 2n], and what is left of each write takes a table.
+    """
+    s, r = sizes(box), reads(box)
+    if s is None:
+        return None
+    wide = 2 if any(a.rule.momentum is not None for a in lowering.arrays) else 1
+    solves = any(asks_itself(e, box) for state in box.states for e in examples_of(box, state))
+    asked = (2 * w * (1 + solves) + 2 * r) * wide
+    meet = [((solves + r) * 2, "CWD"), (2 if s.e else 0, "CWE"), (2 * (wide - 1), "C^2")]
+    formula = added([(asked, "P"), (2 * w * wide if s.b else 0, "B"), *meet])
+    flops = asked * s.p + 2 * w * wide * s.b + 2 * c * w * ((solves + r) * s.d + s.e)
+    flops += 2 * (wide - 1) * c * c
+    named = (*s.named("P", "B", "D", "E"), ("W", w), ("C", c))
+    note = f"{s.note(True)}, W pairs a tick"
+    if not solves:
+        return Cost(formula, named, flops, memories(box), note)
+    near = added([(2, "CW^2 D"), (2 if s.e else 0, "CW^2 E")])
+    more = added([(2 * w * wide, "P"), (2 * w * wide if s.b else 0, "B")]) + f" + {near}"
+    each = 2 * w * wide * (s.p + s.b) + 2 * c * w * w * (s.d + s.e)
+    note += f"; R rounds after the first, until no write changes, {c} at most"
+    return Cost(formula, named, flops, memories(box), note, (more, each, c))
+
+
+def asks_itself(example: Example, box: Box) -> bool:
+    """Whether what is written depends on what the memory says."""
+    return any(
+        t.op in ("apply", "state", "product") and getattr(t.info, "handle", t.info).box is box
+        for t in example.surprise.walk()
+    )
+
+
+def fired(box: Box, w: int = 1) -> Cost | None:
+    """The gradient at the state that stands: forward, back, and an outer product a matrix, of each
+    of `w` pairs.
+    """
     if any(s.rule.write is not None for s in box.states):
         return None
     learned = any(s.rule.objective is not None for s in box.states)
@@ -279,14 +335,14 @@ def fired(box: Box) -> Cost | None:
         return reading(box)
     learns = [l for state in box.states for l in state.rule.learn.values()]
     steps = max((l.steps for l in learns), default=1)
-    formula = added([(4 * steps + 2 * r, "P"), (2 * steps if s.b else 0, "B")])
-    note = s.note(False)
+    formula = added([(4 * steps * w + 2 * r, "P"), (2 * steps * w if s.b else 0, "B")])
+    note = s.note(False) + f", {w} pairs a tick" * (w > 1)
     rules = {
         l.rule for l in learns if l.rule == "implicit" or not all(map(plain, l.optimizers.values()))
     }
     if rules:
         note += f"; and what {', '.join(f'`{n}`' for n in sorted(rules))} takes at each firing"
-    flops = (4 * steps + 2 * r) * s.p + 2 * steps * s.b
+    flops = (4 * steps * w + 2 * r) * s.p + 2 * steps * w * s.b
     return Cost(formula, s.named("P", "B"), flops, memories(box), note)
 
 

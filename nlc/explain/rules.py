@@ -246,7 +246,7 @@ def own_rows(w: Writer, d: Derived, name: str) -> Rows:
         rows.append(Row("first", f"{w.name(w.base)} = {read}"))
         kept = kept if links else w.name(w.base)
     if d.gradient is None:
-        rows += [*retention_rows(w, d, name), *by_words(w, d, name, kept)]
+        rows += [*class_rows(w, d), *retention_rows(w, d, name), *by_words(w, d, name, kept)]
     else:
         rows += named(w, d)
         rows += gradient_rows(w, d)
