@@ -28,7 +28,7 @@ from nlc.verify import Options, Verifier, headed, number, told, verify, within
 from nlc.verify import properties as P
 from nlc.verify.properties import LongRun, Measured
 from nlc.verify.rounding import judged
-from nlc.verify.streams import random_streams, run_of, truth_of, vocabularies
+from nlc.verify.streams import gradients, random_streams, run_of, truth_of, vocabularies
 
 SMALL: dict[str, Any] = {"vocab": 19, "width": 8, "depth": 1, "heads": 2}
 FAST = Options(tokens=5, long=0)
@@ -198,6 +198,17 @@ def test_a_gradient_that_is_nothing_where_a_weight_stands_is_none_that_is_missin
         out.fill_(math.nan)
     found = P.without_gradient(model, small().streams, small().system)
     assert found.value > 3 and not found.holds, "a gradient that is no number is none"
+
+
+def test_a_gradient_may_wait_until_a_slow_level_has_fired() -> None:
+    """What weighs a bucket of 8 tokens gets none in a run of 5, and none is missing."""
+    spec = nlc.load("log_linear_attention", width=8, depth=1, heads=2, vocab=7, buckets=[1, 2, 8])
+    verifier = Verifier(spec, replace(FAST, tokens=5))
+    model, x = verifier.model, verifier.streams
+    never = [n for n, g in gradients(model, x).items() if not P.all_reached(g)]
+    assert never
+    found = P.without_gradient(model, x, spec.system)
+    assert found.holds and found.at.endswith("some of 12 tokens")
 
 
 def test_weights_that_a_spec_keeps_fixed_need_no_gradient() -> None:

@@ -44,6 +44,7 @@ from .streams import (
 
 EXACT = 1e-9  # of the largest number, float64
 ALIVE = 10.0  # a norm may change by this factor
+LONGEST = 4096  # tokens, in search of a gradient
 
 
 class Least(Protocol):
@@ -285,17 +286,32 @@ def beside_a_change(run: Run, streams: Streams, other: Streams) -> Measured:
 def without_gradient(model: Model, streams: Streams, system: System) -> Measured:
     """How many trained arrays get no gradient, or one that is not finite; a start that is one for
     each head counts by its heads. A gradient may be nothing only where the weights happen to stand
-    (A's in B(A(x)), while B is 0): what has none is asked again a little beside them.
+    (A's in B(A(x)), while B is 0), or until a slow level has fired: what has none is asked again a
+    little beside them, and of longer streams.
     """
     fixed = kept_fixed(system)
     found = {n: g for n, g in gradients(model, streams).items() if n not in fixed}
-    missing = [n for n, g in found.items() if not all_reached(g)]
-    if missing:
+    missing, ran = [n for n, g in found.items() if not all_reached(g)], ""
+    runs = [streams, *longer(system, streams[0].shape[1])] if missing else []
+    for x in runs if all(map(is_finite, found.values())) else []:
         with moved(model):
-            beside = gradients(model, streams)
-        missing = [n for n in missing if not (is_finite(found[n]) and all_reached(beside[n]))]
+            beside = gradients(model, x)
+        missing = [n for n in missing if not all_reached(beside[n])]
+        ran = "" if x is streams else f", some of {x[0].shape[1]:,} tokens"
+        if not missing:
+            break
     at = f"{', '.join(missing[:3])}{', ..' * (len(missing) > 3)}" or f"of {len(found)}"
-    return Measured("arrays without a gradient", len(missing), 0.0, at)
+    return Measured("arrays without a gradient", len(missing), 0.0, at + ran)
+
+
+def longer(system: System, time: int) -> Iterator[Streams]:
+    """One sample each, until the slowest level has fired twice."""
+    levels = [l for l in system.levels if l.clock.unit == "token"]
+    clocks = [c for l in levels for c in (l.clock, l.resets) if c.unit == "token"]
+    slowest = max((c.period for c in clocks), default=1)
+    while time < min(2 * slowest, LONGEST):
+        time *= 2
+        yield random_streams(system, 1, time + 2)
 
 
 def kept_fixed(system: System) -> frozenset[str]:
