@@ -277,7 +277,7 @@ def test_omega_does_not_see_pairs_that_count_nothing() -> None:
 KEEPS = ("sigmoid(linear(x, heads) + 8)", "1 + 0 * linear(x, heads)")
 ASLEEP = {
     "titans_mac": [
-        ("rate = 1e-2 *", "rate = 0 *"), ("sigmoid(linear(y, 1) + 4)", "1 + 0 * linear(y, 1)"),
+        ("rate = 1e-2 *", "rate = 0 *"), ("sigmoid(linear(y, 1) + 8)", "1 + 0 * linear(y, 1)"),
     ],
     "titans_mag": [("1e-2 *", "0 *"), KEEPS],
     "titans_mal": [("1e-2 *", "0 *"), KEEPS],
