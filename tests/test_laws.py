@@ -15,7 +15,7 @@ import nlc
 from nlc.backends.ops import parts, recurrence
 from nlc.backends.reference import stream
 from nlc.backends.reference.gates import Transfers
-from nlc.backends.runtime import Model, Stream
+from nlc.backends.runtime import Model, Stream, ahead
 from nlc.backends.torch_source.bodies import Body
 from nlc.driver import Spec
 from nlc.files import CallError
@@ -217,7 +217,7 @@ def test_a_learner_one_tick_off(label: str, monkeypatch: pytest.MonkeyPatch) -> 
     """
     spec, due = clocked("every 3 tokens", LOSS, label), Model.due
     monkeypatch.setattr(Model, "due", lambda self, position: due(self, position + 1))
-    monkeypatch.setattr(Model, "until_firing", lambda self, position: 1)
+    monkeypatch.setattr(ahead, "until_firing", lambda model, position: 1)
     assert "changes off the clock" in broken(laws.fires_on_its_clock, spec)
 
 

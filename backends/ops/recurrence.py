@@ -666,6 +666,7 @@ def widened(W0: Tensor, S0: Tensor | None, ticks: Ticks) -> tuple[Tensor, Tensor
 
 def state_arithmetic(x: Tensor) -> AbstractContextManager[Any]:
     """States keep their precision under autocast."""
-    if not torch.is_autocast_enabled(x.device.type):
+    device = x.device.type  # `meta` has none
+    if not (torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)):
         return nullcontext()
     return torch.autocast(x.device.type, enabled=False)
