@@ -7,13 +7,21 @@ fire: a continuum memory at rate 0 is the network that it starts from, to the la
 from __future__ import annotations
 
 from .derive import linear_rule, substitute
-from .system import Box, Learn, State, System, Term
+from .system import Box, Learn, Level, State, System, Term
 
 
 def idle(system: System, box: Box) -> bool:
-    """Whether no state of the box changes, and each starts where a slower level has learned."""
-    return bool(box.states) and all(
-        stands(state) and started(system, box, state) for state in box.states
+    """Whether no state of the box changes, and each starts where training has learned."""
+    unchanged = all(stands(state) and started(system, box, state) for state in box.states)
+    return bool(box.states) and unchanged and not hands_starts(system, box.level)
+
+
+def hands_starts(system: System, level: Level | None) -> bool:
+    """Whether a level on tokens learns its starts, or it learns another's."""
+    return any(
+        level in (t.source, t.target) and t.source.clock.unit not in ("step", "task")
+        for t in system.transfers
+        if t.kind == "init"
     )
 
 

@@ -35,15 +35,6 @@ def is_joint(t: Transfer, learners: Sequence[Level]) -> bool:
     return inner in learners and not t.first_order
 
 
-def hands_starts(system: System, level: Level | None) -> bool:
-    """Whether a level on tokens learns its starts, or it learns another's."""
-    return any(
-        level in (t.source, t.target) and t.source.clock.unit not in ("step", "task")
-        for t in system.transfers
-        if t.kind == "init"
-    )
-
-
 class Joining:
     """The answers of the transfers, by names of levels."""
 

@@ -19,7 +19,7 @@ from .diagnostics import Diagnostic
 from .endings import ending, summed
 from .foreign import names_others, spans, through_lines
 from .idle import idle
-from .joint import hands_starts, joint
+from .joint import joint
 from .lacking import NotLowered
 from .pasts import attention, squares
 from .plan import Lowering, Plan
@@ -47,7 +47,7 @@ def lower(system: System) -> tuple[Plan | None, list[Diagnostic]]:
     lowerings: dict[int, Lowering] = {}
     for box in system.boxes:
         try:
-            rests = idle(system, box) and not hands_starts(system, box.level)
+            rests = idle(system, box)
             lowerings[id(box)] = static(box, rests=True) if rests else lower_box(box)
         except NotLowered as error:
             if error.diagnostic not in told:

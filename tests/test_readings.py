@@ -14,6 +14,8 @@ from torch import Tensor
 import nlc
 from nlc.backends.runtime import State
 from nlc.driver import Spec
+from nlc.verify import properties as P
+from nlc.verify.streams import random_streams
 
 
 def draw(*shape: int, seed: int = 0) -> Tensor:
@@ -259,3 +261,18 @@ def test_where_a_network_made_of_states_learns_by_itself_it_is_not_compiled() ->
     )
     with pytest.raises(nlc.SpecError, match="a network that is made of states, in `m`"):
         nlc.compile(text)
+
+
+@pytest.mark.parametrize("name", [
+    "ada_transformer", "stacked", "hope", "cms_sequential", "cms_independent", "hope_attention",
+])  # fmt: skip
+def test_what_learns_at_a_rate_of_nothing_is_its_start_in_every_call(name: str) -> None:
+    """A state handed on cuts nothing off: no call has made it."""
+    off = {"rate" if name == "ada_transformer" else "inner": 0}
+    spec = small(name, depth=1, **off)
+    model = nlc.compile(spec, dtype=torch.float64)
+    truth = nlc.reference(spec, model.state_dict(), traced=())
+    x = random_streams(spec.system, 2, 11)
+    for cut in (3, 4, 8):
+        found = P.gradients_handed_over(model, truth, x, cut)
+        assert found.holds, found

@@ -116,6 +116,8 @@ class Reference:
         passing = self.passing(train, train if drops is None else drops)
         samples = [s.fork() for s in state.samples] if state else [Sample() for _ in range(batch)]
         runs = [Run(passing, sample, i) for i, sample in enumerate(samples)]
+        for run in runs:
+            stream.stand_anew(run)
         rows = []
         for run in runs:
             answers = [stream.tick(run, at(streams, run.index, t)) for t in range(time)]

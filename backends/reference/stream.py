@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from nlc.diagnostics import InternalError
+from nlc.idle import idle
 from nlc.system import Box, Clock, Level, State
 
 from ..parameters import array_kind, start_name
@@ -452,6 +453,19 @@ def ends(clock: Clock, sequences: int, tasks: int, task: bool) -> bool:
     if clock.unit == "task":
         return task and clock.fires(tasks)
     return clock.unit == "token" or clock.unit == "sequence" and clock.fires(sequences)
+
+
+def stand_anew(run: Run) -> None:
+    """What a box keeps that never changes is a start that training learns, as a weight is, and
+    nothing that an earlier call has made.
+    """
+    for inst in run.sample.instances.values():
+        if inst.box is None or not idle(run.system, inst.box):
+            continue
+        frame = Frame(inst.box, inst.level, inst.key, (), run.index)
+        for state in inst.box.states:
+            run.start_state(inst, state, frame)
+        inst.frozen = {}
 
 
 def end_of_call(run: Run) -> None:

@@ -131,7 +131,8 @@ def gradients_handed_over(
     wanted = second_call(reference, streams, cut)
     found = gradients(model, ticks(streams, cut), state.detach())
     reached = {n: g for n, g in wanted.items() if bool(g.any())}
-    astray = [n for n, g in found.items() if n not in reached and bool(g.any())]
+    floor = EXACT * max((float(g.abs().max()) for g in reached.values()), default=0.0)
+    astray = [n for n, g in found.items() if n not in reached and float(g.abs().max()) > floor]
     off, where = farthest({n: found[n] for n in reached}, reached, least)
     off, where = (math.inf, astray[0]) if astray else (off, where)
     at = f"{where}, the first of {cut} tokens" if where else ""
