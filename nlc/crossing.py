@@ -58,6 +58,7 @@ def check_edges(
     lowerings: dict[int, Lowering],
 ) -> None:
     check_inner(system, learners, training)
+    check_cut_starts(system, lowerings)
     for lowering in lowerings.values():
         level = lowering.box.level
         if lowering.kind == "slept":
@@ -107,6 +108,21 @@ def check_inner(system: System, learners: tuple[Level, ...], training: Openness)
             raise NotLowered(f"{edge} `through {t.truncate} tokens`", t.span)
         if t.source.name not in training.levels:
             raise NotLowered(f"{edge}, where training's gradient does not enter,", t.span)
+
+
+def check_cut_starts(system: System, lowerings: dict[int, Lowering]) -> None:
+    """A start is let go of after some tokens where `backprop` is too: in memories that write."""
+    for t in system.transfers:
+        if t.kind != "init" or t.truncate is None or t.source.clock.unit == "never":
+            continue
+        for lowering in lowerings.values():
+            box = lowering.box
+            begun = any(t.speaks_of(s) for s in box.states) and not box.exact
+            if box.level is t.target and begun and lowering.kind not in MEMORIES:
+                what = f"`through {t.truncate} tokens` of a start of `{box.name}`"
+                if lowering.kind == "loss":
+                    what += ", which learns the model's loss on tokens,"
+                raise NotLowered(what, t.span)
 
 
 def cuts(lowering: Lowering) -> bool:

@@ -7,6 +7,7 @@ from __future__ import annotations
 import re
 from functools import cache
 from itertools import takewhile
+from typing import Any
 
 import pytest
 import torch
@@ -29,17 +30,23 @@ STEPS = ("step", "task")
 SAID = ("it alone trains ", "it adds to the gradient of ")
 
 
+def small(name: str, depth: int = 2) -> Spec:
+    """Two layers: what one writes is what the next one reads. In one, no write is made of it."""
+    return of_depth(name, depth)
+
+
 @cache
-def small(name: str) -> Spec:
-    """Two layers: what one writes is what the next one reads."""
-    tiny = {"periods": [1, 2, 4] if name == "cms_nested" else [2, 4]}
+def of_depth(name: str, depth: int) -> Spec:
+    tiny: dict[str, Any] = {"periods": [1, 2, 4] if name == "cms_nested" else [2, 4]}
+    if depth != 2:
+        tiny["depth"] = depth
     return at_sizes(name, **{k: v for k, v in tiny.items() if k in own_settings(name)})
 
 
 @cache
-def weights(name: str) -> dict[str, Tensor]:
+def weights(name: str, depth: int = 2) -> dict[str, Tensor]:
     """A little beside the draw: where a weight is 0, what it multiplies has no gradient."""
-    model = nlc.compile(small(name), dtype=torch.float64)
+    model = nlc.compile(small(name, depth), dtype=torch.float64)
     with P.moved(model, 0.1):
         return {n: x.clone() for n, x in model.state_dict().items()}
 
@@ -48,14 +55,14 @@ def streams(system: System) -> Streams:
     return random_streams(system, 1, TIME)
 
 
-def asked(name: str, spec: Spec) -> Grads:
-    truth = nlc.reference(spec, weights(name), traced=())
+def asked(name: str, spec: Spec, depth: int = 2) -> Grads:
+    truth = nlc.reference(spec, weights(name, depth), traced=())
     return truth_of(truth, streams(spec.system)).gradients
 
 
 @cache
-def whole(name: str) -> Grads:
-    return asked(name, small(name))
+def whole(name: str, depth: int = 2) -> Grads:
+    return asked(name, small(name, depth), depth)
 
 
 def without(spec: Spec, group: list[Transfer]) -> Spec:
@@ -96,8 +103,8 @@ def arrows(system: System) -> list[tuple[str, list[Transfer]]]:
     return list(zip(heads, edges(system), strict=True))
 
 
-def groups(name: str, kind: str) -> list[list[Transfer]]:
-    return [g for g in edges(small(name).system) if g[0].kind == kind]
+def groups(name: str, kind: str, depth: int = 2) -> list[list[Transfer]]:
+    return [g for g in edges(small(name, depth).system) if g[0].kind == kind]
 
 
 def saying(*kinds: str) -> list[str]:
@@ -106,14 +113,20 @@ def saying(*kinds: str) -> list[str]:
     return [n for n, text in texts.items() if any(f"  transfer {k} " in text for k in kinds)]
 
 
-@pytest.mark.parametrize("name", saying("backprop"))
-def test_a_gradient_changes_exactly_where_explain_says(name: str) -> None:
-    system = small(name).system
-    for group in groups(name, "backprop"):
+DEEP = [(n, d) for n in saying("backprop") for d in (2, 1) if d == 2 or "depth" in own_settings(n)]
+
+
+@pytest.mark.parametrize(("name", "depth"), DEEP)
+def test_a_gradient_changes_exactly_where_explain_says(name: str, depth: int) -> None:
+    """Of one layer and of two: what comes into the writes of one layer is made of no memory, so the
+    start of a memory learns nothing by an edge that lets its gradient go on from there.
+    """
+    spec = small(name, depth)
+    for group in groups(name, "backprop", depth):
         if group[0].target.clock.unit not in STEPS:
             continue
-        before, after = asked(name, without(small(name), group)), whole(name)
-        alone, more = told(system, group)
+        before, after = asked(name, without(spec, group), depth), whole(name, depth)
+        alone, more = told(spec.system, group)
         moved = {written(n) for n in changed(before, after)}
         assert moved == arrays(alone | more, after), group[0].source.name
         reached, still = ({written(n) for n, g in x.items() if g.any()} for x in (after, before))

@@ -304,6 +304,32 @@ def test_a_search_for_nothing_or_to_nowhere_is_a_sentence(tmp_path: Path) -> Non
         found.save(tmp_path / "missing" / "found.nl")
 
 
+@pytest.mark.parametrize(
+    ("given", "error", "said"),
+    [
+        ({"kinds": ["nope"]}, ValueError, "kinds has 'nope', which is none of 'attention', 'ma"),
+        ({"kinds": ()}, ValueError, r"kinds = \(\): one or more are needed, of 'attention'"),
+        ({"kinds": "matrix"}, TypeError, "kinds = 'matrix': a tuple or list of names"),
+        ({"kinds": [["matrix"]]}, ValueError, r"kinds has \['matrix'\], which is none of"),
+        ({"themes": ["nope"]}, ValueError, "themes has 'nope', which is none of '', 'streams'"),
+        ({"examples": "a"}, TypeError, "examples = 'a': a whole number"),
+        ({"examples": 2.5}, TypeError, "examples = 2.5: a whole number"),
+        ({"seconds": None}, TypeError, "seconds = None: a number"),
+        ({"largest": 0}, ValueError, "largest = 0: a system has one level or more"),
+    ],
+)  # fmt: skip
+def test_what_a_search_is_given_is_known_to_it(
+    given: dict[str, Any], error: type[Exception], said: str
+) -> None:
+    with pytest.raises(error, match=said):
+        laws.search(laws.fastest_first, **given)
+
+
+def test_kinds_and_themes_may_be_lists() -> None:
+    found = laws.search(laws.fastest_first, 1, kinds=["matrix"], themes=["streams"])  # type: ignore[arg-type]
+    assert isinstance(found, laws.Nothing)
+
+
 def test_a_crash_is_a_counterexample() -> None:
     def crash(spec: Spec) -> None:
         raise KeyError("a name")

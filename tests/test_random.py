@@ -831,6 +831,29 @@ REFUSED = {
 }  # fmt: skip
 
 
+LOSS = ADAPTER.replace("step", "2 tokens")
+AT_REST = LOSS.replace("objective loss\n  learn gradient(rate = 0.1)\n  ", "")
+CUT_STARTS = {
+    "open": (LOSS, OPEN),
+    "closed": (LOSS, "condition training -> mixer"),
+    "with memories that are let go of too": (LOSS, f"{OPEN} through 4 tokens"),
+    "at rest": (AT_REST, OPEN),
+    "once a sequence": (LOSS.replace("2 tokens", "sequence").replace("loss", "sum((A(x) - x)^2)"),
+                        f"{OPEN} through 4 tokens"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", CUT_STARTS)
+def test_a_cut_of_a_start_that_no_lowering_makes_is_refused(name: str) -> None:
+    """Where nothing else is cut, its gradient would come from further back than the text says."""
+    body, back = CUT_STARTS[name]
+    cut = with_mixer(body, back, "init training -> mixer through 4 tokens")
+    with pytest.raises(SpecError, match=r"NL701.*`through 4 tokens` of a start of `mixer`"):
+        nlc.compile(nlc.load(cut))
+    if "let go" not in name:
+        nlc.compile(nlc.load(cut.replace("mixer through 4 tokens\nflow", "mixer\nflow")))
+
+
 @pytest.mark.parametrize("words", REFUSED)
 def test_refused(words: str) -> None:
     with pytest.raises(SpecError) as told:

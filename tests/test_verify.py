@@ -125,6 +125,31 @@ def test_runs_that_break_a_property_are_seen() -> None:
         assert found.value == 0 and not found.holds, "nothing depends on what was changed"
 
 
+LATE = """nl 1
+system t(width = 2) {
+  level slow(x) every 2 tokens { state S : matrix(width, width); write outer(x, x); read x }
+  level fast(x) every 2 tokens {
+    reset every 4 tokens
+    state M : matrix(width, width)
+    write 0.1 * slow.S
+    retain 0.9
+    read M(RANGE)
+  }
+  transfer generate slow -> fast.M
+  flow(x[width]) { a = slow(x); return fast(x) }
+}
+"""
+
+
+@pytest.mark.parametrize("asked", ["x", "range(width)"])
+def test_an_answer_may_depend_on_earlier_firings_alone(asked: str) -> None:
+    """Of some tokens, or of all: no token has to change the answer at its own tick."""
+    found = verify(nlc.load(LATE.replace("RANGE", asked)), Options(tokens=9, long=0))
+    moved = ("change by later tokens", "Jacobian to later tokens")
+    named = {m.name: m for m in found.measured}
+    assert all(named[n].holds and 0 < named[n].contrast < math.inf for n in moved)
+
+
 class Wrapped:
     """A module whose answers are changed."""
 

@@ -109,8 +109,7 @@ def search(
     `kinds`, `themes`, `largest`: as for `systems`. An error other than a law's is a counterexample
     too: a compiler must not crash.
     """
-    if examples < 1:
-        raise ValueError(f"examples = {examples}: a search draws one system or more")
+    _checked(examples, seconds, kinds, themes, largest)
     seen = Seen(getattr(law, "__name__", "the law"))
     end = time.monotonic() + seconds
 
@@ -138,6 +137,30 @@ def search(
         if seen.last is None:
             raise  # not of a system that was drawn
     return seen.last or Nothing(seen.law, seen.tried, examples)
+
+
+def _checked(
+    examples: object, seconds: object, kinds: object, themes: object, largest: object
+) -> None:
+    """What a search is given, or what is wrong with it in a sentence."""
+    for name, value in (("examples", examples), ("largest", largest)):
+        if not isinstance(value, int) or isinstance(value, bool):
+            raise TypeError(f"{name} = {value!r}: a whole number is needed")
+    if not isinstance(seconds, int | float) or isinstance(seconds, bool):
+        raise TypeError(f"seconds = {seconds!r}: a number is needed")
+    if examples < 1:  # type: ignore[operator]
+        raise ValueError(f"examples = {examples}: a search draws one system or more")
+    if largest < 1:  # type: ignore[operator]
+        raise ValueError(f"largest = {largest}: a system has one level or more")
+    for name, values, known in (("kinds", kinds, KINDS), ("themes", themes, THEMES)):
+        if not isinstance(values, tuple | list):
+            raise TypeError(f"{name} = {values!r}: a tuple or list of names is needed")
+        words = ", ".join(repr(k) for k in dict.fromkeys(known))
+        if not values:
+            raise ValueError(f"{name} = {values!r}: one or more are needed, of {words}")
+        wrong = [v for v in values if v not in known]
+        if wrong:
+            raise ValueError(f"{name} has {wrong[0]!r}, which is none of {words}")
 
 
 def _told(error: Exception) -> Exception:

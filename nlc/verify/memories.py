@@ -227,7 +227,7 @@ class MemoryVerifier:
         system, x, seed = self.system, self.streams, self.options.seed
         yield "calls of one token", lambda: P.streamed(run, system, x)
         yield "random splits", lambda: P.random_splits(run, system, x, seed)
-        yield "later tokens", lambda: P.before_a_change(run, x, self.other_from, False, max)
+        yield "later tokens", lambda: P.before_a_change(run, x, self.other_from)
         several, one_other = self.several()
         yield "samples", lambda: P.beside_a_change(run, several, one_other)
         if self.lacking:
@@ -354,7 +354,7 @@ class MemoryVerifier:
     def jacobian(self) -> Measured:
         x = leaves(self.drawn(1, self.tokens, 4))
         y, _ = self.run(x)
-        return P.reach_of(y, x, (), self.options.seed, max)
+        return P.reach_of(y, x, (), self.options.seed)
 
     @cached_property
     def own(self) -> list[str]:

@@ -47,12 +47,6 @@ ALIVE = 10.0  # a norm may change by this factor
 LONGEST = 4096  # tokens, in search of a gradient
 
 
-class Least(Protocol):
-    """`min` or `max`."""
-
-    def __call__(self, of: Iterable[float], /, *, default: float) -> float: ...
-
-
 class HasArrays(Protocol):
     """The state of a system or of an operation."""
 
@@ -194,7 +188,7 @@ def gradients_across_calls(model: Model, system: System, streams: Streams) -> Me
 
 
 def jacobian(model: Model, system: System, time: int, seed: int = 0) -> Measured:
-    """The largest derivative of an answer by a later token; `contrast` is the least by its own."""
+    """The largest derivative of an answer by a later token; `contrast`, by any other."""
     streams = random_streams(system, 1, time, seed, distinct=True)
     leaves = [x.requires_grad_() if x.is_floating_point() else x for x in streams]
     with Nudged() as nudged:
@@ -202,11 +196,9 @@ def jacobian(model: Model, system: System, time: int, seed: int = 0) -> Measured
     return reach_of(y, leaves, list(nudged.nudges.values()), seed)
 
 
-def reach_of(
-    y: Tensor, inputs: Sequence[Tensor], nudges: Sequence[Tensor], seed: int, least: Least = min
-) -> Measured:
-    """Of answers [1, time, ..] to their inputs. `least` (as for `before_a_change`): max, where some
-    answers need not depend on their own inputs, as those of a memory that holds nothing yet.
+def reach_of(y: Tensor, inputs: Sequence[Tensor], nudges: Sequence[Tensor], seed: int) -> Measured:
+    """Of answers [1, time, ..] to their inputs. Not each need depend on its own: a memory may hold
+    nothing yet, or be all that is asked.
     """
     sides = [x for x in inputs if x.is_floating_point()] + list(nudges)
     pick = torch.Generator().manual_seed(seed)
@@ -217,11 +209,11 @@ def reach_of(
             (weight * y[:, t]).sum(), sides, retain_graph=True, allow_unused=True
         )
         reach = reached(inputs, grads)
-        own.append(float(reach[t]))
+        own.append(float(reach[: t + 1].amax()))
         off = float(reach[t + 1 :].amax()) if t + 1 < len(reach) else 0.0
         if not off <= late:
             late, where = off, f"token {t + 1}"
-    return Measured("Jacobian to later tokens", late, 0.0, where, least(own, default=math.inf))
+    return Measured("Jacobian to later tokens", late, 0.0, where, max(own, default=math.inf))
 
 
 def reached(inputs: Sequence[Tensor], grads: Iterable[Tensor | None]) -> Tensor:
@@ -241,7 +233,7 @@ def reached(inputs: Sequence[Tensor], grads: Iterable[Tensor | None]) -> Tensor:
 
 
 def later_tokens(run: Run, system: System, streams: Streams, training: bool = False) -> Measured:
-    """Inputs other from some tick on: the largest change before it; `contrast`, least at it."""
+    """Inputs other from some tick on: the largest change before it; `contrast`, from it on."""
     return before_a_change(run, streams, lambda t: changed(streams, system, t), training)
 
 
@@ -250,7 +242,6 @@ def before_a_change(
     streams: Streams,
     other_from: Callable[[int], Streams],
     training: bool = False,
-    least: Least = min,
 ) -> Measured:
     time = streams[0].shape[1]
     late, own, where = 0.0, [], ""
@@ -258,11 +249,11 @@ def before_a_change(
         whole, _ = run(streams, None)
         for t in sorted({1, 3, time // 3, 2 * time // 3, time - 1} & set(range(1, time))):
             other, _ = run(other_from(t), None)
-            own.append(float((other[:, t] - whole[:, t]).detach().abs().max()))
+            own.append(float((other[:, t:] - whole[:, t:]).detach().abs().max()))
             off = float((other[:, :t] - whole[:, :t]).detach().abs().max())
             if not off <= late:
                 late, where = off, f"token {t + 1} was changed"
-    return Measured("change by later tokens", late, 0.0, where, least(own, default=math.inf))
+    return Measured("change by later tokens", late, 0.0, where, max(own, default=math.inf))
 
 
 def other_samples(run: Run, system: System, streams: Streams) -> Measured:
