@@ -237,6 +237,9 @@ class Builder(Transformer[Any, s.File]):
     def assume(self, parts: Parts) -> s.Assume:
         return s.Assume(_unit(parts[1]), _expr(parts[3]), _unit(parts[4]), span=_span(parts))
 
+    def among(self, parts: Parts) -> s.Among:
+        return s.Among(_names(parts[1:-2]), _expr(parts[-1]), span=_span(parts))
+
     def transfer(self, parts: Parts) -> s.Transfer:
         stages = tuple(p.value for p in parts if isinstance(p, Clause) and p.rule == "paths")
         through, unit = _clause(parts, "truncate") or (None, None)

@@ -14,7 +14,7 @@ _PLAIN: tuple[type[s.Node], ...] = (s.Cite, s.Bind, s.Add, s.Repeat)
 _CHANGES: tuple[type[s.Node], ...] = (s.Objective, s.Retain, s.Learn, s.Write, s.Set)
 _BOX = (*_PLAIN, *_CHANGES, s.State)
 _MAY_STAND: dict[str, tuple[type[s.Node], ...]] = {
-    "system": (*_PLAIN, s.Level, s.Flow, s.Assume, s.Transfer),
+    "system": (*_PLAIN, s.Level, s.Flow, s.Assume, s.Among, s.Transfer),
     "flow": (*_PLAIN, s.Return),
     "level": (*_BOX, s.Read, s.Linearise, s.Reset, s.Partial),
     "memory": (*_BOX, s.Read, s.Linearise),
@@ -44,6 +44,7 @@ _WORDS: dict[type[s.Node], str] = {
     s.Level: "level",
     s.Flow: "flow",
     s.Assume: "assume",
+    s.Among: "assume",
     s.Transfer: "transfer",
     s.State: "state",
     s.Objective: "objective",

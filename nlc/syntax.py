@@ -190,6 +190,14 @@ class Assume(Node):
 
 
 @dataclass(frozen=True, slots=True)
+class Among(Node):
+    """`assume printed, product in [0, 1]`: settings, and what each of them may be."""
+
+    names: tuple[Name, ...]
+    values: Expr
+
+
+@dataclass(frozen=True, slots=True)
 class Transfer(Node):
     """`transfer kind a, b -> c -> d through n tokens first order`; `stages` are the lists between
     the arrows.
@@ -269,6 +277,7 @@ Statement = (
     | Level
     | Flow
     | Assume
+    | Among
     | Transfer
     | State
     | Objective

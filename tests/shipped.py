@@ -53,7 +53,7 @@ SMALL: dict[str, Any] = {
     "back": 6,
 }
 # The reference takes long over third derivatives.
-OWN: dict[str, dict[str, Any]] = {"cms_nested": {"depth": 1}}
+OWN: dict[str, dict[str, Any]] = {"cms_nested": {"depth": 1}, "atlas": {"depth": 1}}
 
 
 @cache

@@ -80,6 +80,14 @@ def test_the_orders_differ() -> None:
     assert all(distance(first[n], second[n]) > 1e-3 for n in first)
 
 
+def test_first_order_maml_is_two_words_away() -> None:
+    given = nlc.load("fomaml", hidden=4, shots=SHOTS)
+    models = [nlc.compile(s, dtype=torch.float64) for s in (maml("first order"), given)]
+    models[1].load_state_dict(models[0].state_dict())
+    wanted, found = (gradients(m, task()) for m in models)
+    assert all(torch.equal(found[n], wanted[n]) for n in wanted)
+
+
 # ---- finite differences --------------------------------------------------------------------------
 
 

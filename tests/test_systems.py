@@ -274,6 +274,26 @@ def test_omega_does_not_see_pairs_that_count_nothing() -> None:
     assert distance(asked("omega", q, k, v, alpha, eta, seen), online) > 1e-6
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("size", ["1", "10"])
+def test_a_step_of_atlas_has_one_size(size: str) -> None:
+    """What one pair writes has one singular value: five rounds of the polynomial, from 1."""
+    model = rewritten(
+        "atlas", ("sigmoid(linear(x, heads) + 8)", "1 + 0 * linear(x, heads)"),
+        ("1e-2 * sigmoid(linear(x, heads))", "0.1 + 0 * linear(x, heads)"),
+        ("value(x, heads), alpha", f"{size} * value(x, heads), alpha"),
+    )  # fmt: skip
+    s = 1.0
+    for _ in range(5):
+        s = 3.4445 * s - 4.775 * s**3 + 2.0315 * s**5
+    before = model.reset(1)
+    after = model(tokens(1, 1), state=before)[1]
+    for layer in ("W1", "W2"):
+        (name,) = [n for n in after.arrays if n.endswith(f"atlas.M.{layer}")]
+        moved = (after.arrays[name] - before.arrays[name]).flatten(0, -3)
+        assert distance(moved.square().sum((1, 2)).sqrt(), torch.full((2,), 0.1 * s)) < 1e-6
+
+
 KEEPS = ("sigmoid(linear(x, heads) + 8)", "1 + 0 * linear(x, heads)")
 ASLEEP = {
     "titans_mac": [

@@ -154,7 +154,7 @@ class Boxes(Rules, States):
                 inner.env[dim.id] = n
                 continue
             try:
-                wanted = inner.size(inner.value(dim), dim.span)
+                wanted = inner.size(inner.value(dim), dim.span, least=0)
             except Stop:
                 return False
             if wanted != n:

@@ -78,8 +78,8 @@ class FunctionCall:
     def arrays(self) -> list[Term]:
         return [self.array(i) for i in range(len(self.args))]
 
-    def size(self, i: int) -> int:
-        return self.body.size(self.args[i], self.spans[i])
+    def size(self, i: int, least: int = 1) -> int:
+        return self.body.size(self.args[i], self.spans[i], least)
 
     def joint(self, terms: list[Term]) -> Shape:
         """The broadcast shape of all the terms."""

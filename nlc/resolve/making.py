@@ -77,7 +77,9 @@ def embed(call: FunctionCall) -> Value:
 
 
 def learned(call: FunctionCall) -> Value:
-    shape = tuple(call.size(i) for i in range(len(call.args)))
+    shape = tuple(
+        call.size(i, least=0) for i in range(len(call.args))
+    )  # of none too: no persistent pairs
     start = call.named.get("start", 0)
     if isinstance(start, Term) and start.op == "normal":
         return weight(call, "learned", shape, "vectors", float(start.info))
@@ -104,8 +106,6 @@ def past(call: FunctionCall) -> Value:
     window = ALL
     if len(call.args) > 1 and call.args[1] != math.inf:
         window = -call.size(1)
-    if window == -1:
-        return call.body.term("reshape", (x,), (1, *x.shape), span=call.span)
     return call.make([x], (window, *x.shape), slot(call, ALL if window == ALL else -window))
 
 

@@ -100,6 +100,33 @@ class SystemStage:
                 )
         for p in self.node.params:
             self.read_setting(p, overrides)
+        for node in self.node.body.statements:
+            if isinstance(node, S.Among):
+                self.among(node)
+
+    def among(self, node: S.Among) -> None:
+        """`assume a, b in [0, 1]`: told where the setting stands, and nothing of what follows."""
+        allowed = self.body.value(node.values)
+        if isinstance(allowed, Poison):
+            return
+        if not isinstance(allowed, list) or not allowed or not all(map(is_setting, allowed)):
+            told = f"`{node.values.span.text}` is no list of what a setting may be"
+            self.r.report("NL606", told, node.values.span, "write `assume a in [0, 1]`")
+            return
+        params = {p.name.id: p for p in self.node.params}
+        for name in node.names:
+            if name.id not in params:
+                known = ", ".join(params) or "none"
+                told = f"`{name.text or name.id}` is no setting; they are {known}"
+                self.r.report("NL101", told, name.span)
+                continue
+            value = self.settings[name.id]
+            if not isinstance(value, Poison) and value not in allowed:
+                *most, last = map(str, allowed)
+                may = f"{', '.join(most)} or {last}" if most else last
+                told = f"`{name.text or name.id}` is {value}, and may be {may}"
+                self.r.report("NL606", told, params[name.id].span)
+                self.settings[name.id] = self.body.env[name.id] = allowed[0]
 
     def read_setting(self, p: S.Param, overrides: Mapping[str, Any]) -> None:
         name = p.name.id
@@ -372,6 +399,14 @@ class SystemStage:
             node = self.r.level_nodes.get(level.name, (None,))[0]
             if node is None or not node.params or level.name in self.r.called:
                 continue
+            if level.family in self.called_by_none():
+                self.r.absent(
+                    "NL308",
+                    f"`{level.name}` is called only in a `repeat` of no round, so it never fires",
+                    node.name.span,
+                    "give the `repeat` a round, or remove the level",
+                )
+                continue
             if get_close_matches(level.family, self.r.unknown, n=1):
                 continue  # its call is misspelt, which has been told
             self.r.absent(
@@ -380,6 +415,11 @@ class SystemStage:
                 node.name.span,
                 "call it in the flow, or remove it",
             )
+
+    def called_by_none(self) -> set[str]:
+        """Levels whose calls stand in the flow, of which none was made."""
+        statements = self.flow_node.body.statements if self.flow_node is not None else ()
+        return set(self.names_called(statements))
 
     # ---- weights and their owner ----
 
