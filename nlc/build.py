@@ -238,7 +238,9 @@ class Builder(Transformer[Any, s.File]):
         return s.Assume(_unit(parts[1]), _expr(parts[3]), _unit(parts[4]), span=_span(parts))
 
     def among(self, parts: Parts) -> s.Among:
-        return s.Among(_names(parts[1:-2]), _expr(parts[-1]), span=_span(parts))
+        # `tokens` may be the name of a setting
+        names = [p for p in parts if isinstance(p, Token) and p.type in ("NAME", "UNIT")]
+        return s.Among(tuple(map(_name, names)), _expr(parts[-1]), span=_span(parts))
 
     def transfer(self, parts: Parts) -> s.Transfer:
         stages = tuple(p.value for p in parts if isinstance(p, Clause) and p.rule == "paths")

@@ -91,7 +91,7 @@ def box(found: System, name: str) -> Box:
         ("reshape(x, 8, 8)", (8, 8)),
         ("split(x, 4) * column(range(4))", (4, 16)),
         ("past(x, 8)", (-8, 64)),
-        ("past(x, 1)", (1, 64)),
+        ("past(x, 1)", (-1, 64)),
         ("past(x)", (ALL, 64)),
         ("past(x, infinity)", (ALL, 64)),
         ("linear(split(x, 4), 5)", (4, 5)),

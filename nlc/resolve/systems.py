@@ -26,6 +26,7 @@ from .bodies import Body
 from .boxes import Boxes
 from .functions import Stop
 from .resolver import Resolver
+from .settings import among, is_setting, listed
 from .shapes import told
 from .values import POISON, BoxValue, Declared, LevelValue, Names, Poison, StateValue, is_known
 from .work import Placed, cites
@@ -102,31 +103,7 @@ class SystemStage:
             self.read_setting(p, overrides)
         for node in self.node.body.statements:
             if isinstance(node, S.Among):
-                self.among(node)
-
-    def among(self, node: S.Among) -> None:
-        """`assume a, b in [0, 1]`: told where the setting stands, and nothing of what follows."""
-        allowed = self.body.value(node.values)
-        if isinstance(allowed, Poison):
-            return
-        if not isinstance(allowed, list) or not allowed or not all(map(is_setting, allowed)):
-            told = f"`{node.values.span.text}` is no list of what a setting may be"
-            self.r.report("NL606", told, node.values.span, "write `assume a in [0, 1]`")
-            return
-        params = {p.name.id: p for p in self.node.params}
-        for name in node.names:
-            if name.id not in params:
-                known = ", ".join(params) or "none"
-                told = f"`{name.text or name.id}` is no setting; they are {known}"
-                self.r.report("NL101", told, name.span)
-                continue
-            value = self.settings[name.id]
-            if not isinstance(value, Poison) and value not in allowed:
-                *most, last = map(str, allowed)
-                may = f"{', '.join(most)} or {last}" if most else last
-                told = f"`{name.text or name.id}` is {value}, and may be {may}"
-                self.r.report("NL606", told, params[name.id].span)
-                self.settings[name.id] = self.body.env[name.id] = allowed[0]
+                among(self.body, self.node.params, node, self.settings)
 
     def read_setting(self, p: S.Param, overrides: Mapping[str, Any]) -> None:
         name = p.name.id
@@ -681,18 +658,6 @@ class SystemStage:
                 if node.unit == "sequence" and node.of == "token":
                     tokens = amount
         return tokens
-
-
-def listed(value: Any) -> Any:
-    """A tuple given from outside is a list of the language."""
-    return [listed(v) for v in value] if isinstance(value, list | tuple) else value
-
-
-def is_setting(value: Any) -> bool:
-    """A number, or a list of settings."""
-    if isinstance(value, list | tuple):
-        return all(is_setting(v) for v in value)
-    return is_known(value) and value == value
 
 
 def names_in(node: S.State) -> list[str]:
