@@ -164,7 +164,8 @@ def agrees(case: Case) -> bool:
         return True  # chaos: no digits are left to compare
     same_gradients(model, training.gradients(truth, passing), streams, spec)
     if len(case.cuts) == 1:
-        same_second_call(model, truth, streams, spec, case.cuts[0])
+        for cut, ended in sorted({(case.cuts[0], False), *P.at_starts(spec.system, case.ticks)}):
+            same_second_call(model, truth, streams, spec, cut, ended)
     with torch.no_grad():
         same_splits(model, streams, answers, case)
         alone(lambda *x: model(*x)[0], streams)
@@ -193,12 +194,12 @@ def same_gradients(model: Model, truth: dict[str, Tensor], streams: Streams, spe
 
 
 def same_second_call(
-    model: Model, truth: Reference, streams: Streams, spec: Spec, cut: int
+    model: Model, truth: Reference, streams: Streams, spec: Spec, cut: int, ended: bool
 ) -> None:
-    """What an earlier call has made is a constant to a gradient of the next."""
-    found = P.gradients_handed_over(model, truth, streams, cut, LEAST)
+    """What an earlier call has made is a constant to a gradient of the next; a start is not."""
+    found = P.gradients_handed_over(model, truth, streams, cut, LEAST, ended)
     assert found.value <= TOLERANCE or found.value <= bend(
-        spec.system, model.state_dict(), lambda r: P.second_call(r, streams, cut), LEAST
+        spec.system, model.state_dict(), lambda r: P.second_call(r, streams, cut, ended), LEAST
     ), f"{found.name}: {found.value:.3g}, of {found.at}"
 
 

@@ -19,6 +19,8 @@ from torch.nn import functional
 import nlc
 from nlc.backends.runtime import Model, State, StateError
 from nlc.driver import Spec, check_text
+from nlc.verify import properties as P
+from nlc.verify.streams import farthest, gradients, random_streams, truth_of
 
 every_system = pytest.mark.parametrize("name", SYSTEMS)
 LEARNING = [n for n in SYSTEMS if compiled(n).LEARNERS]
@@ -293,6 +295,103 @@ def test_a_reset_state_is_the_start(name: str) -> None:
         assert torch.equal(model(x, model.reset(2))[0], wanted)
         assert torch.equal(model(x, state=model.reset(2))[0], wanted)
     assert model.reset(2).position == 0
+
+
+# Starts that training learns, in systems that run in one graph, in two, and in one for both.
+LEARNED = ["ada_transformer", "cms_nested", "cms_sequential", "hope", "maml", "titans"]
+
+
+@pytest.mark.parametrize("name", LEARNED)
+def test_a_learned_start_is_trained_through_every_sequence(name: str) -> None:
+    """The state between them is a constant, and what stands after a reset is no part of it."""
+    model, system = compiled(name), small(name).system
+    x = random_streams(system, 2, 7)
+    starts = [p for p, (_, start) in model.kept_arrays().items() if start == "weights"]
+    fresh = gradients(model, x)
+    assert starts and all(fresh[p.partition("@")[0]].any() for p in starts)
+    _, state = model(*random_streams(system, 2, 9, seed=1))
+    for before in (
+        model.finish(state).detach(),
+        model.finish(state.detach()),
+        model.reset(2).detach(),
+    ):
+        assert farthest(gradients(model, x, before), fresh)[0] <= 1e-12
+
+
+ANEW = """nl 1
+system anew(vocab = 5, width = 4) {{
+  level training every step {{ objective loss; learn adamw(rate = 1e-2) }}
+  level mixer(x) every token {{
+    reset every 4 tokens
+    state M : {form}
+    objective {objective}
+    learn gradient(rate = 0.3)
+    read M(norm(x))
+  }}
+  transfer backprop mixer -> training{order}
+  transfer init training -> mixer{order}
+  flow(tokens) {{
+    x = embed(tokens, vocab, width)
+    x += mixer(norm(x))
+    logits = unembed(norm(x), vocab)
+    loss = cross_entropy(logits, next(tokens))
+    return logits
+  }}
+}}
+"""
+OF_ITS_OWN = "sum((M(x) - x)^2) / 2"
+KINDS = {
+    "a matrix": ("matrix(width, width)", OF_ITS_OWN, ""),
+    "a network": ("mlp(width, 5)", OF_ITS_OWN, ""),
+    "that learns the loss": ("matrix(width, width)", "loss", " first order"),
+    "in the graph of training": ("matrix(width, width)", "loss", ""),
+}
+
+
+def anew(kind: str) -> tuple[Spec, Model]:
+    form, objective, order = KINDS[kind]
+    spec = nlc.load(ANEW.format(form=form, objective=objective, order=order))
+    model = nlc.compile(spec, dtype=torch.float64)
+    with torch.no_grad():
+        dict(model.named_weights())["mixer.M" + ".W2" * ("mlp" in form)].add_(0.3)
+    return spec, model
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(("time", "cut"), [(6, 4), (10, 4), (10, 8), (7, 5)])
+def test_a_start_is_trained_by_the_call_after_a_reset(kind: str, time: int, cut: int) -> None:
+    spec, model = anew(kind)
+    reference = nlc.reference(spec, model.state_dict(), traced=())
+    x = (tokens(2, time, vocab=5),)
+    for ended in (False, True):
+        assert P.gradients_handed_over(model, reference, x, cut, ended=ended).holds
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("ended", [False, True])
+def test_after_a_step_of_training_a_start_is_the_new_one(
+    kind: str, ended: bool, tmp_path: Path
+) -> None:
+    """Whether the state was handed on as it is, detached, or saved."""
+    spec, model = anew(kind)
+    x, y = tokens(2, 4, vocab=5), tokens(2, 6, seed=1, vocab=5)
+    old = nlc.reference(spec, model.state_dict(), traced=())
+    _, _, before = old.run((x,), None, train=False)
+    _, state = model(x)
+    if ended:
+        before, state = old.finish(before), model.finish(state)
+    state.save(tmp_path / "memory")
+    with torch.no_grad():
+        for _, p in model.named_weights():
+            p.mul_(1.1)
+    new = nlc.reference(spec, model.state_dict(), traced=())
+    truth = truth_of(new, (y,), before)
+    handed = [nlc.load_state(tmp_path / "memory", model)]
+    if state.waiting is None or model.JOINT:  # else the weights of a label to come are gone
+        handed.append(state.detach())
+    for given in handed:
+        assert distance(model(y, given)[0], truth.outputs) <= 1e-9
+        assert farthest(gradients(model, (y,), given), truth.gradients)[0] <= 1e-9
 
 
 @every_system

@@ -66,8 +66,8 @@ def test_a_second_call_begins_within_a_period_and_where_one_ends() -> None:
     gradient to the first call is seen.
     """
     slow = Verifier(nlc.load("hope", **SMALL, chunk=2, periods=[4]), Options(tokens=9, long=0))
-    assert P.second_calls(slow.system, 9) == [3, 4]
-    assert P.second_calls(small().system, 9) == [4]
+    assert P.second_calls(slow.system, 9) == [(3, False), (4, False), (4, True)]
+    assert P.second_calls(small().system, 9) == [(4, False)]
     found = slow.second_call()
     assert found.name == "gradients of a second call == reference" and found.holds
 

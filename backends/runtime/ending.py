@@ -33,5 +33,9 @@ def lasting(model: Model, state: State) -> dict[str, Tensor]:
     s.position = state.position - 1
     with model.arithmetic(), s.life(0, 1, -state.elapsed, "end"):
         model.ends(s, state.sequence + 1)
-    paths = tuple(p.format(*r) for p, n in model.LASTING for r in product(*map(range, n)))
-    return detached({k: x for k, x in s.items() if k.startswith(paths)})
+    return detached({k: x for k, x in s.items() if k.startswith(outliving(model))})
+
+
+def outliving(model: Model) -> tuple[str, ...]:
+    """The places of the boxes that outlive a sequence."""
+    return tuple(p.format(*r) for p, n in model.LASTING for r in product(*map(range, n)))

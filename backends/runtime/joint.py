@@ -21,6 +21,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ..gates import Allowed, Learner, alias, gate, learning, sealed
 from ..ops.by_hand import plainly
+from . import beginning
 from .state import State, Waiting, detached
 from .stream import Stream
 
@@ -202,13 +203,36 @@ def fire(model: Model, state: State) -> None:
             model.fire(level, s, found[level], model.age(level, state.position) // period)
             state.inner = dict(s)
             node(model, state.inner, level)
-        for level in over:
-            fresh = anew(model, state, level)
-            state.inner |= fresh if state.live else detached(fresh)
-            begin(model, state.inner, level)
-            node(model, state.inner, level)
+        restart(model, state, over)
     show(state)
     let_go(model, state, {level for level, _, _ in due} | set(over))
+
+
+def restart(model: Model, state: State, over: Sequence[str]) -> None:
+    """These levels, slowest first, go back to their start."""
+    assert state.inner is not None
+    for level in over:
+        fresh = anew(model, state, level)
+        state.inner |= fresh if state.live else detached(fresh)
+        begin(model, state.inner, level)
+        if level in model.slowest_first():
+            node(model, state.inner, level)
+
+
+def begin_anew(model: Model, state: State) -> None:
+    """A call begins: what no tick has followed since its reset is its start (beginning.py)."""
+    if not state.position:
+        beginning.begin_anew(model, state)
+        return
+    learners = model.slowest_first()
+    others = dict.fromkeys(row[0] for row in model.RESETS)
+    levels = learners + [v for v in others if v not in learners]
+    over = [v for v in levels if model.starts_anew(v, state.position)]
+    for level in over:
+        state.arrays |= anew(model, state, level)
+    if state.inner is not None:
+        with differentiable():
+            restart(model, state, over)
 
 
 def gradients(model: Model, state: State, level: str, period: int) -> Arrays:

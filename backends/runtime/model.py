@@ -20,6 +20,7 @@ from ..ids import check_ids
 from ..parameters import noise
 from . import joint
 from .ahead import Ahead, look_ahead, spans
+from .beginning import begin_anew, begin_in_both
 from .chance import Chance
 from .earlier import mended
 from .ending import finish
@@ -393,6 +394,7 @@ class Model(Words, nn.Module):
     def advance(self, call: Pass, state: State) -> State:
         """Run the call's ticks in spans within which no level on tokens fires."""
         if not self.LEARNERS:
+            begin_anew(self, state)
             a, every = 0, self.SPAN or call.time
             while a < call.time:
                 b = min(call.time, a + every - state.position % every) if self.SPAN else call.time
@@ -477,6 +479,10 @@ class Model(Words, nn.Module):
         if self.JOINT:
             state = joint.ready(self, state, training)
         self.label_waiting(call, state)
+        if self.JOINT:
+            joint.begin_anew(self, state)
+        else:
+            begin_in_both(self, state)
         call.spans = spans(self, call, state.position)
         for a, b in call.spans:
             if self.JOINT:

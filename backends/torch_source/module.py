@@ -222,12 +222,10 @@ class Writer:
             used = {float(t.info) for t in every_term(self.system) if t.op == op}
             if used:
                 code.add(f"{name} = {tuple(sorted(used))!r}")
-        late = [l.name for l in self.plan.learners if l.resets.unit == "token"]
-        late += self.plan.spans.late
         anew = [
             (b.level.name, f"{b.path}.", b.loops, reset_of(b))
             for b in self.system.boxes
-            if b.kind == "level" and b.level is not None and b.level.name in late
+            if b.kind == "level" and b.level is not None and reset_of(b)
         ]
         if self.module.dropped:
             self.table("DROPPED", "what a call ends with; rounds", self.module.dropped)

@@ -116,9 +116,9 @@ def compiled_is_reference(spec: Spec) -> str | None:
         losses = bent(spec, model, lambda r: {"": truth_of(r, streams).losses})
         hold(P.same_losses(model, streams, truth), losses)
         same_gradients("gradients == reference", spec, model, streams, truth.gradients)
-        for cut in P.second_calls(spec.system, streams[0].shape[1]):
-            second = functools.partial(P.second_call, streams=streams, cut=cut)
-            found = P.gradients_handed_over(model, run, streams, cut, ROUNDING)
+        for cut, ended in P.second_calls(spec.system, streams[0].shape[1]):
+            second = functools.partial(P.second_call, streams=streams, cut=cut, ended=ended)
+            found = P.gradients_handed_over(model, run, streams, cut, ROUNDING, ended)
             hold(found, bent(spec, model, second))
     return None
 

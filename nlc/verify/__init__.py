@@ -13,6 +13,7 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import starmap
 from textwrap import fill
 from typing import Any
 
@@ -235,12 +236,12 @@ class Verifier:
         """The worst of those that are asked for."""
         model, x = self.model, self.streams
 
-        def made(cut: int) -> Measured:
-            found = P.gradients_handed_over(model, self.reference, x, cut)
-            return self.judged(found, lambda r: P.second_call(r, x, cut))
+        def made(cut: int, ended: bool) -> Measured:
+            found = P.gradients_handed_over(model, self.reference, x, cut, ended=ended)
+            return self.judged(found, lambda r: P.second_call(r, x, cut, ended))
 
-        cuts = P.second_calls(self.system, self.tokens)
-        return max(map(made, cuts), key=lambda m: (not m.holds, m.value))
+        calls = P.second_calls(self.system, self.tokens)
+        return max(starmap(made, calls), key=lambda m: (not m.holds, m.value))
 
     @property
     def learns(self) -> bool:

@@ -116,26 +116,35 @@ def handed_over(model: Model, reference: Reference, streams: Streams, cut: int) 
 
 
 def gradients_handed_over(
-    model: Model, reference: Reference, streams: Streams, cut: int, least: float = 1e-6
+    model: Model,
+    reference: Reference,
+    streams: Streams,
+    cut: int,
+    least: float = 1e-6,
+    ended: bool = False,
 ) -> Measured:
     """Gradients of the second of two calls, the state between them detached: what the first made is
-    a constant. `least`: as for `farthest`. Both train, so in both is dropped what is to be.
+    a constant, and a start is not made by it. `least`: as for `farthest`. `ended`: the second is a
+    sequence of its own. Both train, so in both is dropped what is to be.
     """
     _, state = model(*ticks(streams, 0, cut))
-    wanted = second_call(reference, streams, cut)
+    state = model.finish(state) if ended else state
+    wanted = second_call(reference, streams, cut, ended)
     found = gradients(model, ticks(streams, cut), state.detach())
     reached = {n: g for n, g in wanted.items() if bool(g.any())}
     floor = EXACT * max((float(g.abs().max()) for g in reached.values()), default=0.0)
     astray = [n for n, g in found.items() if n not in reached and float(g.abs().max()) > floor]
     off, where = farthest({n: found[n] for n in reached}, reached, least)
     off, where = (math.inf, astray[0]) if astray else (off, where)
-    at = f"{where}, the first of {cut} tokens" if where else ""
+    first = f"the first of {cut} tokens" + ", a sequence" * ended
+    at = f"{where}, {first}" if where else ""
     return Measured("gradients of a second call == reference", off, EXACT, at)
 
 
-def second_call(reference: Reference, streams: Streams, cut: int) -> Grads:
+def second_call(reference: Reference, streams: Streams, cut: int, ended: bool = False) -> Grads:
     """The gradients of the ticks from a cut on, after a call of the same step on those before."""
     _, _, before = reference.run(ticks(streams, 0, cut), None, train=False, drops=True)
+    before = reference.finish(before) if ended else before
     return truth_of(reference, ticks(streams, cut), before).gradients
 
 
@@ -453,14 +462,26 @@ def ends(system: System, time: int) -> list[int]:
     return [t for t in range(1, time) if all(any(due(level, t)) for level in drops)]
 
 
-def second_calls(system: System, time: int) -> list[int]:
-    """Where a first call is to end, once within periods and once where one ends: what is handed on
-    is a sum, or what was made of it.
+def second_calls(system: System, time: int) -> list[tuple[int, bool]]:
+    """Where a first call is to end, and whether a sequence does: once within periods and once where
+    one ends, for what is handed on is a sum, or what was made of it; and where levels start anew.
     """
     levels = [l for l in system.levels if l.clock.unit == "token" and l.clock.period > 1]
     firing = [t for t in range(2, time - 1) if any(due(level, t)[0] for level in levels)]
     within = [t for t in range(2, time - 1) if t not in firing]
-    return sorted({*firing[:1], *within[len(within) // 3 :][:1]})
+    cuts = {*firing[:1], *within[len(within) // 3 :][:1]}
+    return sorted({(cut, False) for cut in cuts} | set(at_starts(system, time)))
+
+
+def at_starts(system: System, time: int) -> list[tuple[int, bool]]:
+    """The same, after a reset: within a sequence, and at the end of one where starts are learned
+    or some level outlives it.
+    """
+    levels = [l for l in system.levels if l.resets.unit == "token"]
+    anew = [(t, False) for t in range(2, time - 1) if any(due(l, t)[1] for l in levels)]
+    lasts = any(t.kind == "init" for t in system.transfers)
+    lasts = lasts or any(l.clock.unit == "sequence" for l in system.levels)
+    return anew[-1:] + [(time // 2, True)] * (lasts and time > 3)
 
 
 @torch.no_grad()
