@@ -477,8 +477,8 @@ def at_starts(system: System, time: int) -> list[tuple[int, bool]]:
     """The same, after a reset: within a sequence, and at the end of one where starts are learned
     or some level outlives it.
     """
-    levels = [l for l in system.levels if l.resets.unit == "token"]
-    anew = [(t, False) for t in range(2, time - 1) if any(due(l, t)[1] for l in levels)]
+    lives = [l.resets.first for l in system.levels if l.resets.unit == "token"]
+    anew = [(t, False) for t in range(2, time - 1) if any(t % life == 0 for life in lives)]
     lasts = any(t.kind == "init" for t in system.transfers)
     lasts = lasts or any(l.clock.unit == "sequence" for l in system.levels)
     return anew[-1:] + [(time // 2, True)] * (lasts and time > 3)
