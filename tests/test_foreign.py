@@ -198,3 +198,40 @@ def test_a_start_is_learned_where_no_stream_is_open(kind: str, order: str) -> No
     level = STARTS.format(clock=clock, form=form, line=line, rule=rule, more=more, order=order)
     text = SYSTEM.format(levels=level, flow="x += fast(norm(x))")
     assert agrees(Case(text, 9, [1, 4]))
+
+
+# ---- amounts made of another box's state alone ---------------------------------------------------
+
+ALONE = """  level slow(x) every 2 tokens {{
+    state S : matrix(4, 4) = normal(0.3) {{ write outer(x, x) / 4 }}
+    state u : vector(4) = normal(0.5) {{ set 0.5 * u + x }}
+    read x
+  }}
+  level fast(x) every {clock} {{
+    state M : matrix(4, 4) = normal(0.3)
+    {lines}
+    retain 0.9
+    read M(x)
+  }}
+  transfer backprop slow, fast -> training
+"""
+UNMOVED = {
+    "a write": "write 0.1 * slow.S",
+    "a write beside its own": "write 0.3 * (slow.S - M)",
+    "a product": "objective -sum(M * slow.S) / 10; learn gradient(rate = 0.1)",
+    "squares": "objective sum((M - slow.S)^2) / 10; learn momentum(rate = 0.1, keep = 0.5)",
+    "squares and adam": "objective sum((M - slow.S)^2) / 10; learn adam(rate = 0.01)",
+    "at the last tick": "objective sum((M - slow.S)^2) once; learn gradient(rate = 0.1)",
+    "a line": "a = unit(slow.u); objective sum((M(a) - a)^2) / 4; learn gradient(rate = 0.1)",
+    "a line of its name": "a = slow.u; objective sum((M(x) - a)^2); learn gradient(rate = 0.1)",
+}
+
+
+@pytest.mark.parametrize("clock", ["token", "2 tokens", "3 tokens from 1"])
+@pytest.mark.parametrize("kind", UNMOVED)
+def test_an_amount_that_no_input_changes_is_counted_once_a_tick(kind: str, clock: str) -> None:
+    """It stands while the period does, and the period adds up its ticks (2.8)."""
+    level = ALONE.format(clock=clock, lines=UNMOVED[kind])
+    if "write" in UNMOVED[kind]:
+        level += "  transfer generate slow -> fast\n"
+    assert agrees(Case(SYSTEM.format(levels=level, flow="x += fast(slow(x))"), 9, [3, 4]))

@@ -116,6 +116,8 @@ class Lines:
             t.op in ("input", "position", "call", "conv", "dropout")
             or t.op == "local"
             and self.leads(outer, f"local {t.info}")
+            or t.op == "state"
+            and outer.lowering(t.info.box).kind != "static"
             for t in self.values[name.split(" ", 1)[1]].walk()
         )
 

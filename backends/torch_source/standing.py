@@ -42,8 +42,11 @@ class FiredBody(Body):
     def state(self, term: Term) -> Value:
         """A state as an array: the same at all ticks."""
         if term.info.box is not self.box:
-            return super().state(term)
-        code, _ = self.array(term.info, "" if term.info.state.form.single else self.member)
+            code, own = self.array(term.info, self.meant(term.info))
+            if not own:
+                return super().state(term)
+        else:
+            code, _ = self.array(term.info, "" if term.info.state.form.single else self.member)
         return Value(self.over_ticks(code), ATOM, True, self.axes(term.info))
 
     def over_ticks(self, code: str) -> str:
