@@ -131,4 +131,4 @@ def test_explain() -> None:
     assert page.startswith("NL203: this level can never fire\n")
     assert "Wrong:" in page
     assert "Right:" in page
-    assert "did you mean NL309 or NL109" in explain_code("NL999")
+    assert "did you mean NL309 or NL209 or NL109" in explain_code("NL999")

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 def begin_anew(model: Model, state: State) -> dict[str, Tensor]:
     """The starts that a state holds, made from their parameters again."""
+    if state.given:
+        return {}
     if state.position:
         return model.start_anew(state)
     lasts = outliving(model) if state.sequence else ()

@@ -71,6 +71,7 @@ class State:
     rewind: bool = False  # its graph has to be made again
     sequence: int = 0
     elapsed: int = 0
+    given: bool = False  # a caller's own arrays, which are no starts of this model (nlc.memory)
 
     def fork(self) -> State:
         """A second stream from the same place; neither sees what the other does."""
@@ -88,7 +89,7 @@ class State:
             self.base_position,
         )
         copy.replay, copy.live, copy.rewind = list(self.replay), self.live, self.rewind
-        copy.sequence, copy.elapsed = self.sequence, self.elapsed
+        copy.sequence, copy.elapsed, copy.given = self.sequence, self.elapsed, self.given
         return copy
 
     def detach(self) -> State:

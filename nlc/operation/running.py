@@ -28,6 +28,7 @@ def advance(
     """All sequences of a group by the same ticks: y [rows, time, ..], and where they then are."""
     arrays = {prefix + k: x for k, x in group.arrays.items()}
     state = model.state_from(arrays, group.position, len(group.rows), {})
+    state.given = True
     y, state = model(*streams, state=state)
     kept = {k.removeprefix(prefix): x for k, x in state.arrays.items()}
     return y, Group(group.rows, state.position, kept)
