@@ -62,11 +62,11 @@ def again(
 def product_table(factor: Tensor) -> Tensor:
     """[..., C + 1, C + 1] from [..., C]: at (t, i) the product of factor_r over i < r <= t."""
     ticks = factor.shape[-1] + 1
-    # [i, t], as products run along the last axis; a factor counts from the tick after i on.
+    # A factor counts from the tick after i on. Row after row in memory, as all that meets it is.
     counted = factor.new_ones(*factor.shape[:-1], ticks, ticks)
-    counted[..., 1:] = factor.unsqueeze(-2)
-    below = torch.ones(ticks, ticks, dtype=torch.bool, device=factor.device).tril()
-    return counted.masked_fill_(below, 1.0).cumprod(-1).triu_().mT
+    counted[..., 1:, :] = factor.unsqueeze(-1)
+    above = torch.ones(ticks, ticks, dtype=torch.bool, device=factor.device).triu()
+    return counted.masked_fill_(above, 1.0).cumprod(-2).tril_()
 
 
 def products_back(grad: Tensor, table: Tensor) -> Tensor:

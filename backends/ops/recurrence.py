@@ -523,7 +523,7 @@ def _scanned(
         """[..., T, *] -> [chunks, batch, C, *]."""
         time, *rest = value.shape[value.ndim - own - 1 :]
         every = value.expand(*lead, time, *rest)
-        return every.reshape(math.prod(lead), -1, chunk, *rest).transpose(0, 1)
+        return every.reshape(math.prod(lead), -1, chunk, *rest).transpose(0, 1).contiguous()
 
     def plain(
         w: Tensor, q: Tensor, x: Tensor, e: Tensor, rate: Tensor, keep: Tensor | None

@@ -56,23 +56,25 @@ class Scanned(torch.autograd.Function):
         q, x, e, r = map(_rows, (q, x, e, rate.unsqueeze(-1)))
         table = _table(keep, x)
         met, asked = kind.met(table), kind.asked(table)
-        solved = _solved(kind, x, e, r, met) if kind.erase else None
-        S, R = _chained(ctx.shape, w, e * -r if solved is None else solved[-1], x, table)
+        raw, inverse, R, Y = (
+            _solved(kind, x, e, r, met) if kind.erase else (None, None, e * -r, None)
+        )
+        S = _chained(ctx.shape, w, R, Y, x, table)
         pairs = torch.bmm(q, x.mT)
         seen = pairs * asked[..., 1:]
-        y = torch.bmm(q * asked[..., :1], _rows(S[:-1]).mT).baddbmm_(seen, _rows(R))
-        ctx.save_for_backward(*given, table, *(solved or ()), pairs, seen, R, S)
+        y = torch.bmm(q * asked[..., :1], _rows(S[:-1]).mT).baddbmm_(seen, R)
+        ctx.save_for_backward(*given, table, raw, inverse, Y, pairs, seen, R, S)
         return y.view(*ctx.shape, -1), S[-1].clone()
 
     @staticmethod
     def backward(ctx: Any, of_y: Tensor, of_end: Tensor) -> tuple[Tensor | None, ...]:
-        w, q, x, e, rate, keep, table, *solved, pairs, seen, R, S = ctx.saved_tensors
+        w, q, x, e, rate, keep, table, raw, inverse, Y, pairs, seen, R, S = ctx.saved_tensors
         given = w, q, x, e, rate, keep
         if torch.is_grad_enabled():
             return None, None, *again(ctx.plain, given, [of_y, of_end])
         kind: Kind = ctx.kind
         q, x, e, r, of_y = map(_rows, (q, x, e, rate.unsqueeze(-1), of_y))
-        R, S = _rows(R), _rows(S[:-1])
+        S = _rows(S[:-1])
         of_table = torch.zeros_like(table) if ctx.needs_input_grad[7] else None
 
         # what was read: y = (asked_0 q) S' + (asked (q x')) R
@@ -81,21 +83,24 @@ class Scanned(torch.autograd.Function):
         of_pairs = of_seen * asked[..., 1:]
         if of_table is not None:
             _add(kind.asked(of_table), (of_far * q).sum(-1, keepdim=True), of_seen.mul_(pairs))
-        of_S, of_R = torch.bmm(of_y.mT, q * asked[..., :1]), torch.bmm(seen.mT, of_y)
+        of_S = S.new_empty(ctx.shape[0] + 1, *of_end.shape)
+        torch.bmm(of_y.mT, q * asked[..., :1], out=_rows(of_S[:-1]))
+        of_R = torch.bmm(seen.mT, of_y)
         of_q = of_far.mul_(asked[..., :1]).baddbmm_(of_pairs, x)
         of_x = torch.bmm(of_pairs.mT, q)
 
         # what goes from chunk to chunk
-        G, of_w = _chained_back(ctx.shape, of_end, of_S, of_R, x, table, solved)
+        G, of_w = _chained_back(ctx.shape, of_end, of_S, of_R, Y, x, table)
         of_tail = torch.bmm(R, G)
         of_x.addcmul_(of_tail, table[:, -1, 1:, None])
         if of_table is not None:
-            rest = (G * S).sum((-2, -1)).unsqueeze(-1)
+            rest = torch.bmm(G.flatten(1).unsqueeze(1), S.flatten(1).unsqueeze(2)).squeeze(-1)
             of_table[:, -1] += torch.cat((rest, (of_tail * x).sum(-1)), -1)
 
         # what was written
         if kind.erase:
-            of_e, of_r = _solved_back(kind, solved, x, r, table, of_R, S, of_x, of_table)
+            back = torch.bmm(inverse.mT, of_R)
+            of_e, of_r = _solved_back(kind, (raw, R, S), x, e, r, table, back, of_x, of_table)
         else:
             of_e, of_r = of_R * -r, -(of_R * e).sum(-1, keepdim=True)
         made = of_w, *(g.view(*ctx.shape, -1) for g in (of_q, of_x, of_e))
@@ -109,82 +114,82 @@ class Scanned(torch.autograd.Function):
 def _solved(
     kind: Kind, x: Tensor, e: Tensor, r: Tensor, met: Tensor
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """x x', (I + system)^-1, [e, erase met_0 x], and [U, Y] made of it."""
+    """x x', (I + system)^-1, and U and Y made of it: the start state goes as -r erase met_0 x."""
     raw = torch.bmm(x, x.mT)
     system = (raw * met[..., 1:]).mul_(r * kind.erase)
     eye = torch.eye(x.shape[1], dtype=x.dtype, device=x.device)
     inverse = torch.linalg.solve_triangular(system, eye, upper=False, unitriangular=True)
-    right = torch.cat((e, x * (met[..., :1] * kind.erase)), -1)
-    return raw, inverse, right, torch.bmm(inverse, right * -r)
+    rated = inverse * -r.mT
+    U = torch.bmm(rated, e)
+    return raw, inverse, U, torch.bmm(rated.mul_(met[..., :1].mT * kind.erase), x)
 
 
 def _solved_back(
-    kind: Kind, solved: list[Tensor], x: Tensor, r: Tensor, table: Tensor, of_R: Tensor, S: Tensor,
-    of_x: Tensor, of_table: Tensor | None,
+    kind: Kind, made: tuple[Tensor, Tensor, Tensor], x: Tensor, e: Tensor, r: Tensor,
+    table: Tensor, back: Tensor, of_x: Tensor, of_table: Tensor | None,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """What comes to e and rate; what comes to x and the table is added to theirs."""
-    raw, inverse, right, made = solved
-    met, m = kind.met(table), of_R.shape[-1]
-    of_given = torch.bmm(inverse.mT, torch.cat((of_R, torch.bmm(of_R, S)), -1))
-    of_system = torch.bmm(of_given, made.mT).mul_(-kind.erase)  # by rate, met and raw alone
+    """What comes to e and rate; what comes to x and the table is added to theirs. back: what comes
+    to R before the inverse; with v = e + erase met_0 x S', R = (I + system)^-1 (-r v).
+    """
+    raw, R, S = made
+    met = kind.met(table)
+    of_system = torch.bmm(back, R.mT).mul_(-kind.erase)  # by rate, met and raw alone
     if kind.retained:
         of_system = of_system.tril_(-1)
-    weighed = of_system * raw
+    weighed, far = of_system * raw, torch.bmm(back, S)
+    met_far = (far * x).sum(-1, keepdim=True).mul_(kind.erase)
     of_r = (weighed * met[..., 1:]).sum(-1, keepdim=True)
-    of_r -= (of_given * right).sum(-1, keepdim=True)
-    of_e, of_xa = torch.split(of_given.mul_(-r), [m, x.shape[-1]], -1)
+    of_r -= (back * e).sum(-1, keepdim=True) + met_far * met[..., :1]
     if of_table is not None:
-        first = (of_xa * x).sum(-1, keepdim=True) * kind.erase
-        _add(kind.met(of_table), first, weighed.mul_(r))
+        _add(kind.met(of_table), met_far.mul_(-r), weighed.mul_(r))
     of_raw = of_system.mul_(met[..., 1:]).mul_(r)
-    of_x.addcmul_(of_xa, met[..., :1], value=kind.erase).baddbmm_(of_raw + of_raw.mT, x)
-    return of_e, of_r
+    of_x.addcmul_(far, met[..., :1] * r, value=-kind.erase).baddbmm_(of_raw + of_raw.mT, x)
+    return back.mul_(-r), of_r
 
 
 # ---- from chunk to chunk -------------------------------------------------------------------------
 
 
 def _chained(
-    shape: tuple[int, int, int], w: Tensor, made: Tensor, x: Tensor, table: Tensor
-) -> tuple[Tensor, Tensor]:
-    """States [N + 1, b, m, n], the last that at the end, and what is written [N, b, C, m]."""
-    m, n = w.shape[-2:]
-    made, tail, left = made.view(*shape, -1), *_at_the_end(shape, x, table)
-    S, R = w.new_empty(shape[0] + 1, *w.shape), made
+    shape: tuple[int, int, int], w: Tensor, R: Tensor, Y: Tensor | None, x: Tensor, table: Tensor
+) -> Tensor:
+    """States [N + 1, b, m, n], the last that at the end; Y of each is added to what is written."""
+    tail, left = _at_the_end(shape, x, table)
+    S = w.new_empty(shape[0] + 1, *w.shape)
     S[0] = w
-    if made.shape[-1] > m:
-        U, Y = torch.split(made, [m, n], -1)
-        R = made.new_empty(*shape, m)
-    for c in range(shape[0]):
-        if R is not made:
-            torch.baddbmm(U[c], Y[c], S[c].mT, out=R[c])
-        torch.mul(S[c], left[c], out=S[c + 1]).baddbmm_(R[c].mT, tail[c])
-    return S, R
+    states, wrote = S.unbind(0), R.view(*shape, -1).unbind(0)
+    asked = None if Y is None else Y.view(*shape, -1).unbind(0)
+    for c, (s, end, r) in enumerate(zip(states, states[1:], wrote, strict=False)):
+        if asked is not None:
+            r.baddbmm_(asked[c], s.mT)
+        torch.mul(s, left[c], out=end).baddbmm_(r.mT, tail[c])
+    return S
 
 
 def _chained_back(
-    shape: tuple[int, int, int], of_end: Tensor, of_S: Tensor, of_R: Tensor, x: Tensor,
-    table: Tensor, solved: list[Tensor],
+    shape: tuple[int, int, int], of_end: Tensor, of_S: Tensor, of_R: Tensor, Y: Tensor | None,
+    x: Tensor, table: Tensor,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """What comes to the states after each chunk, and to the first; that to R is added to of_R."""
+    """What comes to the states after each chunk, and to the first; that to R is added to of_R.
+    of_S [N + 1, b, m, n]: of the reads, and room for of_end.
+    """
     tail, left = _at_the_end(shape, x, table)
-    of_S, of_R = of_S.view(shape[0], *of_end.shape), of_R.view(*shape, -1)
-    Y = solved[-1].view(*shape, -1)[..., of_R.shape[-1] :] if solved else None
-    G, g = torch.empty_like(of_S), of_end
+    of_S[-1] = of_end
+    states, wrote = of_S.unbind(0), of_R.view(*shape, -1).unbind(0)
+    asked = None if Y is None else Y.view(*shape, -1).unbind(0)
     for c in reversed(range(shape[0])):
-        G[c] = g
-        of_R[c].baddbmm_(tail[c], G[c].mT)
-        g = torch.addcmul(of_S[c], g, left[c])
-        if Y is not None:
-            g.baddbmm_(of_R[c].mT, Y[c])
-    return _rows(G), g
+        wrote[c].baddbmm_(tail[c], states[c + 1].mT)
+        states[c].addcmul_(states[c + 1], left[c])
+        if asked is not None:
+            states[c].baddbmm_(wrote[c].mT, asked[c])
+    return _rows(of_S[1:]), states[0]
 
 
 def _at_the_end(
     shape: tuple[int, int, int], x: Tensor, table: Tensor
-) -> tuple[Tensor, tuple[Tensor, ...]]:
+) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
     """x as the end of its chunk meets it, and what is left there of the state, for each chunk."""
-    tail = (x * table[:, -1, 1:, None]).view(*shape, -1)
+    tail = (x * table[:, -1, 1:, None]).view(*shape, -1).unbind(0)
     left = table[:, -1, :1, None]
     return tail, left.view(shape[0], -1, 1, 1).unbind(0) if len(left) > 1 else (left,) * shape[0]
 
