@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .by_hand import Plain, again, product_table, products_back
+from .by_hand import Plain, again, dot, product_table, products_back
 
 
 @dataclass(frozen=True)
@@ -94,8 +94,7 @@ class Scanned(torch.autograd.Function):
         of_tail = torch.bmm(R, G)
         of_x.addcmul_(of_tail, table[:, -1, 1:, None])
         if of_table is not None:
-            rest = torch.bmm(G.flatten(1).unsqueeze(1), S.flatten(1).unsqueeze(2)).squeeze(-1)
-            of_table[:, -1] += torch.cat((rest, (of_tail * x).sum(-1)), -1)
+            of_table[:, -1] += torch.cat((dot(G, S).squeeze(-1), (of_tail * x).sum(-1)), -1)
 
         # what was written
         if kind.erase:
