@@ -824,21 +824,38 @@ def test_operations_are_those_that_torch_counts(name: str, gates: str, uncounted
     assert found.flops - uncounted == pytest.approx(counter.get_total_flops() / T, rel=0.06)
 
 
-def test_rounds_are_counted_one_by_one() -> None:
-    op = nlc.memory("lp")
-    q, k, v = (torch.randn(1, T, 1, 32) for _ in range(3))
-    named = {"alpha": torch.rand(1, T, 1), "eta": 0.01 * torch.rand(1, T, 1)}
+@pytest.mark.parametrize(("name", "gates"), [("lp", "alpha eta"), ("titans_exact", "alpha eta mu")])
+def test_rounds_are_counted_one_by_one(name: str, gates: str) -> None:
+    op = nlc.memory(name)
+    q, k, v = (torch.randn(1, T, 1, 32) / 6 for _ in range(3))
+    named = {g: torch.rand(1, T, 1) * (0.01 if g == "eta" else 1) for g in gates.split()}
     box = next(b for b in op.spec(q, k, v, **named).system.boxes if b.states)
     plan, _ = lowered(box)
     assert plan is not None
     found = counted.cost(box, plan)
     assert found is not None and found.rounds is not None
-    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+    with torch.no_grad(), FlopCounterMode(display=False, custom_mapping=IN_PLACE) as counter:
         op(q, k, v, **named)
     rounds = (counter.get_total_flops() / T - found.flops) / found.rounds[1]
     chunks = T // counted.SOLVED  # the mean of their rounds
     assert rounds * chunks == pytest.approx(round(rounds * chunks), abs=0.01)
     assert 2 <= rounds <= found.rounds[2]
+
+
+def test_a_network_that_fires_at_every_token_is_asked_once() -> None:
+    """One forward and one backward pass for the gradients of both layers."""
+    text = (
+        "nl 1\nmemory z(q[n], k[n], v[n]) {\n  state M : residual(mlp(n, 4*n))\n"
+        "  objective sum((M(k) - v)^2)\n  learn adam(rate = 0.01)\n  read M(q)\n}\n"
+    )
+    op, q = nlc.memory(text), torch.randn(1, 8, 1, 32)
+    box = next(b for b in op.spec(q, q, q).system.boxes if b.states)
+    plan, _ = lowered(box)
+    assert plan is not None and plan.kind == "fired"
+    found = counted.cost(box, plan)
+    with torch.no_grad(), FlopCounterMode(display=False, custom_mapping=IN_PLACE) as counter:
+        op(q, q, q)
+    assert found is not None and found.flops == counter.get_total_flops() / 8
 
 
 WINDOWED = """nl 1
@@ -861,6 +878,8 @@ SQUARES = "sum((M(past(k, 3)) - past(v, 3))^2)"
         ("matrix(n, n)", "-sum(M(past(k, 3)) * past(v, 3))", "gradient(rate = eta)"),
         ("matrix(n, n)", "sum(abs(M(past(k, 3)) - past(v, 3))^3)", "gradient(rate = eta)"),
         ("matrix(n, n)", SQUARES, "adam(rate = eta)"),
+        ("residual(mlp(n, 4*n))", SQUARES, "adam(rate = eta)"),
+        ("gated_mlp(n, 2*n)", SQUARES, "adam(rate = eta)"),
         ("residual(mlp(n, 4*n))", SQUARES, "gradient(rate = eta)"),
         ("mlp(n, 2*n)", SQUARES, "momentum(rate = eta, keep = 0.5)"),
     ],

@@ -85,6 +85,11 @@ class Learned(Standing):
         slopes = {}
         if rule.write is None and gradient is None:
             slopes = self.by_autograd(body, state)
+        roots = [rule.write] if rule.write is not None else []
+        if gradient is not None:
+            roots = [t for e in gradient.examples for t in (e.surprise, e.input)]
+            roots += [t for _, t in gradient.direct]
+        body.e.count([t for t in roots if not body.e.uses[id(t)]])
         for array in state.form.arrays:
             if rule.write is not None:
                 self.turn_to(body, state, array)

@@ -60,7 +60,7 @@ def cost_rows(w: Writer, box: Box, lowering: Lowering | None, longest: int = 0) 
     found = None if lowering is None else cost(box, lowering, longest)
     rows = [] if found is None else [said(w, "cost", found.text())]
     if found is None and lowering is not None and learned_rows(box):
-        rows = [said(w, "cost", "not counted: the pairs of a window, of a network tick by tick")]
+        rows = [said(w, "cost", "not counted: the pairs of a window")]
     held = state_text(box, lowering)
     return [*rows, said(w, "state", held)] if held else rows
 
@@ -81,15 +81,14 @@ def cost(box: Box, lowering: Lowering, longest: int = 0) -> Cost | None:
     if w and lowering.kind == "solved" and not lowering.writes:
         return windowed(box, lowering, c, w)
     if w:
-        single = all(s.form.single for s in box.states if s.rule.changes)
-        return fired(box, w) if lowering.kind == "fired" and single else None
+        return fired(box, w) if lowering.kind == "fired" else None
     match lowering.kind:
         case "recurrence":
             return recurrence(box, lowering, c)
         case "frozen":
             return frozen(box, lowering, c)
         case "solved":
-            return at_once(box, lowering, c) if lowering.writes else solved(box, c)
+            return at_once(box, lowering, c) if lowering.writes else solved(box, lowering, c)
         case "fired" | "slept":
             return fired(box)
         case "attention":
@@ -249,7 +248,7 @@ def frozen(box: Box, lowering: Lowering, c: int) -> Cost | None:
         named = (*s.named("P", "B"), ("Q", q), ("F", f), ("C", c))
         note = f"{s.note(False)}; Q and F: P and the widths, each times the columns"
         return Cost(formula, named, flops, memories(box), note)
-    wide = 2 if any(a.rule.momentum is not None for a in lowering.arrays) else 1
+    wide = wide_of(lowering)
     whole = 2 + 2 * wide * (1 + r)
     formula = added([(whole, "P"), (2 if s.b else 0, "B"), (2 * r, "CD")])
     flops = whole * s.p + 2 * s.b + 2 * r * c * s.d
@@ -264,9 +263,11 @@ def columns(box: Box) -> tuple[int, int]:
     return sum(n * m * n for m, n in pairs), sum(n * (m + n) for m, n in pairs)
 
 
-def solved(box: Box, c: int) -> Cost | None:
+def solved(box: Box, lowering: Lowering, c: int) -> Cost | None:
     """Each round asks the start and the writes of the round before, forward and back. First layers
-    are asked for streams: what these meet of the start, and of each other, is made once.
+    are asked for streams: what these meet of the start is made once, and of each other once or, in
+    a network, twice: the first round meets writes of nothing. With momentum the start is [m, 2n],
+    and what is left of each write takes a table.
     """
     s, r = sizes(box), reads(box)
     if s is None:
@@ -279,15 +280,22 @@ def solved(box: Box, c: int) -> Cost | None:
         if len(a.shape) == 2 and not is_behind(a)
     ]
     m, n = (sum(shape[axis] for shape in first) for axis in (0, 1))
-    once = 2 * (s.p - s.b) + 2 * c * n
-    formula = added([(4 + 2 * r, "P"), (2 * r, "CD"), (2, "CN")]) + (" - 2B" if s.b else "")
-    flops = (2 + 2 * r) * s.p + 2 * r * c * s.d + once
-    more = added([(4 if s.b else 0, "B"), (4 if s.e else 0, "CE"), (2, "CM")])
-    each = 4 * s.b + 4 * c * s.e + 2 * c * m
+    wide, pairs = wide_of(lowering), 4 if s.b else 2
+    meet = [(2 * r, "CD"), (pairs, "CN"), (2 * (wide - 1), "C^2")]
+    formula = added([((4 + 2 * r) * wide, "P"), *meet]) + f" - {2 * wide}B" * bool(s.b)
+    flops = (4 + 2 * r) * wide * s.p - 2 * wide * s.b + 2 * r * c * s.d
+    flops += pairs * c * n + 2 * (wide - 1) * c * c
+    more = added([(4 * wide if s.b else 0, "B"), (4 if s.e else 0, "CE"), (2, "CM")])
+    each = 4 * wide * s.b + 4 * c * s.e + 2 * c * m
     named = (*s.named("P", "B", "D", "E"), ("N", n), ("M", m), ("C", c))
     note = f"{s.note(True)}, the first of N inputs and M outputs"
     note += f"; R rounds, until no write changes, {c} at most"
     return Cost(formula, named, flops, memories(box), note, (more, each, c))
+
+
+def wide_of(lowering: Lowering) -> int:
+    """Of how many states' width what is asked of the start is."""
+    return 2 if any(a.rule.momentum is not None for a in lowering.arrays) else 1
 
 
 def windowed(box: Box, lowering: Lowering, c: int, w: int) -> Cost | None:
@@ -297,7 +305,7 @@ def windowed(box: Box, lowering: Lowering, c: int, w: int) -> Cost | None:
     s, r = sizes(box), reads(box)
     if s is None:
         return None
-    wide = 2 if any(a.rule.momentum is not None for a in lowering.arrays) else 1
+    wide = wide_of(lowering)
     solves = any(asks_itself(e, box) for state in box.states for e in examples_of(box, state))
     asked = (2 * w * (1 + solves) + 2 * r) * wide
     meet = [((solves + r) * 2, "CWD"), (2 if s.e else 0, "CWE"), (2 * (wide - 1), "C^2")]
