@@ -81,7 +81,7 @@ def span(model: Model, call: Pass, state: State, a: int, b: int, training: bool)
     if state.inner is None:
         stand(model, state, training)
     assert state.inner is not None
-    state.replay.append((tuple(x[:, a:b] for x in call.inputs), call.own))
+    state.replay.append(call.played(a, b))
     s = stream_of(model, state, b - a)
     s.inner, s.joint = not training, training
     if call.watching is not None:
@@ -296,24 +296,4 @@ def let_go(model: Model, state: State, changed: set[str]) -> None:
         model.rebase(state)
 
 
-def ready(model: Model, state: State, training: bool) -> State:
-    """A state for a call: one whose graph holds weights goes on in training alone."""
-    if state.rewind or state.live and not training:
-        state = wound_back(model, state)
-    state.live = training
-    return state
-
-
-def wound_back(model: Model, state: State) -> State:
-    """The same state in a graph in which the weights are constants: all since every level fired
-    is played again, with the weights as they are now.
-    """
-    fresh = model.state_from(detached(state.base), state.base_position, state.batch, {})
-    fresh.sequence, fresh.elapsed = state.sequence, state.elapsed
-    with torch.no_grad():
-        for inputs, own in state.replay:
-            _, fresh = model(*inputs, state=fresh, own=own)
-    return fresh
-
-
-__all__ = ["differentiable", "fire", "in_parts", "learning_from", "ready", "since", "span"]
+__all__ = ["differentiable", "fire", "in_parts", "learning_from", "since", "span"]

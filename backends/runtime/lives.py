@@ -52,7 +52,7 @@ def side_by_side(
     arrays = held(s, starts(s.batch * many, at))
     inside = Stream(arrays, 0, every, s.batch * many, s.device, s.dtype, s.inner, s.joint)
     began = s.position + first + every * torch.arange(many, device=s.device)
-    inside.sequence, inside.elapsed = s.sequence, s.elapsed
+    inside.sequence, inside.elapsed, inside.copies = s.sequence, s.elapsed, s.copies
     inside.began, inside.lives = began.repeat(s.batch), many
     inside.remembered = s.remembered.setdefault(f"{at}lives", {})
     parted = (torch.unflatten(x, 1, (many, every)).flatten(0, 1) for x in given if is_stream(x))

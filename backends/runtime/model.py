@@ -27,8 +27,9 @@ from .ending import finish
 from .examples import Examples, Watching
 from .lives import lives
 from .optimizer import Optimizer
+from .replay import copied, ready
 from .serving import HALF
-from .state import State, StateError, Waiting, detached
+from .state import Played, State, StateError, Waiting, detached
 from .stream import Stream
 from .sums import Met, Sum, owed
 from .tree import Part, Still
@@ -54,10 +55,14 @@ class Pass:
     watching: Watching | None = None
     spans: list[tuple[int, int]] = field(default_factory=list)
     ahead: Ahead | None = None
+    copies: dict[str, Tensor] = field(default_factory=dict)  # of weights, by path (replay.py)
 
     @property
     def time(self) -> int:
         return self.inputs[0].shape[1]
+
+    def played(self, a: int, b: int) -> Played:
+        return Played(tuple(x[:, a:b] for x in self.inputs), self.own, self.copies)
 
 
 class Model(Words, nn.Module):
@@ -106,7 +111,6 @@ class Model(Words, nn.Module):
         super().__init__()
         self.seed = seed
         self.weights = Part()
-        self.still = Still(self.weights)
         self.examples = Examples()
         self.chance = Chance(seed)
         nothing = torch.empty(0, device=device, dtype=dtype)
@@ -238,8 +242,9 @@ class Model(Words, nn.Module):
             if not path.startswith(at):
                 continue
             if start == "weights":
-                drawn = weights[path.partition("@")[0]]
-                arrays[path] = drawn.to(dtype).unsqueeze(0).expand(batch, *shape)
+                # a copy: what stands in a stream stays as it is when the parameter changes
+                drawn = weights[path.partition("@")[0]].to(dtype, copy=True)
+                arrays[path] = drawn.unsqueeze(0).expand(batch, *shape)
             else:
                 arrays[path] = torch.zeros(batch, *shape, device=device, dtype=dtype)
         return arrays
@@ -476,8 +481,8 @@ class Model(Words, nn.Module):
         has none.
         """
         training = torch.is_grad_enabled() and any(p.requires_grad for p in self.parameters())
-        if self.JOINT:
-            state = joint.ready(self, state, training)
+        state = ready(self, state, training)
+        call.copies = copied(self) if training else {}
         self.label_waiting(call, state)
         if self.JOINT:
             joint.begin_anew(self, state)
@@ -493,7 +498,7 @@ class Model(Words, nn.Module):
 
     def weights_in(self, s: Stream) -> Any:
         """The weights; constants in a run for the levels on tokens."""
-        return self.still if s.inner else self.weights
+        return Still(self.weights, s.copies) if s.inner else self.weights
 
     # ---- clocks of these levels ------------------------------------------------------------------
 
@@ -540,13 +545,10 @@ class Model(Words, nn.Module):
             # What is constant there may have been written in the run for training alone.
             fixed = {k: v for k, v in state.arrays.items() if not state.inner[k].requires_grad}
             state.inner.update(detached(fixed))
-        state.replay.append((tuple(x[:, a:b] for x in call.inputs), call.own))
-        s = self.placed(
-            Stream(
-                state.inner, state.position, b - a, state.batch, self.device, self.dtype, inner=True
-            ),
-            state,
-        )
+        state.replay.append(call.played(a, b))
+        at = state.position, b - a, state.batch, self.device, self.dtype
+        s = self.placed(Stream(state.inner, *at, inner=True), state)
+        s.copies = call.copies
         if training:
             s.remembered = self.run(call, state, a, b).remembered
         s.met = None if self.INNER_OPEN else []

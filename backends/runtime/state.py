@@ -44,6 +44,17 @@ class Waiting:
     met: tuple[Met, ...] = ()
 
 
+@dataclass(frozen=True)
+class Played:
+    """Ticks that ran: their inputs, whether the model made them itself, and the weights they ran
+    with, by path, of those that a step of training may have changed since (replay.py).
+    """
+
+    inputs: tuple[Tensor, ...]
+    own: bool
+    weights: Mapping[str, Tensor]
+
+
 @dataclass
 class State:
     """Where a stream stands. `arrays`: what it keeps, by path, each [batch, ..]. `position`: ticks
@@ -52,7 +63,8 @@ class State:
     `sequence`: how many sequences of the stream have ended, with `elapsed` ticks.
     `inner`: the same arrays in the graph of the levels on tokens; `sums`: their gradients since the
     last firing. `live`: they stand in the graph of training too (joint.py). `base`, `base_sums`,
-    `base_position`, `replay`: from where, and with which inputs, all of this can be made again.
+    `base_position`, `replay`: from where, and with which inputs, all of this can be made again;
+    `seen`: the weights' versions when it was made.
     """
 
     arrays: dict[str, Tensor]
@@ -66,7 +78,8 @@ class State:
     base: dict[str, Tensor] = field(default_factory=dict)
     base_sums: dict[str, Sum] = field(default_factory=dict)
     base_position: int = 0
-    replay: list[tuple[tuple[Tensor, ...], bool]] = field(default_factory=list)
+    replay: list[Played] = field(default_factory=list)
+    seen: dict[str, int] = field(default_factory=dict)
     live: bool = False
     rewind: bool = False  # its graph has to be made again
     sequence: int = 0
@@ -88,14 +101,15 @@ class State:
             dict(self.base_sums),
             self.base_position,
         )
-        copy.replay, copy.live, copy.rewind = list(self.replay), self.live, self.rewind
+        copy.replay, copy.seen = list(self.replay), self.seen
+        copy.live, copy.rewind = self.live, self.rewind
         copy.sequence, copy.elapsed, copy.given = self.sequence, self.elapsed, self.given
         return copy
 
     def detach(self) -> State:
-        """The same state, a constant to gradients of what comes. Where training and the levels on
-        tokens share a graph, what the latter owe is made again at the next call, with the weights
-        as they are then.
+        """The same state, a constant to gradients of what comes. What levels on tokens still owe
+        for its ticks is owed for the weights those ran with, whatever a step of training does to
+        them since (replay.py).
         """
         copy = self.fork()
         if self.live:
@@ -111,16 +125,16 @@ class State:
         tensors = {f"array {k}": v for k, v in self.base.items()}
         for k, owed in self.base_sums.items():
             tensors |= {f"{name} {k}": v for name, v in owed.tensors().items()}
-        for i, (inputs, _) in enumerate(self.replay):
-            tensors |= {f"input {i} {j}": x for j, x in enumerate(inputs)}
+        for i, played in enumerate(self.replay):
+            tensors |= {f"input {i} {j}": x for j, x in enumerate(played.inputs)}
         header = {
             "format": FORMAT,
             "spec": self.spec,
             "position": self.base_position,
             "batch": self.batch,
             "ended": [self.sequence, self.elapsed],
-            "own": [own for _, own in self.replay],
-            "inputs": [len(x) for x, _ in self.replay],
+            "own": [played.own for played in self.replay],
+            "inputs": [len(played.inputs) for played in self.replay],
         }
         write_tensors(Path(path), tensors, header)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -25,8 +25,8 @@ class Stream(dict[str, Tensor]):
     boxes wrote in the run
     for training, which a run for the levels on tokens need not do again. `met`: products of such a
     run with what learns in it. `made`: what was made ahead; `once`: this run is that, and no other
-    does it again. `joint`: this run is for
-    both (joint.py). `born`: the tick at which
+    does it again. `copies`: what stands in for weights in an `inner` run, by path. `joint`: this
+    run is for both (joint.py). `born`: the tick at which
     the level that is run was last reset; `began`: the same for each row of the batch, where they
     are lives of one stream (lives.py), as many of each sample as
     `lives` says.
@@ -53,6 +53,7 @@ class Stream(dict[str, Tensor]):
         self.remembered: dict[str, Any] = {}
         self.met: list[Met] | None = None
         self.made: tuple[Tensor, ...] | None = None
+        self.copies: Mapping[str, Tensor] = {}
         self.once = False
         self.born = 0
         self.began: Tensor | None = None

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 from torch import Tensor, nn
@@ -26,13 +28,35 @@ class Part(nn.Module):
 
 
 class Still:
-    """The same tree as `Part`, its arrays as constants: for runs that take no gradient of them."""
+    """The same tree as `Part`, its arrays as constants: for runs that take no gradient of them.
+    `copies`: what stands in for some, by path.
+    """
 
-    def __init__(self, part: Part) -> None:
-        self.__part = part  # no name of a spec begins so
+    def __init__(self, part: Part, copies: Mapping[str, Tensor], at: str = "") -> None:
+        self.__part, self.__copies, self.__at = part, copies, at  # no name of a spec begins so
 
     def __getitem__(self, key: int | str) -> Any:
-        found = self.__part[key]
-        return found.detach() if isinstance(found, Tensor) else Still(found)
+        found, path = self.__part[key], f"{self.__at}{key}"
+        if not isinstance(found, Tensor):
+            return Still(found, self.__copies, f"{path}.")
+        return self.__copies[path] if path in self.__copies else found.detach()
 
     __getattr__ = __getitem__
+
+
+@contextmanager
+def standing(weights: Part, arrays: Mapping[str, Tensor]) -> Iterator[None]:
+    """While it lasts, these arrays are the weights, by path."""
+    places = []
+    for path, array in arrays.items():
+        *steps, last = path.split(".")
+        part = weights
+        for step in steps:
+            part = part[step]
+        places.append((part._parameters, last, part._parameters[last]))
+        part._parameters[last] = array  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        for found, last, own in places:
+            found[last] = own
