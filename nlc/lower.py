@@ -448,17 +448,20 @@ def at_the_end(box: Box) -> Lowering:
 
 def fires_with(box: Box, state: State, array: str, found: Gradient | None) -> None:
     learn = state.rule.learn.get(array)
+    clock = box.level.clock if box.level is not None else None
+    waits = clock is not None and clock.unit == "token" and clock.period > 1 and not state.rule.once
+    if learn is not None and waits and (learn.rule == "implicit" or learn.steps > 1):
+        assert clock is not None
+        many = "" if learn.rule == "implicit" else f" with `steps = {learn.steps}`"
+        help = f"an objective of `past(.., {clock.period})` that ends with `once` is compiled"
+        help += "; `nlc.reference` runs any, token by token"
+        raise NotLowered(f"`{learn.rule}`{many} {clock}", learn.span, help)
     if learn is not None and learn.rule == "implicit":
-        if box.level is not None and box.level.clock.period > 1:
-            raise NotLowered(f"`implicit` {box.level.clock}", learn.span)
         return
     if learn is None or not learn.optimizers:
         raise NotLowered(
             f"the learning rule of `{state.name}`", learn.span if learn else state.span
         )
-    clock = box.level.clock if box.level is not None else None
-    if learn.steps > 1 and clock is not None and clock.period > 1 and clock.unit == "token":
-        raise NotLowered(f"`steps = {learn.steps}` of `{learn.rule}` {clock}", learn.span)
     if any(s not in ("weight", "grad", "input", "surprise") for s in learn.streams):
         raise NotLowered(f"a stream given to `{learn.rule}`", learn.span)
     terms = [*(t for b in learn.optimizers.values() for t in b.terms())]

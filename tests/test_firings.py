@@ -190,6 +190,16 @@ CASES = {
         "", LEVEL.format(state="state M : residual(layernorm(matrix(4, 4))) per 2 = normal(0.5)",
                          objective=SQUARE[10:], rule="implicit(rate = eta / 4)"), "every token",
     ),
+    "implicit, once every 3 tokens": (
+        memory("mlp(n, n)", SQUARE + " once", "retain alpha", "learn implicit(rate = eta)"), CALL,
+        "every 3 tokens from 2",
+    ),
+    "two steps on the window of a period": (
+        memory(
+            "residual(mlp(n, 2*n))", "objective sum((M(past(k, 4)) - past(v, 4))^2) / 2 once",
+            "retain column(a)", "learn momentum(rate = eta / 4, keep = 0.5, steps = 2)",
+        ), CALL, "every 4 tokens",
+    ),
     "implicit of a vector, beside": (
         memory(
             "matrix(n, n)", "state b : vector(n) {", "  objective sum((v - b)^4)",

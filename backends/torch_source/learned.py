@@ -345,7 +345,8 @@ class Learned(Standing):
                 self.slopes_of(body, state, None)
                 told = [self.sums[state.name, a.name] for a in arrays]
             axes = tuple(range(-value.own - 1, 0))
-            code.add(f"return {value.atom}.sum({axes}), ({', '.join(told)},)")
+            last = f".narrow({axes[0]}, -1, 1)" if state.rule.once else ""
+            code.add(f"return {value.atom}{last}.sum({axes}), ({', '.join(told)},)")
         lead = body.lead - 1
         block = lead + len(state.per) * self.heads_apart(state)
         listed = [f"({', '.join(x)},)" for x in (kept, rates, seen)]
