@@ -30,7 +30,7 @@ from .calls import (
     several,
     shape,
 )
-from .files import CallError, did_you_mean, near_file, read_text, why, write_output
+from .files import CallError, read_text, write_output
 
 ROUNDS_OF_FIXES = 10
 
@@ -62,24 +62,12 @@ def _add_output(parser: Parser) -> None:
 
 def _find(name: str) -> Path:
     """The file that a call names: a path, or a shipped spec."""
-    from .driver import locate
+    from .driver import readable
 
-    path = locate(name)
-    if path.is_dir():
-        raise CallError(f"{name} is a folder; a spec is needed.")
-    if not path.exists() and not path.suffix:
-        raise CallError(f"There is no file {name}, and no shipped spec of that name.{_near(name)}")
     try:
-        path.open("rb").close()
+        return readable(name)
     except OSError as error:
-        raise CallError(f"{name} cannot be read: {why(error)}.{near_file(path)}") from None
-    return path
-
-
-def _near(name: str) -> str:
-    from .resolve.files import shipped_names
-
-    return did_you_mean(name, [*shipped_names(), *(str(p) for p in Path().glob("*.nl"))])
+        raise CallError(str(error)) from None
 
 
 def _emit(data: str | bytes, output: str | None) -> int:

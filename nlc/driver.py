@@ -15,6 +15,7 @@ from . import syntax as S
 from .checks import check as check_system
 from .checks import check_alone
 from .diagnostics import Diagnostic
+from .files import did_you_mean, near_file, why
 from .parse import parse
 from .placement import placement
 from .resolve import resolve
@@ -99,10 +100,10 @@ def in_order(told: list[Diagnostic]) -> list[Diagnostic]:
 
 
 def check_file(path: str | Path, settings: Mapping[str, Any] | None = None) -> Checked:
-    """A path, or the name of a shipped spec. Raises OSError if there is no such file."""
+    """A path, or the name of a shipped spec. Raises OSError with a sentence if there is none."""
     from .text import read_source
 
-    found = locate(path)
+    found = readable(path)
     source = read_source(found)
     if isinstance(source, Diagnostic):
         return Checked(source.span.source, None, None, (source,))
@@ -116,6 +117,27 @@ def locate(path: str | Path) -> Path:
         return here
     name = str(path).removesuffix(".nl").removeprefix("specs/")
     return SHIPPED / f"{name}.nl" if name in shipped_names() else here
+
+
+def readable(path: str | Path) -> Path:
+    """The same, a file that can be read. Raises OSError with a sentence that says why it cannot."""
+    name = str(path)
+    try:
+        found = locate(path)
+        folder = found.is_dir()
+        if found.exists() and not folder:
+            found.open("rb").close()
+            return found
+    except OSError as error:
+        raise type(error)(f"{name} cannot be read: {why(error)}.") from None
+    if folder:
+        raise IsADirectoryError(f"{name} is a folder; a spec is needed.")
+    if "/" in name.removeprefix("specs/") and found.suffix:
+        raise FileNotFoundError(f"There is no file {name}.{near_file(found)}")
+    ending = ".nl" if name.endswith(".nl") else ""
+    known = [n + ending for n in (*shipped_names(), *(p.stem for p in Path().glob("*.nl")))]
+    near = did_you_mean(name.removeprefix("specs/"), known)
+    raise FileNotFoundError(f"There is no file {name}, and no shipped spec of that name.{near}")
 
 
 class Spec:
@@ -158,9 +180,12 @@ def load(spec: str | Path, **settings: Any) -> Spec:
     """A spec by path, by shipped name, or as text that begins with `nl 1`; settings by name
     (2.2.4).
 
-    Raises SpecError with every mistake, or OSError if there is no such file.
+    Raises SpecError with every mistake, or OSError with a sentence if there is no such file.
     """
-    if isinstance(spec, str) and "\n" in spec:
+    if not isinstance(spec, str | Path):
+        kind = type(spec).__name__
+        raise TypeError(f"a spec is a path, a shipped name or a text, and this is of type {kind}")
+    if isinstance(spec, str) and ("\n" in spec or spec.startswith("nl 1")):
         checked = check_text(spec, settings=settings)
     else:
         checked = check_file(spec, settings)

@@ -17,8 +17,8 @@ _MAY_STAND: dict[str, tuple[type[s.Node], ...]] = {
     "system": (*_PLAIN, s.Level, s.Flow, s.Assume, s.Among, s.Transfer),
     "flow": (*_PLAIN, s.Return),
     "level": (*_BOX, s.Read, s.Linearise, s.Reset, s.Partial),
-    "memory": (*_BOX, s.Read, s.Linearise),
-    "optimizer": (*_BOX, s.Level),
+    "memory": (*_BOX, s.Read, s.Linearise, s.Among),
+    "optimizer": (*_BOX, s.Level, s.Among),
     "state": (s.Cite, *_CHANGES),
     "def": (*_PLAIN, s.Return),
     "repeat": (s.Bind, s.Add, s.Repeat),
@@ -34,7 +34,7 @@ _SHOWN = {
     "repeat": "a `repeat`",
     "inner": "a level of an optimizer",
 }
-_MAY_STAND["inner"] = tuple(kind for kind in _MAY_STAND["level"] if kind is not s.Read)
+_MAY_STAND["inner"] = _BOX  # it is reset with what it serves (2.9.6)
 _WORDS: dict[type[s.Node], str] = {
     s.Bind: "=",
     s.Add: "+=",

@@ -489,3 +489,10 @@ def test_what_is_drawn_anew_is_reset() -> None:
     plain = text.replace("fresh(normal(0.1))", "normal(0.1)").replace("learn adamw", "learn wild")
     served = plain.replace("wild(rate = 4e-4)", "wild()").replace("system lm", rule + "system lm")
     assert [d.code for d in check_text(served).diagnostics] == ["NL209"]
+    deeper = rule.replace(
+        "  state m : like(weight) = fresh(normal(1))\n  set 0.9 * m + grad\n",
+        "  level slow every 4 steps {\n    state m : like(weight) = fresh(normal(1))\n"
+        "    set 0.9 * m + grad\n  }\n",
+    ).replace("-0.1 * m", "-0.1 * slow.m")
+    (told,) = check_text(served.replace(rule, deeper)).diagnostics
+    assert told.code == "NL209" and "`m` is drawn anew at each reset" in told.message

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -197,3 +198,23 @@ def test_a_root_of_nothing_is_warned_of_where_it_makes_no_number(
     truth = nlc.reference(spec, model.state_dict())
     found = [*gradients(model, (x, y)).values(), *truth.gradients((x, y)).values()]
     assert all(bool(g.isnan().any()) is warned for g in found)
+
+
+def test_a_spec_that_is_not_there(tmp_path: Path) -> None:
+    """A sentence, as the command says it."""
+    (tmp_path / "mine.nl").write_text("nl 1\n")
+    for name, says in (
+        ("hoep", "There is no file hoep, and no shipped spec of that name. Did you mean hope?"),
+        ("hoep.nl", "There is no file hoep.nl, and no shipped spec .* Did you mean hope.nl?"),
+        ("memory/delt", "no shipped spec of that name. Did you mean memory/delta?"),
+        (tmp_path / "mime.nl", "There is no file .*mime.nl. Did you mean mine.nl?"),
+        (tmp_path, "is a folder; a spec is needed."),
+        ("x" * 400, "x cannot be read: file name too long."),
+    ):
+        with pytest.raises(OSError, match=says.replace("?", r"\?")) as error:
+            nlc.load(name)
+        assert "Errno" not in str(error.value)
+    slip: Any = 12
+    with pytest.raises(TypeError, match="a spec is a path, a shipped name or a text"):
+        nlc.load(slip)
+    assert nlc.load("nl 1; system one() { flow(x) { return x } }").system.name == "one"

@@ -54,6 +54,13 @@ def test_where_it_belongs_is_said() -> None:
     )
 
 
+def test_a_level_of_an_optimizer_is_reset_with_what_it_serves() -> None:
+    inner = "level slow every 4 steps {{ {}; state m : like(weight) {{ set grad }} }}"
+    for line in ("reset every 8 steps", "partial flush", "linearise every 2 tokens", "read m"):
+        text = f"nl 1\noptimizer o(weight, grad) {{ {inner.format(line)}\nwrite slow.m }}\n"
+        assert [(c, p) for c, _, p in told(text)] == [("NL003", line)]
+
+
 def test_memories_and_functions() -> None:
     memory = "nl 1\nmemory m(x) { reset never; partial flush; read x }\n"
     assert [c for c, _, _ in told(memory)] == ["NL003", "NL003"]

@@ -13,7 +13,7 @@ from torch import Tensor
 
 import nlc
 from nlc.backends.runtime import State
-from nlc.driver import Spec
+from nlc.driver import Spec, check_text
 from nlc.verify import properties as P
 from nlc.verify.streams import random_streams
 
@@ -119,6 +119,68 @@ def test_what_is_said_of_settings_is_said_of_settings() -> None:
     for name, values, code in (("b", "[1]", "NL101"), ("a", "[]", "NL606"), ("a", "2", "NL606")):
         with pytest.raises(nlc.SpecError, match=code):
             nlc.load(text.format(name, values))
+
+
+CHOOSING = """nl 1
+memory m(q[n], k[n], which = 1) {
+  assume which in [0, 1]
+  state M : matrix(n, n)
+  objective sum((M(k) - q)^2)
+  learn gradient(rate = 0.1 + which)
+  read M(q)
+}
+optimizer o(weight, grad, rate = 0.1, twice = 1) {
+  assume twice in [1, 2]
+  write -rate * twice * grad
+}
+"""
+AROUND = """system one() {{
+  level training every step {{ objective loss; learn o({}) }}
+  level b(x) every token {{ read m(x, x{}) }}
+  transfer backprop b -> training
+  flow(x[4], y[4]) {{ h = b(linear(x, 4)); loss = sum((h - y)^2); return h }}
+}}
+"""
+
+
+@pytest.mark.parametrize(
+    ("rule", "memory", "message", "place"),
+    [
+        ("", ", which = 2", "`which` is 2, and may be 0 or 1", "m(x, x, which = 2)"),
+        ("", ", which = sum(x)", "`which` changes while the system runs, and may be 0 or 1",
+         "m(x, x, which = sum(x))"),
+        ("twice = 3", "", "`twice` is 3, and may be 1 or 2", "learn o(twice = 3)"),
+        ("twice = count", "", "`twice` changes while the system runs, and may be 1 or 2",
+         "learn o(twice = count)"),
+    ],
+)  # fmt: skip
+def test_a_memory_and_an_optimizer_say_what_theirs_may_be(
+    rule: str, memory: str, message: str, place: str
+) -> None:
+    nlc.load(CHOOSING + AROUND.format("twice = 2", ", which = 0"))
+    with pytest.raises(nlc.SpecError) as told:
+        nlc.load(CHOOSING + AROUND.format(rule, memory))
+    (one,) = told.value.diagnostics
+    assert (one.code, one.message, one.span.text) == ("NL606", message, place)
+
+
+def test_a_default_that_may_not_be() -> None:
+    (one,) = check_text(CHOOSING.replace("which = 1", "which = 3")).diagnostics
+    assert (one.code, one.span.text) == ("NL606", "which = 3")
+
+
+def test_an_operation_is_told_of_a_setting_that_may_not_be() -> None:
+    q = torch.randn(1, 3, 2, 4)
+    for name, setting in (("moneta", "printed"), ("memora", "inputs")):
+        memory = nlc.memory(name)
+        memory(q, q, q, 0.9, 0.1, **{setting: 0})
+        with pytest.raises(ValueError, match=f"`{setting}` is 2, and may be 0 or 1"):
+            memory(q, q, q, 0.9, 0.1, **{setting: 2})
+        with pytest.raises(ValueError, match=f"`{setting}` changes .* and may be 0 or 1"):
+            memory(q, q, q, 0.9, 0.1, **{setting: torch.ones(1, 3, 2)})
+    for shape in ((4,), (4, 3), (2, 4, 3)):
+        with pytest.raises(ValueError, match="`twice` is 3, and may be 1 or 2"):
+            nlc.optimizer(CHOOSING)([torch.nn.Parameter(torch.zeros(shape))], twice=3)
 
 
 def test_a_repeat_of_no_round_is_told_as_one() -> None:

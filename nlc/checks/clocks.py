@@ -4,7 +4,7 @@ short (NL206), what is to be drawn anew and is never reset (NL209).
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from ..diagnostics import Diagnostic, Fix
 from ..system import Box, Clock, Level, State
@@ -30,12 +30,17 @@ def nl209(facts: Facts) -> Iterator[Diagnostic]:
     for level in facts.system.levels:
         if level.resets.unit != "never":
             continue
-        found = {id(b): b for b in (*facts.boxes_of[level.name], *served_by(level.learn))}
-        rules = [r for b in [*found.values()] for r in optimizers_of(b)]
-        for box in (*found.values(), *rules):
+        for box in nested((*facts.boxes_of[level.name], *served_by(level.learn))):
             for state in box.states:
                 if state.start is not None and state.start.op == "fresh":
                     yield drawn_once(facts, level, state)
+
+
+def nested(boxes: Iterable[Box]) -> Iterator[Box]:
+    """These, the optimizers of their states, and the levels in those (2.9.6)."""
+    for box in boxes:
+        yield box
+        yield from nested((*box.levels, *optimizers_of(box)))
 
 
 def drawn_once(facts: Facts, level: Level, state: State) -> Diagnostic:

@@ -92,8 +92,9 @@ CODES: dict[str, Code] = {
     ),
     "NL606": code(
         "a setting is not one of those it may be",
-        """The system says of this setting what it may be: `assume printed in [0, 1]`. It was given
-        something else, by `--set`, by the caller or as its default. Such a setting chooses between
+        """The system, the memory or the optimizer says of this setting what it may be: `assume
+        printed in [0, 1]`. It was given something else, by `--set`, by the caller or as its
+        default, or a stream, which is another number at every tick. Such a setting chooses between
         readings, and there is nothing between them or beyond.""",
         system("assume causal in [0, 1]", settings="vocab = 256, width = 64, causal = 2"),
         system("assume causal in [0, 1]", settings="vocab = 256, width = 64, causal = 1"),

@@ -123,6 +123,9 @@ def spec_of(call: Call) -> Spec:
         told = tuple(refused(memory, checked.system))
         if told:
             raise SpecError(told)
+    for d in checked.errors:
+        if d.code == "NL606":  # the setting itself is wrong, whatever the sizes
+            raise ValueError(f"{d.message} (memory `{memory.name}`)")
     if checked.errors or checked.system is None:
         own = ", ".join(f"{n} {list(s) if s else 'a number'}" for n, s in call.streams)
         numbers = "".join(f", {n} = {literal(x)}" for n, x in call.numbers)

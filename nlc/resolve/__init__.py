@@ -114,8 +114,8 @@ def best_example(
     own = {p.name.id for p in node.params if p.default is not None}
 
     def always(d: Diagnostic) -> bool:
-        if d.code == "NL601":
-            return d.span.text in own  # a setting is what it is, whatever the sizes
+        if d.code in ("NL601", "NL606"):  # a setting is what it is, whatever the sizes
+            return d.code == "NL606" or d.span.text in own
         return d.code == "NL603" and len(tries) > 1 and all((d.code, d.span) in f for f in found)
 
     return boxes, [d for d in told if not (open_sizes and d.code.startswith("NL6")) or always(d)]

@@ -28,6 +28,7 @@ from .values import (
 if TYPE_CHECKING:
     pass
 from .rules import Rules
+from .settings import all_among
 from .states import States
 from .work import Placed, Work, cites, told_dims
 
@@ -208,6 +209,7 @@ class Boxes(Rules, States):
         inner = Body(r, ChainMap({}, names_of(target)), f"{path}.", body.loops, box)
         with r.inside(node, expr.span):
             terms = self.bind_memory_inputs(body, inner, node, values, expr)
+            all_among(inner, node, values, expr.span)
             self.fill(inner, node.body)
         if box.read is None and not r.recovered:
             return body.error(

@@ -17,6 +17,7 @@ from ..system import (
 )
 from .bodies import Body, names_of
 from .functions import Stop
+from .settings import all_among
 from .shapes import broadcast, told
 from .values import (
     POISON,
@@ -292,7 +293,8 @@ class Learning(Stage):
         r = self.resolver
         with r.capture() as told_here:
             box = self.try_optimizer(outer, decl, shape, values, per, node)
-        if told_here and len(shape) != 2:
+        setting = any(d.code == "NL606" for d in told_here)  # no array would fit
+        if told_here and len(shape) != 2 and not setting:
             weights = len(r.weights)
             with r.capture() as on_matrix:
                 self.try_optimizer(outer, decl, (8, 4), {}, per, node)
@@ -337,6 +339,7 @@ class Learning(Stage):
             for p in decl.node.params:
                 self.optimizer_param(body, p, shape, values, per, inputs, node)
             box.inputs = tuple(inputs)
+            all_among(body, decl.node, values, node.span)
             self.fill(body, decl.node.body)
         return box
 

@@ -101,9 +101,10 @@ class SystemStage:
                 )
         for p in self.node.params:
             self.read_setting(p, overrides)
+        spans = {p.name.id: p.span for p in self.node.params}
         for node in self.node.body.statements:
             if isinstance(node, S.Among):
-                among(self.body, self.node.params, node, self.settings)
+                among(self.body, spans, node, self.settings)
 
     def read_setting(self, p: S.Param, overrides: Mapping[str, Any]) -> None:
         name = p.name.id
