@@ -173,6 +173,11 @@ def test_what_a_gradient_goes_through_is_said_of_every_kind() -> None:
     fast = [t for t in made_of.system.transfers if t.kind == "backprop" and t.source.name == "fast"]
     made = " ".join(line.strip() for line in transfer_lines(without(made_of, fast).system))
     assert "goes through it but not into the states and pasts of fast" in made
+    text = (SPECS / "consolidation.nl").read_text(encoding="utf-8")
+    line = next(one for one in text.splitlines() if "transfer generate fast -> slow" in one)
+    more = text.replace(line, f"{line}\n  transfer condition fast -> slow")
+    both = words(more, "condition fast -> slow")
+    assert "what does through `generate fast -> slow" in both and none not in both
 
 
 @pytest.mark.parametrize("name", saying("init"))

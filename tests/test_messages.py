@@ -218,3 +218,14 @@ def test_a_spec_that_is_not_there(tmp_path: Path) -> None:
     with pytest.raises(TypeError, match="a spec is a path, a shipped name or a text"):
         nlc.load(slip)
     assert nlc.load("nl 1; system one() { flow(x) { return x } }").system.name == "one"
+
+
+def test_settings_are_those_of_a_name_and_not_of_a_loaded_spec() -> None:
+    """Left out in silence, they would be a run of another model."""
+    spec = nlc.load("rnn", width=8)
+    with pytest.raises(TypeError, match=r"width = 16 cannot be set in a loaded spec.*`nlc\.load`"):
+        nlc.compile(spec, width=16)
+    made = nlc.compile(Path("specs/rnn.nl"), width=16)
+    assert dict(made.named_weights())["x.embed"].shape[-1] == 16
+    with pytest.raises(TypeError, match="a spec is wanted, not its name"):
+        nlc.reference("rnn")  # type: ignore[arg-type]

@@ -24,6 +24,7 @@ from . import by_hand
 from .recurrence import Span, Start, Still
 
 FADING = 0.3  # a factor from round to round that, if it was so from the first, foretells the next
+UNSEEN = 2  # rounds before the first look at what has changed, which costs up to half a round
 BOUND = 1e12, 1e100  # of what has not settled, in float32 and in float64
 
 Writes = Sequence[tuple[Tensor, ...]]
@@ -262,9 +263,9 @@ def _settled(
     what is not a number would reach the ticks that do not see it, as 0 times it is none.
     """
     settled = before = steady = None
-    for _ in range(length + 1):
+    for made in range(length + UNSEEN + 1):
         new = once(flat)
-        if any(o.shape != n.shape for o, n in zip(flat, new, strict=True)):
+        if made < UNSEEN or any(o.shape != n.shape for o, n in zip(flat, new, strict=True)):
             flat = new  # several writes a tick, where the first guess has one
             continue
         change, tame = _change(flat, new, time, backwards)

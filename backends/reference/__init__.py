@@ -17,6 +17,7 @@ from __future__ import annotations
 from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
+from pathlib import Path
 from typing import Any, Protocol
 
 import torch
@@ -259,7 +260,13 @@ def reference(
     seed: int = 0,
     traced: Iterable[str] = UPDATES,
 ) -> Reference:
-    """The interpreter of a spec or a system, with parameters by the names of a compiled module."""
+    """The interpreter of a spec or a system, with parameters by the names of a compiled module.
+    Raises TypeError for what is neither; `nlc.load` makes a spec of a path or a name.
+    """
+    if isinstance(spec, str | Path):
+        raise TypeError(
+            f"a spec is wanted, not its name: nlc.reference(nlc.load({str(spec)!r}), ..)"
+        )
     return Reference(spec if isinstance(spec, System) else spec.system, parameters, seed, traced)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import linecache
 import sys
 import types
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -61,7 +62,7 @@ def compile_text(text: str, filename: str) -> Any:
 
 
 def compile(
-    spec: Spec | str,
+    spec: Spec | str | Path,
     device: str | torch.device = "cpu",
     dtype: torch.dtype = torch.float32,
     seed: int = 0,
@@ -70,12 +71,20 @@ def compile(
     """A checked spec (or a path, or a shipped name) as an `nn.Module`: `outputs, state =
     model(tokens, state)`.
 
-    Raises SpecError with every mistake, or with what is not lowered yet (NL701).
+    settings: of a path or a name; a loaded spec has its own. Raises TypeError where both are given,
+    and SpecError with every mistake, or with what is not lowered yet (NL701).
     """
     from nlc.driver import load
 
-    loaded = load(spec, **settings) if isinstance(spec, str) else spec
-    made = module_class(build(loaded), loaded.system.name)
+    if isinstance(spec, str | Path):
+        spec = load(spec, **settings)
+    elif settings:
+        given = ", ".join(f"{k} = {v!r}" for k, v in settings.items())
+        raise TypeError(
+            f"{given} cannot be set in a loaded spec, which has its settings: "
+            "give them to `nlc.load`, or a path or a name to `nlc.compile`"
+        )
+    made = module_class(build(spec), spec.system.name)
     return made(seed=seed, device=device, dtype=dtype)
 
 

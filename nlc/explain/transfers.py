@@ -49,7 +49,8 @@ def _words(trained: Trained, group: list[Transfer]) -> list[str]:
     cut = f", no further than {t.truncate} tokens" if t.truncate is not None else ""
     match t.kind:
         case "condition":
-            return [f"{b} uses weights or states of {a}, which are constants there", PASSES_NONE]
+            passes = _beside(system, group) or PASSES_NONE
+            return [f"{b} uses weights or states of {a}, which are constants there", passes]
         case "backprop":
             enters = f"the gradient of {b} enters the states and pasts of {a}{cut}"
             return [enters, *_inside(system, group), *_trained(trained, group)]
@@ -61,6 +62,16 @@ def _words(trained: Trained, group: list[Transfer]) -> list[str]:
             learned = [starts + _starts(system, group), *_so_do(trained, group), *learned]
             return [*learned, *_inside(system, group)]
     return [f"a start, write or set of {b} is made from {a}", *_generated(system, group)]
+
+
+def _beside(system: System, group: list[Transfer]) -> str:
+    """Where something made passes between the same levels: what it lets through."""
+    pairs = {(t.source, t.target) for t in group}
+    made = [t for t in system.transfers if t.kind == "generate" and (t.source, t.target) in pairs]
+    names = dict.fromkeys(f"`{_arrow([t])}`" for t in made)
+    if not names:
+        return ""
+    return f"no gradient passes back through it; what does through {', '.join(names)} is told there"
 
 
 def _so_do(trained: Trained, group: list[Transfer]) -> list[str]:
