@@ -55,6 +55,7 @@ READINGS: list[tuple[str, dict[str, Any]]] = [
     ("hope_ablations", {"inner": 0.2, "printed": 1}),
     ("omega_net", {"window": 1}),
     ("titans_mag", {"window": 1}),
+    ("titans_mag", {"gate": 1}),
     ("titans_mac", {"persist": 0}),
     ("titans_mag", {"persist": 0}),
     ("titans_mal", {"persist": 0}),
@@ -98,6 +99,7 @@ def test_a_window_of_one_is_attention_to_oneself(name: str) -> None:
 
 CHOICES = [
     ("hope_ablations", "query", 2), ("hope_ablations", "query", 0.5), ("moneta", "printed", 2),
+    ("titans_mag", "gate", 2),
     ("referential_adaptive", "made", 2), ("target_network", "ahead", 0.5),
     ("referential_static", "product", 2), ("memora", "inputs", [0, 1]), ("hope", "printed", -1),
 ]  # fmt: skip
