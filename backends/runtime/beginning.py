@@ -1,4 +1,4 @@
-"""The beginning of a call, right after a reset.
+"""Resets, and the beginning of a call right after one.
 
 What no tick has followed since its reset is no value that an earlier call made: it is its start,
 the parameter as it is now. So a state that was detached, saved, or held over a step of training
@@ -23,7 +23,7 @@ def begin_anew(model: Model, state: State) -> dict[str, Tensor]:
     if state.given:
         return {}
     if state.position:
-        return model.start_anew(state)
+        return start_anew(model, state)
     lasts = outliving(model) if state.sequence else ()
     kept, starts = model.kept_arrays(), model.starts(state.batch)
     fresh = {
@@ -31,6 +31,17 @@ def begin_anew(model: Model, state: State) -> dict[str, Tensor]:
         for path, x in starts.items()
         if kept[path][1] == "weights" and not path.startswith(lasts)
     }
+    state.arrays |= fresh
+    return fresh
+
+
+def start_anew(model: Model, state: State) -> dict[str, Tensor]:
+    """The levels that are reset when a span is over: the arrays that go back to their start."""
+    over = {level for level, *_ in model.RESETS if model.starts_anew(level, state.position)}
+    fresh: dict[str, Tensor] = {}
+    for level in over:
+        for path in model.prefixes(level):
+            fresh |= model.starts(state.batch, path)
     state.arrays |= fresh
     return fresh
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Container, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import product
 from typing import Any, ClassVar
 
@@ -20,7 +21,7 @@ from ..ids import check_ids
 from ..parameters import noise
 from . import joint
 from .ahead import Ahead, look_ahead, spans
-from .beginning import begin_anew, begin_in_both
+from .beginning import begin_anew, begin_in_both, start_anew
 from .chance import Chance
 from .earlier import mended
 from .ending import finish
@@ -28,7 +29,9 @@ from .examples import Examples, Watching
 from .lives import lives
 from .optimizer import Optimizer
 from .replay import copied, ready
+from .rows import Learned
 from .serving import HALF
+from .shared import Leaves, shareable, shared_span
 from .state import Played, State, StateError, Waiting, detached
 from .stream import Stream
 from .sums import Met, Sum, owed
@@ -56,6 +59,7 @@ class Pass:
     spans: list[tuple[int, int]] = field(default_factory=list)
     ahead: Ahead | None = None
     copies: dict[str, Tensor] = field(default_factory=dict)  # of weights, by path (replay.py)
+    leaves: Leaves | None = None  # of the same (shared.py)
 
     @property
     def time(self) -> int:
@@ -69,8 +73,7 @@ class Model(Words, nn.Module):
     """A compiled nested learning system: `outputs, state = model(tokens, state)`.
 
     tokens [batch, time] (or one tensor [batch, time, ..] for each input of the flow). Every sample
-    of the batch has
-    its own memories. Any split of a sequence into calls gives the same numbers, to rounding.
+    of the batch has its own memories. Any split into calls gives the same numbers, to rounding.
     """
 
     SPEC_HASH: ClassVar[str] = ""
@@ -83,6 +86,7 @@ class Model(Words, nn.Module):
     HAS_LOSS: ClassVar[bool] = True
     INNER_OPEN: ClassVar[bool] = False
     AHEAD: ClassVar[bool] = False
+    ALONE: ClassVar[bool] = False  # after that a span has one graph for all (shared.py)
     SOURCE: ClassVar[str] = ""
     IDS: ClassVar[tuple[tuple[str, int], ...]] = ()  # inputs that look up a row; of how many
     SPAN: ClassVar[int] = 0  # a call is cut at multiples of this many ticks; 0: nowhere
@@ -393,8 +397,7 @@ class Model(Words, nn.Module):
         with torch.no_grad(), self.arithmetic():
             return self.flow(s, *one)[0][:, :0].to(self.dtype)
 
-    # ---- spans
-    # -------------------------------------------------------------------------------------
+    # ---- spans -----------------------------------------------------------------------------------
 
     def advance(self, call: Pass, state: State) -> State:
         """Run the call's ticks in spans within which no level on tokens fires."""
@@ -405,7 +408,7 @@ class Model(Words, nn.Module):
                 b = min(call.time, a + every - state.position % every) if self.SPAN else call.time
                 b = self.before_the_last(call, a, b)
                 self.run(call, state, a, b)
-                self.start_anew(state)
+                start_anew(self, state)
                 a = b
             self.drop(state)
             self.rebase(state)
@@ -439,23 +442,13 @@ class Model(Words, nn.Module):
         state.position += b - a
         return s
 
-    def start_anew(self, state: State) -> dict[str, Tensor]:
-        """The levels that are reset when a span is over: the arrays that go back to their start."""
-        over = {level for level, *_ in self.RESETS if self.starts_anew(level, state.position)}
-        fresh: dict[str, Tensor] = {}
-        for level in over:
-            for path in self.prefixes(level):
-                fresh |= self.starts(state.batch, path)
-        state.arrays |= fresh
-        return fresh
-
     def stream_of(self, state: State, time: int) -> Stream:
         return self.placed(
             Stream(state.arrays, state.position, time, state.batch, self.device, self.dtype), state
         )
 
     def placed(self, s: Stream, state: State) -> Stream:
-        s.sequence, s.elapsed = state.sequence, state.elapsed
+        s.sequence, s.elapsed, s.learned = state.sequence, state.elapsed, state.learned
         return s
 
     def labelled(self, kept: tuple[Tensor, ...], call: Pass, a: int, b: int) -> Tensor:
@@ -472,8 +465,7 @@ class Model(Words, nn.Module):
             return losses
         return torch.cat([losses[:, :-1], torch.zeros_like(losses[:, :1])], 1)
 
-    # ---- levels on tokens that learn the model's own loss
-    # -----------------------------------------------
+    # ---- levels on tokens that learn the model's own loss ----------------------------------------
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]
     def advance_learning(self, call: Pass, state: State) -> State:
@@ -488,17 +480,16 @@ class Model(Words, nn.Module):
             joint.begin_anew(self, state)
         else:
             begin_in_both(self, state)
+            state.learned = Learned(state.arrays, self.learning_paths())
         call.spans = spans(self, call, state.position)
+        run = partial(joint.span, self) if self.JOINT else self.span
         for a, b in call.spans:
-            if self.JOINT:
-                joint.span(self, call, state, a, b, training)
-            else:
-                self.span(call, state, a, b, training)
+            run(call, state, a, b, training)
         return state
 
     def weights_in(self, s: Stream) -> Any:
         """The weights; constants in a run for the levels on tokens."""
-        return Still(self.weights, s.copies) if s.inner else self.weights
+        return Still(self.weights, s.copies) if s.inner or s.shared else self.weights
 
     # ---- clocks of these levels ------------------------------------------------------------------
 
@@ -546,6 +537,9 @@ class Model(Words, nn.Module):
             fixed = {k: v for k, v in state.arrays.items() if not state.inner[k].requires_grad}
             state.inner.update(detached(fixed))
         state.replay.append(call.played(a, b))
+        if training and shareable(self, call, b):
+            shared_span(self, call, state, a, b)
+            return
         at = state.position, b - a, state.batch, self.device, self.dtype
         s = self.placed(Stream(state.inner, *at, inner=True), state)
         s.copies = call.copies
@@ -617,6 +611,8 @@ class Model(Words, nn.Module):
             paths = joint.learning_from(self, at)
             here = [m for m in met if m[0] in paths] if self.ONCE else met
             asked = [*(state.inner[p] for p in paths), *(y for _, _, y in here)]
+            if not asked:  # all learn the last loss of a period alone
+                continue
             more = keep or at != parts[-1][0]
             grads = torch.autograd.grad(loss, asked, retain_graph=more, allow_unused=True)
             owed(state.sums, paths, grads[: len(paths)], here, grads[len(paths) :])
@@ -639,11 +635,12 @@ class Model(Words, nn.Module):
             state.arrays = dict(s)
             for path in paths:
                 state.sums.pop(path, None)
-        fresh = self.start_anew(state)
+        fresh = start_anew(self, state)
         changed = {path for _, _, paths in due for path in paths}
         changed |= {path for path in self.learning_paths() if path in fresh}
         for path in changed & set(fresh):
             state.sums.pop(path, None)
+            state.learned.begin(state.arrays, path)
         if self.INNER_OPEN and (changed or fresh):
             self.renew(state, changed, fresh)
 
@@ -667,8 +664,7 @@ class Model(Words, nn.Module):
         for path in changed:
             state.inner[path] = state.arrays[path].detach().requires_grad_()
 
-    # ---- what a generated class gives
-    # -----------------------------------------------------------------------
+    # ---- what a generated class gives ------------------------------------------------------------
 
     def flow(self, s: Stream, *inputs: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
         """Outputs of a span, and what its losses are made of."""

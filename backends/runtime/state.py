@@ -20,6 +20,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from .rows import Learned
 from .sums import Met, Sum, summed
 
 if TYPE_CHECKING:
@@ -65,6 +66,7 @@ class State:
     last firing. `live`: they stand in the graph of training too (joint.py). `base`, `base_sums`,
     `base_position`, `replay`: from where, and with which inputs, all of this can be made again;
     `seen`: the weights' versions when it was made.
+    `learned`: of the arrays, in the call that runs, those whose gradients wait for training.
     """
 
     arrays: dict[str, Tensor]
@@ -84,6 +86,7 @@ class State:
     rewind: bool = False  # its graph has to be made again
     sequence: int = 0
     elapsed: int = 0
+    learned: Learned = field(default_factory=Learned)
     given: bool = False  # a caller's own arrays, which are no starts of this model (nlc.memory)
 
     def fork(self) -> State:

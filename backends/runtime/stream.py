@@ -13,6 +13,7 @@ from ..gates import Learner, gate
 from ..ops.recurrence import Span
 from ..ops.retention import times
 from ..ops.stretches import Stretches
+from .rows import Learned
 from .sums import Met
 
 
@@ -25,8 +26,9 @@ class Stream(dict[str, Tensor]):
     boxes wrote in the run
     for training, which a run for the levels on tokens need not do again. `met`: products of such a
     run with what learns in it. `made`: what was made ahead; `once`: this run is that, and no other
-    does it again. `copies`: what stands in for weights in an `inner` run, by path. `joint`: this
-    run is for both (joint.py). `born`: the tick at which
+    does it again. `copies`: what stands in for weights, by path, in an `inner` run or one that is
+    `shared` by training and levels on tokens (shared.py). `learned`: arrays whose gradients wait
+    for training (rows.py). `joint`: this run is for both (joint.py). `born`: the tick at which
     the level that is run was last reset; `began`: the same for each row of the batch, where they
     are lives of one stream (lives.py), as many of each sample as
     `lives` says.
@@ -55,6 +57,8 @@ class Stream(dict[str, Tensor]):
         self.made: tuple[Tensor, ...] | None = None
         self.copies: Mapping[str, Tensor] = {}
         self.once = False
+        self.learned = Learned()
+        self.shared = False
         self.born = 0
         self.began: Tensor | None = None
         self.lives = 1  # of each sample, side by side in the batch
@@ -108,12 +112,16 @@ class Stream(dict[str, Tensor]):
         is what comes to the product that is asked for, and not the gradient of W (sums.py).
         """
         if self.met is None:
-            return times(x, self[key].mT)
+            return self.learned.product(key, x, self[key])
         y = times(x, self[key].detach().mT)
         if not y.requires_grad:
             y.requires_grad_()
         self.met.append((key, x, y))
         return y
+
+    def move(self, key: str, amount: Tensor) -> None:
+        """What a firing adds to an array that it keeps whole."""
+        self[key] = self.learned.moved(key, self[key], amount)
 
     @property
     def age(self) -> int:

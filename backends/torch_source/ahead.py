@@ -10,7 +10,8 @@ from dataclasses import dataclass
 
 from nlc.foreign import names_others
 from nlc.plan import Plan
-from nlc.system import Assign, Line, Loop, Slot, Term, line_terms
+from nlc.rules import Product
+from nlc.system import Assign, Box, Handle, Line, Loop, Slot, Term, line_terms
 
 from .bodies import first_path
 
@@ -66,6 +67,36 @@ def leading(plan: Plan, lines: list[Line], after: list[Term], again: bool = Fals
             if again and t.op == "call" and not t.info.loops:
                 return n
     return len(lines)
+
+
+def alone(plan: Plan, lines: list[Line], ahead: Ahead | None, after: Iterable[Term]) -> bool:
+    """Whether all that follows has one graph for training and for the levels that learn the loss:
+    no state in it but theirs, and nothing remembered, which is held from them (runtime/shared.py).
+    """
+    if ahead is None:
+        return False
+    rest = lines[ahead.lines :]
+    roots = [*line_terms(tuple(rest)), *after]
+    if ahead.begun and isinstance(rest[0], Loop) and rest[0].count == 1:
+        loop = rest[0]
+        roots = [*line_terms((*loop.lines[ahead.begun :], *rest[1:])), *after]
+    while roots:
+        for t in roots.pop().walk():
+            named = t.info.handle if isinstance(t.info, Product) else t.info
+            box = named.box if isinstance(named, Handle) else named
+            if isinstance(named, Slot) or isinstance(box, Box) and not stands(plan, box):
+                return False
+            if isinstance(named, Box) and named.read is not None:
+                roots += [*line_terms(named.lines), named.read]
+    return True
+
+
+def stands(plan: Plan, box: Box) -> bool:
+    """Whether all that a box keeps learns the loss, or stands still in a stream."""
+    kind = plan.of(box).kind
+    arrays = ((s, a) for s in box.states for a in s.form.arrays)
+    learn = kind == "loss" and all(a.name in s.rule.learn for s, a in arrays)
+    return learn or kind in ("stateless", "static")
 
 
 def keepers(root: Term) -> set[int]:

@@ -16,7 +16,7 @@ from nlc.system import Assign, Box, Level, Line, Loop, System, Term, line_terms
 from ..ids import ids_of
 from ..parameters import boxes as every_box
 from ..parameters import start_draw, trainer
-from .ahead import Ahead, ahead_of
+from .ahead import Ahead, ahead_of, alone
 from .bodies import Body, Module, all_mapped, attribute, outlives, reset_of, state_path
 from .boxes import write_box
 from .code import Code, class_name, identifier, is_used, names_module
@@ -216,6 +216,7 @@ class Writer:
             f"HAS_LOSS = {self.system.flow.loss is not None}",
             f"INNER_OPEN = {bool(self.plan.inner.levels)}",
             f"AHEAD = {self.has_ahead}",
+            f"ALONE = {self.is_alone}",
             f"SPAN = {self.plan.spans.every}",
         )
         for name, op in (("BASES", "rope"), ("EPS", "rms_norm")):
@@ -311,6 +312,7 @@ class Writer:
         self.kept = self.kept_terms(late)
         ahead = ahead_of(self.plan, early, [flow.result, *self.kept])
         self.has_ahead = ahead is not None
+        self.is_alone = alone(self.plan, early, ahead, [flow.result, *self.kept])
         made = self.ahead(ahead, early) if ahead is not None else {}
         body, names = self.flow_body()
         given = ", ".join(f"{n}: Tensor" for n in names)
@@ -526,7 +528,8 @@ class Writer:
         memory = "m" if method.states else "{}"
         left = f"{keep}s[at]" if method.keeps_all else f"{keep}kept * s[at]"
         lines.append(f"{pad}{kept}, amount = self.{method.name}(s[at], grads[at], {memory}, count)")
-        lines.append(f"{pad}s[at] = {left} + amount")
+        whole = left == "s[at]"
+        lines.append(f"{pad}s.move(at, amount)" if whole else f"{pad}s[at] = {left} + amount")
         if method.states:
             lines.append(
                 's.update({f"{at}.{k}": v for k, v in m.items()})'.rjust(0)
