@@ -28,7 +28,7 @@ from nlc.backends.ops.parts import (
     smooth_sign,
     unit,
 )
-from nlc.backends.ops.recurrence import Number, retained, scan, span
+from nlc.backends.ops.recurrence import Number, retained, scan, span, spans
 from nlc.backends.reference.arrays import drawn as reference_draws
 
 torch.set_num_threads(1)
@@ -325,6 +325,39 @@ def test_a_span_of_the_delta_rule_has_its_derivatives_by_hand(rows: int) -> None
     assert_close([run(*leaves)[1]], [wanted[1]], FORWARD)
     assert torch.autograd.gradcheck(run, leaves)
     assert torch.autograd.gradgradcheck(run, leaves)
+
+
+@pytest.mark.parametrize("ticks", [3, 1])
+@pytest.mark.parametrize("own", [2, 1])
+def test_spans_with_the_same_gates_are_those_of_each(ticks: int, own: int) -> None:
+    """Of several sizes and batches; gates of fewer rows repeat."""
+    sizes = [(4, 3, 2), (2, 1, 2), (2, 2, 4)]
+    leaves = [
+        leaf(numbers(b, *s, seed=i))
+        for i, (b, m, n) in enumerate(sizes)
+        for s in ((m, n), (ticks, n), (ticks, m))
+    ]
+    gates = [leaf(numbers(rows, ticks, seed=k, like="uniform")) for k, rows in ((7, own), (8, 2))]
+
+    def run(rate: Tensor, keep: Tensor, *parts: Tensor) -> tuple[Tensor, ...]:
+        given = zip(parts[::3], parts[1::3], parts[2::3], strict=True)
+        made = spans(*given, rate=rate, erase=1.5, retention=retained(keep))
+        return tuple(v for one in made for v in (one.wrote, one.end()[0]))
+
+    def apart(rate: Tensor, keep: Tensor, *parts: Tensor) -> tuple[Tensor, ...]:
+        found: list[Tensor] = []
+        for w, x, e in zip(parts[::3], parts[1::3], parts[2::3], strict=True):
+            full = [g.repeat(len(x) // len(g), 1) for g in (rate, keep)]
+            made = span(w, x, e, full[0], full[1], erase=1.5)
+            found += [made.wrote, made.end()[0]]
+        return tuple(found)
+
+    with by_hand.plainly():
+        wanted = apart(*gates, *leaves)
+    assert_close(run(*gates, *leaves), wanted, FORWARD)
+    assert torch.autograd.gradcheck(run, [*gates, *leaves])
+    if ticks > 1:
+        assert torch.autograd.gradgradcheck(run, [*gates, *leaves])
 
 
 @pytest.mark.parametrize("erase", ["nought", "number"])

@@ -214,11 +214,11 @@ def test_texts_of_the_spec_stay_texts(text: str) -> None:
 
 def test_memories_alike_are_run_together() -> None:
     """HOPE's five networks: the first layers meet one key, the second layers of each kind stand
-    side by side; three recurrences a stretch, not ten.
+    side by side; three recurrences a stretch, not ten, and their gates once.
     """
     source = nlc.compile("hope", depth=1, width=16, vocab=8).source
     body = source.split("def titans_writes")[1].split("def titans_read")[0]
-    assert body.count("span(") == 3
+    assert body.count(" spans(") == 1 and body.count(".end()") == 3
     assert "torch.cat([M_main_W2, M_key_W2, M_value_W2])" in body
 
 

@@ -137,64 +137,6 @@ class Shortened(torch.autograd.Function):
         return None, None, None, torch.addcmul(of_z, z, along, value=-ctx.share).mul_(r)
 
 
-class Written(torch.autograd.Function):
-    """What a span of the delta rule writes, and its state at the end, without momentum.
-
-        met = left * (x W')            v = e + erase met
-        system = rate erase before * (x x')
-        R = (I + system)^-1 (-rate v)          W_C = rest W + R' (last * x)
-
-    w [b, m, n]   x [b, C, n]   e [b, C, m]; gates may have fewer rows in the batch, which then
-    repeat: rate [., C], writes [., C + 1, C], start [., C + 1, 1], last [., C, 1], rest [., 1, 1].
-    """
-
-    @staticmethod
-    def forward(
-        ctx: Any, plain: Plain, erase: float, w: Tensor, x: Tensor, e: Tensor, *gates: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        rate, writes, start, last, rest = (over(t, x.shape[0]) for t in gates)
-        rate = rate.unsqueeze(-1)
-        raw, met = torch.bmm(x, x.mT), torch.bmm(x, w.mT)
-        system = (raw * writes[:, :-1]).mul_(rate * erase)
-        eye = torch.eye(x.shape[1], dtype=x.dtype, device=x.device)
-        inverse = torch.linalg.solve_triangular(system, eye, upper=False, unitriangular=True)
-        right = torch.addcmul(e, met, start[:, :-1], value=erase).mul_(rate).neg_()
-        wrote = torch.bmm(inverse, right)
-        end = torch.baddbmm(w * rest, wrote.mT, x * last)
-        ctx.plain, ctx.erase = plain, erase
-        ctx.save_for_backward(w, x, e, *gates, raw, met, inverse, wrote)
-        return wrote, end
-
-    @staticmethod
-    def backward(ctx: Any, of_wrote: Tensor, of_end: Tensor) -> tuple[Tensor | None, ...]:
-        w, x, e, *gates, raw, met, inverse, wrote = ctx.saved_tensors
-        if torch.is_grad_enabled():
-            return None, None, *again(ctx.plain, [w, x, e, *gates], [of_wrote, of_end])
-        rate, writes, start, last, rest = (over(t, x.shape[0]) for t in gates)
-        erase, rate, start, writes = ctx.erase, rate.unsqueeze(-1), start[:, :-1], writes[:, :-1]
-        of_right = torch.bmm(inverse.mT, torch.baddbmm(of_wrote, x * last, of_end.mT))
-        of_e = of_right * -rate
-        of_met = of_e * (start * erase)
-        of_system = torch.bmm(of_right, wrote.mT).mul_(-erase)  # by rate, before and raw alone
-        weighed = of_system * raw
-        of_rate = (weighed * writes).sum(-1)
-        of_rate -= (of_right * torch.addcmul(e, met, start, value=erase)).sum(-1)
-        of_raw = of_system.mul_(writes).mul_(rate)
-        of_tail = torch.bmm(wrote, of_end)
-        of_x = torch.baddbmm(of_tail * last, of_met, w)
-        of_x = of_x.baddbmm_(of_raw + of_raw.mT, x)
-        of_w = torch.baddbmm(of_end * rest, of_met.mT, x)
-        of_gates = (
-            of_rate,
-            torch.nn.functional.pad(weighed.mul_(rate), (0, 0, 0, 1)),
-            torch.nn.functional.pad((of_e * met).sum(-1, keepdim=True) * erase, (0, 0, 0, 1)),
-            (of_tail * x).sum(-1, keepdim=True),
-            (of_end * w).sum((-2, -1), keepdim=True),
-        )
-        folded = [sum_over(g, t.shape[0]) for g, t in zip(of_gates, gates, strict=True)]
-        return None, None, of_w, of_x, of_e, *folded
-
-
 class Chained(torch.autograd.Function):
     """From chunk to chunk: R_c = U_c + Y_c S_c', S_{c+1} = faded_c(S_c) + R_c' T_c.
 

@@ -45,11 +45,13 @@ from .retention import (
     faded,
     kept,
     kept_with_momentum,
+    of_table,
     plus,
     times,
 )
 from .ticks import Number as Number
 from .ticks import Ticks, Writes, column, solve
+from .written import Written
 
 CHUNK = 32
 BY_OUTPUT = 16  # where each output has a system of its own
@@ -352,8 +354,19 @@ def span(
     with state_arithmetic(x):
         w, s, ticks = widened(W0, S0, Ticks(x, e, rate, keep, momentum, erase))
         if _is_delta_rule(ticks, w, s, after_retain):
-            return _delta_rule(ticks, w, retention or ticks.retention())
+            return _delta_rules([(ticks, w)], retention or ticks.retention())[0]
         return _alone(ticks.over(x.shape[0]), w, s, _view(after_retain), retention)
+
+
+def spans(
+    *parts: tuple[Tensor, Tensor, Tensor], rate: Tensor, erase: Number, retention: Retention
+) -> list[Span]:
+    """`span` of each W0, x and e, whose gates are the same."""
+    with state_arithmetic(parts[0][1]):
+        given = [widened(w, None, Ticks(x, e, rate, 1.0, None, erase)) for w, x, e in parts]
+        if all(_is_delta_rule(ticks, w, s, False) for w, s, ticks in given):
+            return _delta_rules([(ticks, w) for w, _, ticks in given], retention)
+    return [span(*part, rate, erase=erase, retention=retention) for part in parts]
 
 
 def scan(
@@ -471,36 +484,40 @@ def _is_delta_rule(ticks: Ticks, w: Tensor, s: Tensor | None, after_retain: bool
     return by_hand.allowed() and not kernels.ready(x.shape[-2], x, w)
 
 
-def _delta_rule(ticks: Ticks, w: Tensor, retention: Retention) -> Span:
+def _delta_rules(parts: Sequence[tuple[Ticks, Tensor]], retention: Retention) -> list[Span]:
+    """Spans that all have these gates."""
+    ticks = parts[0][0]
     if not isinstance(retention, ScalarRetention) or retention.keep is None:
-        return _alone(ticks.over(w.shape[0]), w, None, View.BEFORE, retention)
-    assert isinstance(ticks.erase, float | int) and isinstance(ticks.rate, Tensor)
+        return [_alone(t.over(len(w)), w, None, View.BEFORE, retention) for t, w in parts]
     if ticks.x.shape[1] == 1:
-        return _one_write(ticks.over(w.shape[0]), w, retention)
+        return [_one_write(t.over(len(w)), w, retention) for t, w in parts]
+    erase, rate, table = ticks.erase, ticks.rate, retention.table
+    assert isinstance(erase, float | int) and isinstance(rate, Tensor)
+    if table is None:
+        table = torch.cat((*retention.start, retention.writes), -1)
+    table = table if table.ndim == 3 else table.unsqueeze(0)
+    rows = max(len(rate), len(table))
 
-    def plain(
-        w: Tensor, x: Tensor, e: Tensor, rate: Tensor, *tables: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        writes, start, last, rest = tables
-        left = ScalarRetention(None, writes, (start,), (last,), (rest,))
-        given = Ticks(x, e, rate, 1.0, None, ticks.erase).over(x.shape[0])
-        made = _alone(given, w, None, View.BEFORE, left)
-        return made.wrote, made.end()[0]
+    def plain(rate: Tensor, table: Tensor, *parts: Tensor) -> tuple[Tensor, ...]:
+        left, made = of_table(None, table), list[Tensor]()
+        for w, x, e in zip(parts[::3], parts[1::3], parts[2::3], strict=True):
+            given = Ticks(x, e, rate, 1.0, None, erase).over(len(x))
+            one = _alone(given, w, None, View.BEFORE, left)
+            made += [one.wrote, one.end()[0]]
+        return tuple(made)
 
-    tables = (retention.writes, *retention.start, *retention.last, *retention.rest)
-    given = (w, ticks.x, ticks.e, ticks.rate, *map(_batched, tables))
-    wrote, end = by_hand.Written.apply(plain, float(ticks.erase), *given)  # type: ignore[no-untyped-call]
-    return Span(retention, w, None, ticks.x, wrote, end)
-
-
-def _batched(table: Tensor) -> Tensor:
-    """One for all of the batch, where what is kept is a number."""
-    return table if table.ndim == 3 else table.unsqueeze(0)
+    given = [v for t, w in parts for v in (w, t.x, t.e)]
+    gates = by_hand.over(rate, rows), by_hand.over(table, rows)
+    made = Written.apply(plain, float(erase), *gates, *given)  # type: ignore[no-untyped-call]
+    left = replace(retention, table=None)
+    ends = zip(parts, made[::2], made[1::2], strict=True)
+    return [Span(left, w, None, t.x, wrote, end) for (t, w), wrote, end in ends]
 
 
 def _one_write(ticks: Ticks, w: Tensor, retention: ScalarRetention) -> Span:
     """A span of one tick depends on no write before it."""
-    keep = by_hand.over(_batched(retention.rest[0]), w.shape[0])
+    rest = retention.rest[0]
+    keep = by_hand.over(rest if rest.ndim == 3 else rest.unsqueeze(0), w.shape[0])
     error = ticks.e + ticks.erase * torch.bmm(ticks.x, w.mT)
     wrote = error * -column(ticks.rate, ticks.x)
     return Span(retention, w, None, ticks.x, wrote, torch.baddbmm(w * keep, wrote.mT, ticks.x))

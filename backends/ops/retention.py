@@ -203,6 +203,7 @@ class ScalarRetention:
     start   [..., C + 1, 1]    A_t, and F_t with momentum, for t = 0 .. C; nothing where all are 1
     last    [..., C, 1]        L_Cj, and N_Cj; nothing where all are 1
     rest    [..., 1, 1]        A_C, and F_C and N_C0; nothing where all are 1
+    table   [..., C + 1, C + 1]  all of these as one, where they are parts of one
     """
 
     keep: Tensor | None
@@ -210,9 +211,12 @@ class ScalarRetention:
     start: tuple[Tensor, ...] = ()
     last: tuple[Tensor, ...] = ()
     rest: tuple[Tensor, ...] = ()
+    table: Tensor | None = None
     queries: int = 1
 
-    OWN: ClassVar[dict[str, int]] = {"keep": 1, "writes": 2, "start": 2, "last": 2, "rest": 2}
+    OWN: ClassVar[dict[str, int]] = {
+        "keep": 1, "writes": 2, "start": 2, "last": 2, "rest": 2, "table": 2,
+    }  # fmt: skip
 
     def _at(self, table: Tensor, view: View) -> Tensor:
         found = self._of_tick(table, view)
@@ -272,7 +276,8 @@ class ScalarRetention:
 
     def rows(self, many: int) -> ScalarRetention:
         last = tuple(part.repeat_interleave(many, -2) for part in self.last)
-        return replace(self, writes=self.writes.repeat_interleave(many, -1), last=last)
+        writes = self.writes.repeat_interleave(many, -1)
+        return replace(self, writes=writes, last=last, table=None)
 
     def asked(self, many: int) -> ScalarRetention:
         return replace(self, queries=many)
@@ -314,10 +319,14 @@ def kept(keep: Tensor | None, like: Tensor) -> ScalarRetention:
         one, column = torch.ones_like(keep).unsqueeze(-1), keep.unsqueeze(-1)
         writes = torch.cat((torch.zeros_like(one), one), -2)
         return ScalarRetention(keep, writes, (torch.cat((one, column), -2),), (one,), (column,))
-    table = products(keep)
-    start, writes = torch.split(table, [1, keep.shape[-1]], -1)
+    return of_table(keep, products(keep))
+
+
+def of_table(keep: Tensor | None, table: Tensor) -> ScalarRetention:
+    """table [..., C + 1, C + 1]: at (t, i) what is left at t of what was there at i."""
+    start, writes = torch.split(table, [1, table.shape[-1] - 1], -1)
     last = (writes[..., -1, :, None],)
-    return ScalarRetention(keep, writes, (start,), last, (start[..., -1:, :],))
+    return ScalarRetention(keep, writes, (start,), last, (start[..., -1:, :],), table)
 
 
 def kept_with_momentum(keep: Tensor | None, momentum: Tensor) -> ScalarRetention:

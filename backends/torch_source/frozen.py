@@ -49,6 +49,27 @@ class Amount:
     arguments: tuple[tuple[str, str], ...]
 
 
+@dataclass(frozen=True)
+class Asked:
+    """Of one group of amounts: the name of its span, the arrays and their keys, and what is handed
+    to `span`.
+
+    memories  the keys of S, where there is momentum
+    given     state, x and e
+    sizes     rows of each array, where they are rows of one matrix
+    family    states alike, side by side in the batch
+    """
+
+    name: str
+    names: list[str]
+    keys: list[str]
+    memories: list[str]
+    given: tuple[str, ...] = ()
+    S0: str = ""
+    sizes: tuple[int, ...] = ()
+    family: bool = False
+
+
 class Frozen(Lines, Gates):
     """Writes a box that linearises: lines that read no state, then what each stretch writes, then
     what it reads. `anchored`: some lines have their value at the start of the stretch.
@@ -133,8 +154,7 @@ class Frozen(Lines, Gates):
         """An array for the stream."""
         return self.heads.back(code, axis) if self.folder is not None else code
 
-    # ---- the method of the box
-    # ------------------------------------------------------------------------
+    # ---- the method of the box -------------------------------------------------------------------
 
     def write(self) -> None:
         box, code = self.box, self.code
@@ -282,8 +302,7 @@ class Frozen(Lines, Gates):
             body.e.names[name] = Value(given, ATOM, lead, len(shape))
         return "".join(out)
 
-    # ---- what a stretch writes
-    # ------------------------------------------------------------------------------
+    # ---- what a stretch writes -------------------------------------------------------------------
 
     def writes_method(self) -> None:
         box, module, code = self.box, self.module, self.code
@@ -410,8 +429,8 @@ class Frozen(Lines, Gates):
                 found += [self.amount(body, family, r) for r in mine if r not in apart]
             for r in apart:
                 found += self.members(body, family, r, rows_of[r.array])
-        for group in together(found):
-            self.run(body, group)
+        for groups in at_once(together(found)):
+            self.run(body, groups)
 
     def meets_one_input(self, rule: ArrayRule) -> bool:
         """Whether states alike are given the same input, and gates: they are then rows of one
@@ -484,10 +503,23 @@ class Frozen(Lines, Gates):
         shape = array.shape if len(array.shape) > 1 else (*array.shape, 1)
         return Amount(rule, names, paths, shape, x, e, tuple(arguments.items()))
 
-    def run(self, body: StretchBody, group: list[Amount]) -> None:
-        """One call of `span` for arrays alike: rows of one matrix where the input is the same, else
-        side by side.
-        """
+    def run(self, body: StretchBody, groups: list[list[Amount]]) -> None:
+        """One call of `span` for arrays alike, or of `spans` for groups with the same gates."""
+        made = [self.asked(body, group) for group in groups]
+        arguments = dict(groups[0][0].arguments) | ({"S0": made[0].S0} if made[0].S0 else {})
+        if len(made) == 1:
+            given = f"{', '.join(made[0].given)}, {arguments['rate']}{named(arguments)}"
+            self.code.add(f"{made[0].name} = span({given})")
+        else:
+            parts = ", ".join(f"({', '.join(one.given)})" for one in made)
+            told = f"rate={arguments['rate']}{named(arguments)}"
+            self.code.add(f"{', '.join(one.name for one in made)} = spans({parts}, {told})")
+        for one, group in zip(made, groups, strict=True):
+            self.ends(one, self.box.state(group[0].rule.state).form.kind)
+            self.parts_of(body, one, group)
+
+    def asked(self, body: StretchBody, group: list[Amount]) -> Asked:
+        """Rows of one matrix where the input is the same, else side by side."""
         code = self.code
         first = group[0]
         names = [n for a in group for n in a.names]
@@ -495,7 +527,6 @@ class Frozen(Lines, Gates):
         name = code.name("run" if len(names) > 1 else f"run_{names[0]}")
         family = len(first.paths) > 1
         shared = not family and all(a.x == first.x for a in group)
-        arguments = dict(first.arguments)
         told = ", ".join(names) if len(names) < 4 else f"{names[0]} .. {names[-1]}"
         code.comment(equation(first.rule, told))
 
@@ -511,26 +542,20 @@ class Frozen(Lines, Gates):
         state = gathered([self.into(f"s[{k}]") + turned(form) for k in keys], -2)
         x = first.x if shared or family else gathered([a.x for a in group], -1)
         e = first.e if family else gathered([a.e for a in group], -1)
-        momentum = first.rule.rule.momentum is not None
-        memories = [body.key(p + ".m") for a in group for p in a.paths]
-        if momentum:
-            arguments["S0"] = gathered([self.into(f"s[{k}]") + turned(form) for k in memories], -2)
-        code.add(f"{name} = span({state}, {x}, {e}, {arguments['rate']}{named(arguments)})")
-        sizes = tuple(a.shape[0] for a in group) if shared else None
-        self.ends(name, keys, memories if momentum else None, sizes, family, form)
-        self.parts_of(body, name, names, group, shared)
+        memories: list[str] = []
+        if first.rule.rule.momentum is not None:
+            memories = [body.key(p + ".m") for a in group for p in a.paths]
+        S0 = (
+            gathered([self.into(f"s[{k}]") + turned(form) for k in memories], -2)
+            if memories
+            else ""
+        )
+        sizes = tuple(a.shape[0] for a in group) if shared else ()
+        return Asked(name, names, keys, memories, (state, x, e), S0, sizes, family)
 
-    def ends(
-        self,
-        name: str,
-        keys: list[str],
-        memories: list[str] | None,
-        sizes: tuple[int, ...] | None,
-        family: bool,
-        form: str,
-    ) -> None:
+    def ends(self, asked: Asked, form: str) -> None:
         """The arrays after the stretch, back where the stream keeps them."""
-        code = self.code
+        code, name, keys, memories = self.code, asked.name, asked.keys, asked.memories
         flat = ".squeeze(-1)" if form == "vector" else ""
         if len(keys) == 1 and self.folder is None and not flat:
             code.add(f"s[{keys[0]}], {f's[{memories[0]}]' if memories else '_'} = {name}.end()")
@@ -538,14 +563,14 @@ class Frozen(Lines, Gates):
         end = code.name("end")
         kept = code.name("momentum") if memories else "_"
         code.add(f"{end}, {kept} = {name}.end()")
-        for source, targets in ((end, keys), (kept, memories or [])):
+        for source, targets in ((end, keys), (kept, memories)):
             if len(targets) == 1:
                 code.add(f"s[{targets[0]}] = {self.back(source)}{flat}")
             elif targets:
                 into = ", ".join(f"s[{k}]" for k in targets)
-                if sizes is not None:
-                    parts = f"{self.back(source)}{flat}.split({sizes}, {-1 if flat else -2})"
-                elif family:
+                if asked.sizes:
+                    parts = f"{self.back(source)}{flat}.split({asked.sizes}, {-1 if flat else -2})"
+                elif asked.family:
                     parts = f"{self.heads.several(source, len(targets))}{flat}.unbind(0)"
                 else:
                     parts = f"{self.back(source, 1)}{flat}.unbind(0)"
@@ -556,23 +581,21 @@ class Frozen(Lines, Gates):
                 code.add(f"{each} = {parts}")
                 code.add(*(f"s[{k}] = {each}[{i}]" for i, k in enumerate(targets)))
 
-    def parts_of(
-        self, body: StretchBody, name: str, names: list[str], group: list[Amount], shared: bool
-    ) -> None:
+    def parts_of(self, body: StretchBody, asked: Asked, group: list[Amount]) -> None:
         """The part of the run that belongs to each array which is read."""
+        name, names, shared = asked.name, asked.names, bool(asked.sizes)
         wanted = {body.anchors[r.state, r.array]: (r.state, r.array) for r in self.runs_read()}
         row = 0
         for i, anchor in enumerate(names):
             rows_of = group[i].shape[0] if shared else 0
             part = f"{name}.rows({row}, {row + rows_of})" if shared else f"{name}.pick({i})"
-            if len(group[0].paths) > 1:
+            if asked.family:
                 part = f"{name}.member({i}, {len(names)})"
             row += rows_of
             if anchor in wanted:
                 body.runs[wanted[anchor]] = name if len(names) == 1 else part
 
-    # ---- what a stretch reads
-    # ---------------------------------------------------------------------------------
+    # ---- what a stretch reads --------------------------------------------------------------------
 
     def read_method(self) -> None:
         """Lines that only reads use see the running state before the write; the read sees the new
@@ -659,6 +682,16 @@ def together(amounts: list[Amount]) -> list[list[Amount]]:
         if len(g) == 1:
             alone.setdefault((g[0].arguments, g[0].shape), []).append(g[0])
     return [*out, *alone.values()]
+
+
+def at_once(groups: list[list[Amount]]) -> list[list[list[Amount]]]:
+    """Groups that have the same gates, of the delta rule without momentum, run together."""
+    found: dict[object, list[list[Amount]]] = {}
+    for i, group in enumerate(groups):
+        known = dict(group[0].arguments)
+        same = known.keys() == {"rate", "retention", "erase"} and not group[0].rule.rule.momentum
+        found.setdefault(group[0].arguments if same else i, []).append(group)
+    return list(found.values())
 
 
 def frozen(module: Module, box: Box) -> None:

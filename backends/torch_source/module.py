@@ -27,7 +27,17 @@ from .layout import entry, laid_out
 from .optimizers import step_levels, write_optimizer
 from .rules import RuleWriter, Written
 
-RECURRENCE = ("Linked", "Retention", "Span", "begin", "repeated", "retained", "scan", "span")
+RECURRENCE = (
+    "Linked",
+    "Retention",
+    "Span",
+    "begin",
+    "repeated",
+    "retained",
+    "scan",
+    "span",
+    "spans",
+)
 
 HEADER = """from __future__ import annotations
 

@@ -21,7 +21,7 @@ from nlc.windows import rows_of
 from .bodies import Body, Module, state_path
 from .common import equation, named, rows, transparent
 from .expressions import Expressions
-from .frozen import Frozen, turned
+from .frozen import Asked, Frozen, turned
 from .stretch import StretchBody
 
 CHUNK = 64  # ticks solved at a time; no result depends on it
@@ -94,9 +94,8 @@ class Solved(Frozen):
             key = body.key(state_path(self.box, state.name, array))
             memory = body.key(state_path(self.box, state.name, array) + ".m")
             momentum = self.rules_of(state, array)[0].rule.momentum is not None
-            memories = [memory] if momentum else None
             run = body.runs[state.name, array]
-            self.ends(run, [key], memories, None, False, state.form.kind)
+            self.ends(Asked(run, [run], [key], [memory] if momentum else []), state.form.kind)
 
     def at_once(self, body: StretchBody, state: State, gates: dict[str, str], run: str) -> None:
         """Writes that are affine in one matrix: what they are made of, and their system."""
