@@ -7,7 +7,7 @@ ticks that count, there is one value to name; where every tick counts, a span is
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from math import gcd
 
 from .lacking import NotLowered
@@ -86,9 +86,15 @@ def reads_old(box: Box) -> bool:
 # ---- how a call is cut ---------------------------------------------------------------------------
 
 
-def spans(system: System, lowerings: dict[int, Lowering], learners: tuple[Level, ...]) -> Spans:
+def spans(
+    system: System,
+    lowerings: dict[int, Lowering],
+    learners: tuple[Level, ...],
+    truncate: Mapping[str, int],
+) -> Spans:
     """At which multiples of ticks spans end (0: a call is one span), and which levels are reset
-    there and not at their call.
+    there and not at their call. What becomes a constant (`through .. tokens`) does so between two
+    spans: a span's pasts hold no tick before it.
     """
     found = list(readings(system))
     for _, handle, _ in found:
@@ -115,6 +121,9 @@ def spans(system: System, lowerings: dict[int, Lowering], learners: tuple[Level,
             if level is not None and level.resets.unit == "token":
                 late.add(level.name)
                 every = gcd(every, ticks_of(level.resets))
+    for level in (l for l in system.levels if every and l.name in truncate):
+        resets = ticks_of(level.resets) if level.resets.unit == "token" else 0
+        every = gcd(every, truncate[level.name], resets)
     return Spans(every, frozenset(late))
 
 

@@ -70,7 +70,7 @@ def lower(system: System) -> tuple[Plan | None, list[Diagnostic]]:
                 lowerings[id(box)] = taken_apart(box, lowerings[id(box)].gradients)
         check_edges(system, learners, training, inner, lowerings)
         check_flow(system)
-        cut = spans(system, lowerings, learners)
+        cut = spans(system, lowerings, learners, training.truncate)
         shared = joint(system, learners, lowerings, training) if not told else None
     except NotLowered as error:
         told.append(error.diagnostic)

@@ -127,7 +127,7 @@ def test_a_state_in_the_loss_is_refused() -> None:
 def test_without_named_states_a_call_is_one_span() -> None:
     plan, _ = lower(nlc.load("hope").system)
     assert plan is not None and plan.spans.every == 0
-    assert spans(plan.system, dict(plan.lowerings), plan.learners).late == frozenset()
+    assert spans(plan.system, dict(plan.lowerings), plan.learners, {}).late == frozenset()
 
 
 # ---- firings: at the last tick alone, and before a reset -----------------------------------------
@@ -235,3 +235,37 @@ def test_an_amount_that_no_input_changes_is_counted_once_a_tick(kind: str, clock
     if "write" in UNMOVED[kind]:
         level += "  transfer generate slow -> fast\n"
     assert agrees(Case(SYSTEM.format(levels=level, flow="x += fast(slow(x))"), 9, [3, 4]))
+
+
+# ---- what becomes a constant where spans are short -----------------------------------------------
+
+LETS_GO = """  level slow(x) every token {
+    state u : vector(4) = normal(0.5) { retain 0.9; write x / 2 }
+    read x
+  }
+  level fast(x) every token {
+    state M : matrix(4, 4) = normal(0.3)
+    k = conv(x, 3)
+    objective sum((M(unit(x)) - x)^2) / 4
+    learn gradient(rate = 0.1)
+    read M(k)
+  }
+"""
+BOTH = "  transfer backprop slow, fast -> training through 4 tokens\n"
+CUTS = {
+    "the past of another level": (
+        LETS_GO + BOTH.replace("slow, ", "") + "  transfer backprop slow -> training\n", "",
+    ),
+    "frozen gradients": (LETS_GO.replace("read M", "linearise every 3 tokens; read M") + BOTH, ""),
+    "firings": (LETS_GO.replace("token {", "2 tokens {") + BOTH, ""),
+    "lives of six": (LETS_GO.replace("token {", "token { reset every 6 tokens") + BOTH, ""),
+    "named before its call": (LETS_GO + BOTH, "x += slow.u; "),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("what", CUTS)
+def test_a_constant_begins_between_two_spans(what: str) -> None:
+    """At the tick itself, for pasts and for whoever names a state, and not for what comes after."""
+    levels, before = CUTS[what]
+    flow = f"{before}x += slow(norm(x)); x += slow.u; x += fast(norm(x))"
+    assert agrees(Case(SYSTEM.format(levels=levels, flow=flow), 13, [3]))

@@ -8,11 +8,13 @@ span does not end, are run as they come.
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import product
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from .state import State
 from .stream import Stream
 
 Starts = Callable[[int, str], dict[str, Tensor]]  # batch, box -> its arrays at a reset
@@ -71,3 +73,15 @@ def is_stream(x: Any) -> bool:
 def held(s: Stream, arrays: dict[str, Tensor]) -> dict[str, Tensor]:
     """Starts are constants to levels on tokens."""
     return {k: s.hold(x) for k, x in arrays.items()}
+
+
+def let_go(model: Any, state: State) -> None:
+    """What becomes a constant before a span (`through .. tokens`), where spans end at each such
+    tick: pasts too, and before anybody names a state.
+    """
+    for path, loops, life, every in model.CUTS:
+        age = state.position + state.elapsed * ((path, loops) in model.LASTING)
+        age = age % life if life else age
+        if age and age % every == 0:
+            for rounds in product(*map(range, loops)):
+                model.cut(state.arrays, path.format(*rounds))

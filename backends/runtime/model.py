@@ -26,7 +26,7 @@ from .chance import Chance
 from .earlier import mended
 from .ending import finish
 from .examples import Examples, Watching
-from .lives import lives
+from .lives import let_go, lives
 from .optimizer import Optimizer
 from .replay import copied, ready
 from .rows import Learned
@@ -92,6 +92,7 @@ class Model(Words, nn.Module):
     SPAN: ClassVar[int] = 0  # a call is cut at multiples of this many ticks; 0: nowhere
     BASES: ClassVar[tuple[float, ...]] = ()  # of the angles of `rope`
     EPS: ClassVar[tuple[float, ...]] = ()  # under the roots of `norm`
+    CUTS: ClassVar[tuple[Row, ...]] = ()  # box, rounds, its reset, after how many ticks constant
     RESETS: ClassVar[tuple[Row, ...]] = ()  # (level, box, rounds, after how many ticks), at a cut
     DROPPED: ClassVar[tuple[Row, ...]] = ()  # (path, rounds) of what the end of a call forgets
     # Where training and the levels on tokens share a graph (joint.py):
@@ -407,6 +408,7 @@ class Model(Words, nn.Module):
             while a < call.time:
                 b = min(call.time, a + every - state.position % every) if self.SPAN else call.time
                 b = self.before_the_last(call, a, b)
+                let_go(self, state)
                 self.run(call, state, a, b)
                 start_anew(self, state)
                 a = b

@@ -213,7 +213,7 @@ class Words:
     def joined(self, reads: list[Tensor], axis: int) -> Tensor:
         return reads[0] if len(reads) == 1 else torch.cat(reads, axis)
 
-    def cut(self, s: Stream, at: str) -> None:
+    def cut(self, s: dict[str, Tensor], at: str) -> None:
         """What a box keeps becomes a constant (`through .. tokens`)."""
         for key in s:
             if key.startswith(at):

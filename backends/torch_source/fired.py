@@ -74,8 +74,9 @@ class Fired(Learned):
                         help = "a clock without a phase, and a multiple of its period, are compiled"
                     said = f"`through {cut} tokens` inside a period"
                     raise NotLowered(said, box.span, f"{help}; `nlc.reference` runs any")
-                with code.block(f"if s.age and s.age % {cut} == 0:"):
-                    code.add("self.cut(s, at)")
+                if not self.module.plan.spans.every:
+                    with code.block(f"if s.age and s.age % {cut} == 0:"):
+                        code.add("self.cut(s, at)")
             if box.linearise is not None:
                 with code.block(f"if s.age % {box.linearise} == 0:"):
                     for path in self.paths():

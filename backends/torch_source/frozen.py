@@ -184,6 +184,7 @@ class Frozen(Lines, Gates):
         method = self.module.method(box)
         level = box.level.name if box.level is not None else ""
         cut = self.module.plan.training.truncate.get(level)
+        lets_go = cut is not None and not self.module.plan.spans.every
         axis = body.lead - 1
         cuts, fresh, cut_here, part, asked, runs, reads = code.names(
             ["cuts", "new", "cut", "part", "asked", "runs", "reads"]
@@ -195,7 +196,7 @@ class Frozen(Lines, Gates):
             "_",
             "_",
             fresh if self.anchored else "_",
-            cut_here if cut is not None else "_",
+            cut_here if lets_go else "_",
         ]
         loop, over = [f"({', '.join(shown)})" if set(shown) != {"_"} else "_"], [cuts]
         for name in hoisted:
@@ -213,7 +214,7 @@ class Frozen(Lines, Gates):
             code.add(f"{each} = zip({', '.join(over)}, strict=True)")
             over = [each]
         with code.block(f"for {', '.join(loop)} in {over[0]}:"):
-            if cut is not None:
+            if lets_go:
                 with code.block(f"if {cut_here}:"):
                     code.add("self.cut(s, at)")
             made = f"self.{method}_writes({given}{written})"

@@ -246,6 +246,14 @@ class Writer:
         lasting = [(f"{b.path}.", b.loops) for b in levels if outlives(b)]
         if lasting:
             self.table("LASTING", "box that outlives a sequence, rounds", lasting)
+        back = self.plan.training.truncate if self.plan.spans.every else {}
+        cut = [
+            (f"{b.path}.", b.loops, reset_of(b), back[b.level.name])
+            for b in levels
+            if b.level is not None and b.level.name in back
+        ]
+        if cut:
+            self.table("CUTS", "box, rounds, its reset, after how many tokens a constant", cut)
         self.table(
             "PARAMETERS",
             "path, rounds, shape, deviation of the draw, value (or of what a copy), trained",
