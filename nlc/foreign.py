@@ -106,6 +106,13 @@ def spans(
                 handle.state.span,
             )
     order = calls(system.flow.lines)
+    for reader, handle, _ in found:
+        if begins_at_call(system, handle) and not begun(system, order, reader, handle):
+            raise NotLowered(
+                f"`{handle.name}` of `{handle.box.name}`, named before the call that makes its "
+                "start,",
+                handle.state.span,
+            )
     every = 0
     late: set[str] = set()
     for reader, handle, at_end in found:
@@ -175,6 +182,32 @@ def only_set(box: Box, name: str) -> bool:
     ends = {id(t) for s in box.states if s.rule.set is not None for t in s.rule.set.walk()}
     uses = [t for t in box.terms() if t.op == "input" and t.info == name]
     return all(id(t) in ends for t in uses)
+
+
+def begins_at_call(system: System, handle: Handle) -> bool:
+    """Whether a start is made at each reset, by the call of its box (2.3.4)."""
+    start = handle.state.start
+    if start is not None and start.op == "fresh":
+        return start.args[0].op != "zeros"
+    if start is None or start.op in ("zeros", "normal"):
+        return False
+    inits = (t for t in system.transfers if t.kind == "init" and t.target is handle.box.level)
+    return start.op != "const" or not any(t.speaks_of(handle.state) for t in inits)
+
+
+def begun(system: System, order: list[list[str]], reader: Box | None, handle: Handle) -> bool:
+    """Whether that call is on an earlier line."""
+    if reader is not None:
+        return follows(order, reader, handle.box)
+    roots = [*line_terms(system.flow.lines), system.flow.result]
+    names = [
+        i
+        for i, root in enumerate(roots)
+        for t in root.walk()
+        if t.op in NAMING and t.info.box is handle.box and t.info.name == handle.name
+    ]
+    called = next((i for i, line in enumerate(order) if handle.box.path in line), len(roots))
+    return called < min(names, default=len(roots))
 
 
 def calls(lines: tuple[Line, ...]) -> list[list[str]]:

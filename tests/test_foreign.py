@@ -269,3 +269,40 @@ def test_a_constant_begins_between_two_spans(what: str) -> None:
     levels, before = CUTS[what]
     flow = f"{before}x += slow(norm(x)); x += slow.u; x += fast(norm(x))"
     assert agrees(Case(SYSTEM.format(levels=levels, flow=flow), 13, [3]))
+
+
+# ---- starts that a call makes --------------------------------------------------------------------
+
+MADE = """  level slow(x) every token {{
+    state S : matrix(4, 4) = normal(0.3) {{ retain 0.9; write outer(x, x) / 4 }}
+    read x
+  }}
+  level fast(x) every 2 tokens {{
+    {reset}state M : matrix(4, 4) = {start}
+    retain 0.9
+    write outer(x, x) / 4
+    read M(x)
+  }}
+  transfer backprop slow, fast -> training
+"""
+MADE_OF = ("slow.S", "0.5 * slow.S", "outer(x, x)", "0.5", "fresh(normal(0.5))")
+
+
+def made(start: str, flow: str, reset: str = "") -> str:
+    generated = "  transfer generate slow -> fast\n" if "slow" in start else ""
+    return SYSTEM.format(levels=MADE.format(start=start, reset=reset) + generated, flow=flow)
+
+
+@pytest.mark.parametrize("reset", ["", "reset every 4 tokens\n    "])
+@pytest.mark.parametrize("start", MADE_OF)
+def test_a_start_that_a_call_makes_is_named_after_it(start: str, reset: str) -> None:
+    """What stood before the first firing is the start, not what an array is before that."""
+    flow = "x += slow(norm(x)); x += fast(norm(x)); x += fast.M(x)"
+    assert agrees(Case(made(start, flow, reset), 11, [3]))
+
+
+@pytest.mark.parametrize("start", MADE_OF)
+def test_a_start_that_a_call_makes_is_not_named_before_it(start: str) -> None:
+    flow = "x += slow(norm(x)); x += fast.M(x); x += fast(norm(x))"
+    with pytest.raises(SpecError, match="`M` of `fast`, named before the call that makes its"):
+        nlc.compile(nlc.load(made(start, flow)))

@@ -529,6 +529,14 @@ FOUND = {
     "a known condition that widens what it chooses": with_mixer(
         matrix(read="where(1, mean(M(q)), M(q)) + where(0, M(q), 1)"), "backprop mixer -> training",
     ),
+    "states with heads and without, each solved": with_mixer(
+        """level mixer(x) every token {
+  state M : matrix(2, 2) per 2 { objective sum((M(split(x, 2)) - split(linear(x, 4), 2))^2) / 4 }
+  state u : vector(4) { objective sum((u - x)^2) / 9 }
+  learn gradient(rate = 0.2)
+  read join(M(split(x, 2))) + u
+}""", OPEN,
+    ),
     "scores that are small": with_mixer(
         """level mixer(x) always {
   k = 40 * split(linear(x, 4), 2)

@@ -90,8 +90,10 @@ class Problem:
         return self.starts[0].like.shape[-2]
 
     @property
-    def time(self) -> int:
-        return self.starts[0].like.ndim - 2
+    def times(self) -> list[int]:
+        """The axis of ticks of each array of a round: heads, which not all have, stand before."""
+        each = zip(self.starts, self.sizes, strict=True)
+        return [start.like.ndim - 2 for start, size in each for _ in range(size)]
 
     @property
     def sizes(self) -> list[int]:
@@ -145,7 +147,7 @@ def _by_closure(problem: Problem) -> Sequence[Tensor]:
     wanted = torch.is_grad_enabled() and any(t.requires_grad for t in guess)
     with torch.no_grad():
         first = [t.detach() for t in guess]
-        found = _settled(problem.once, first, problem.length, problem.time)
+        found = _settled(problem.once, first, problem.length, problem.times)
     if not wanted:
         return found
     asked = [t.detach().requires_grad_() for t in found]
@@ -167,7 +169,7 @@ class _FixedPoint(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         asked, made, problem = ctx.round
-        return None, None, None, *_all_rounds(asked, made, problem, grads)
+        return None, None, None, *_all_rounds(asked, made, problem.length, problem.times, grads)
 
 
 class _Solution(torch.autograd.Function):
@@ -186,7 +188,8 @@ class _Solution(torch.autograd.Function):
         numbers = {id(stream): n for n, stream in enumerate(given.streams)}
         known |= {i: numbers[id(t)] for i, t in enumerate(first) if id(t) in numbers}
         guess = [t for i, t in enumerate(first) if i not in known]
-        found = _settled(_opened(given, known), guess, problem.length, problem.time)
+        times = [axis for i, axis in enumerate(problem.times) if i not in known]
+        found = _settled(_opened(given, known), guess, problem.length, times)
         device = arrays[0].device.type
         ctx.cast = device, torch.get_autocast_dtype(device), torch.is_autocast_enabled(device)
         ctx.given = problem, known, len(arrays)
@@ -203,7 +206,8 @@ class _Solution(torch.autograd.Function):
         asked = [t.requires_grad_() for t in saved[many:]]
         with torch.enable_grad(), torch.autocast(*ctx.cast):
             made = _opened(problem.of(arrays).still(), known)(asked)
-        whole = _all_rounds(asked, made, problem, grads)
+        times = [axis for i, axis in enumerate(problem.times) if i not in known]
+        whole = _all_rounds(asked, made, problem.length, times, grads)
         wanted = [t for t in arrays if t.requires_grad]
         ends = [(m, g) for m, g in zip(made, whole, strict=True) if m.requires_grad]
         found = iter(
@@ -227,8 +231,9 @@ def _opened(problem: Problem, known: dict[int, int]) -> Callable[[list[Tensor]],
 
 
 def _all_rounds(
-    asked: list[Tensor], made: list[Tensor], problem: Problem, grads: Sequence[Tensor]
-) -> list[Tensor]:
+    asked: list[Tensor], made: list[Tensor], length: int, times: list[int],
+    grads: Sequence[Tensor],
+) -> list[Tensor]:  # fmt: skip
     """(I - J')^-1 grads, with J the derivative of `made` in `asked`."""
     if torch.is_grad_enabled():
         raise RuntimeError(
@@ -244,14 +249,14 @@ def _all_rounds(
         )  # fmt: skip
         return [g if b is None else g + b for g, b in zip(grads, back, strict=True)]
 
-    return _settled(once, list(grads), problem.length, problem.time, backwards=True)
+    return _settled(once, list(grads), length, times, backwards=True)
 
 
 def _settled(
     once: Callable[[list[Tensor]], list[Tensor]],
     flat: list[Tensor],
     length: int,
-    time: int,
+    times: list[int],
     backwards: bool = False,
 ) -> list[Tensor]:
     """Rounds until nothing changes. A tick has settled with those before it, so that none that
@@ -268,7 +273,7 @@ def _settled(
         if made < UNSEEN or any(o.shape != n.shape for o, n in zip(flat, new, strict=True)):
             flat = new  # several writes a tick, where the first guess has one
             continue
-        change, tame = _change(flat, new, time, backwards)
+        change, tame = _change(flat, new, times, backwards)
         factor = torch.ones_like(change) if before is None else change / before
         steady = (
             (factor < FADING) if steady is None or before is None else steady & (factor < FADING)
@@ -278,7 +283,8 @@ def _settled(
         known = torch.zeros_like(same) if settled is None else settled
         same |= _next(known)
         flat = [
-            _kept(known, same, o, n, tame, time, backwards) for o, n in zip(flat, new, strict=True)
+            _kept(known, same, o, n, tame, time, backwards)
+            for o, n, time in zip(flat, new, times, strict=True)
         ]
         settled, before = same | known, change
         if bool(settled.all()):
@@ -303,12 +309,13 @@ def _next(settled: Tensor) -> Tensor:
 
 
 def _change(
-    old: list[Tensor], new: list[Tensor], time: int, backwards: bool
+    old: list[Tensor], new: list[Tensor], times: list[int], backwards: bool
 ) -> tuple[Tensor, bool]:
     """[batch, ticks]: the most that an array has changed up to the tick, in parts of its largest
     number; and whether all numbers are within bounds.
     """
-    sizes = [_largest(x, time) for o, n in zip(old, new, strict=True) for x in (n - o, n)]
+    each = zip(old, new, times, strict=True)
+    sizes = [_largest(x, time) for o, n, time in each for x in (n - o, n)]
     together = torch.stack(sizes)
     tame = bool((together <= BOUND[new[0].dtype == torch.float64]).all())
     together = torch.cummax(together.flip(-1) if backwards else together, -1).values

@@ -70,6 +70,10 @@ class Stream(dict[str, Tensor]):
             value = value.to(kept.dtype)
         super().__setitem__(key, value)
 
+    def stands(self, key: str) -> None:
+        """A start that this tick has made is what stood before its firing."""
+        self.stood = {**self.stood, key: self[key]}
+
     def hold(self, x: Tensor) -> Tensor:
         """A constant to levels on tokens, not to training."""
         if self.inner:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from nlc.backward import add, constant
 from nlc.derive import substitute
+from nlc.foreign import readings
 from nlc.plan import ArrayRule
 from nlc.system import Box, State, Term, line_terms
 
@@ -104,6 +105,13 @@ def begin_states(module: Module, box: Box, body: Body) -> None:
                     value = first.e(start)
                     told = f"{value.atom}.select({axis}, 0)" if value.lead else value.code
                 code.add(f"s[{key}] = {first.gate(f'self.begun(s[{key}], {told})')}")
+                if named_by_others(module, box, state):
+                    code.add(f"s.stands({key})")
+
+
+def named_by_others(module: Module, box: Box, state: State) -> bool:
+    named = (handle for _, handle, _ in readings(module.plan.system))
+    return any(h.box is box and h.name == state.name for h in named)
 
 
 def computed(module: Module, box: Box, state: State) -> bool:
