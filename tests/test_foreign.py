@@ -6,6 +6,7 @@ A call is cut where a state that is named stands still (nlc/foreign.py).
 from __future__ import annotations
 
 import pytest
+import torch
 from test_random import Case, agrees
 
 import nlc
@@ -306,3 +307,10 @@ def test_a_start_that_a_call_makes_is_not_named_before_it(start: str) -> None:
     flow = "x += slow(norm(x)); x += fast.M(x); x += fast(norm(x))"
     with pytest.raises(SpecError, match="`M` of `fast`, named before the call that makes its"):
         nlc.compile(nlc.load(made(start, flow)))
+
+
+def test_the_reference_says_that_a_start_has_no_input_before_the_call() -> None:
+    flow = "x += slow(norm(x)); x += fast.M(x); x += fast(norm(x))"
+    truth = nlc.reference(nlc.load(made("outer(x, x)", flow)))
+    with pytest.raises(ValueError, match="made of its input `x`, and its state is named before"):
+        truth((torch.zeros(1, 2, dtype=torch.long),))

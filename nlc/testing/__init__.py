@@ -22,6 +22,7 @@ from .. import syntax as S
 from ..parse import parse
 from ..printer import print_tree
 from ..text import Source
+from . import named
 from .made import Made, makes_weights, stateless, summed, words
 from .texts import (
     ACTIVATIONS,
@@ -42,7 +43,10 @@ from .texts import (
 
 __all__ = ["KINDS", "THEMES", "Writer", "expressions", "systems", "text_of"]
 
-FIRST = {"sequences": "sleeper", "cells": "cell", "windows": "window"}  # a theme's first level
+FIRST = {  # a theme's first level
+    "sequences": "sleeper", "cells": "cell", "windows": "window", "named": "store",
+}  # fmt: skip
+WITHOUT_PERIODS = ("learner", "adapter", "store", "reader")  # no family of theirs is drawn
 Names = dict[str, int]  # the vectors that a body may name, and their sizes
 
 
@@ -222,10 +226,11 @@ class Writer:
     # ---- the system ----
 
     def system(self, kinds: tuple[str, ...], largest: int) -> str:
-        count = min(self.pick(1, 2, 1, 3), largest)
+        count = min(self.pick(1, 2, 1, 3) + (self.theme == "named"), largest)
         for i in range(count):
             kind = FIRST.get(self.theme) if i == 0 else None
-            kind = kind or self.pick(*kinds)
+            kind = "reader" if self.theme == "named" and i == 1 else kind
+            kind = kind or self.pick(*(k for k in kinds if self.theme != "named" or k != "learner"))
             name = self.pick(*NAMES).format(kind=kind, i=i)
             if name in (m.name for m in self.made) or i and name in NAMES:
                 name = f"{kind}{i}"
@@ -233,10 +238,12 @@ class Writer:
             made.weights = makes_weights(made.text) or made.weights and made.learner
             if self.theme == "resets" and not stateless(made) and kind != "adapter":
                 made.text.insert(1, self.reset(made.periods, made.learner))
-            if made.kind not in ("learner", "adapter") and self.chance(10):
+            if made.kind not in WITHOUT_PERIODS and self.chance(10):
                 made.periods = (1, 2)
                 made.text[0] = made.text[0].replace("(x)", "[p in [1, 2]](x)")
             self.made.append(made)
+            if kind == "reader" and named.follows(self, self.made[0], made):
+                self.made[0].generated = name
         flow = self.flow()
         lines = [
             self.training(),
@@ -576,11 +583,19 @@ class Writer:
         ]  # fmt: skip
         return Made(name, "window", text)
 
+    def level_store(self, name: str) -> Made:
+        return named.store(self, name)
+
+    def level_reader(self, name: str) -> Made:
+        return named.reader(self, name, self.made[0])
+
     # ---- transfers ----
 
     def transfers(self) -> list[str]:
         learners = [m for m in self.made if m.learner]
-        return [line for m in self.made for line in self.transfer(m, learners)]
+        lines = [line for m in self.made for line in self.transfer(m, learners)]
+        made = [m for m in self.made if m.generated]
+        return [*lines, *(f"transfer generate {m.generated} -> {m.name}" for m in made)]
 
     def transfer(self, m: Made, learners: list[Made]) -> list[str]:
         if m.kind == "adapter":
@@ -597,7 +612,7 @@ class Writer:
             return [f"transfer condition training -> {m.name}", *init]
         adapters = [a.name for a in self.made if a.kind == "adapter" and not stateless(m)]
         to = ", ".join(["training", *adapters, *(l.name for l in learners)])
-        cuts = [f" through {n} tokens" for n in (3, 4)] if not learners and not stands else []
+        cuts = [f" through {n} tokens" for n in m.cuts] if not learners and not stands else []
         tail = self.pick("", "", *cuts) + (" first order" if m.first_order else "")
         targets = self.pick(to, to, to, "training") if m.kind == "matrix" else to
         if stateless(m):
@@ -631,7 +646,13 @@ class Writer:
     def flow(self) -> list[str]:
         w = self.width
         inputs, start, head, loss = self.ends()
-        block = [line for m in self.made for line in self.calls(m)]
+        taken = {m.taken for m in self.made}
+        made = [m for m in self.made if f"{m.name}(x)" not in taken]  # which is called there
+        if self.theme == "named" and self.chance(25):
+            made = made[::-1]  # what is named is called later
+        block = [line for m in made for line in self.calls(m)]
+        if self.theme == "named" and self.chance(25):
+            block.insert(self.pick(1, 0), named.named_by_the_flow(self, self.made[0]))
         if self.chance(30):
             block.append(f"x += {self.vector({'x': w}, w)}")
         if self.theme in RARE and self.chance(60):
@@ -672,7 +693,7 @@ class Writer:
             return [
                 f"repeat p in [{', '.join(map(str, m.periods))}] {{ x += {m.name}[p]({given}) }}"
             ]
-        call = f"{m.name}({given})"
-        if self.chance(10):
+        call = f"{m.name}({given}{m.taken and ', '}{m.taken})"
+        if m.kind not in ("store", "reader") and self.chance(10):
             call = f"({call} + {m.name}(x))"  # two instances
         return [self.pick(f"x += {call}", f"x = norm(x + {call})", f"x += 0.5 * {call}")]

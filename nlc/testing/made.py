@@ -42,6 +42,10 @@ class Made:
     learner: bool = False  # it learns the model's loss on tokens
     smooth: bool = True  # its rule has a derivative where a gradient is 0
     periods: tuple[int, ...] = ()
+    cuts: tuple[int, ...] = (3, 4)  # after how many tokens a gradient may be let go of
+    form: str = ""  # of the state that others may name
+    taken: str = ""  # what a flow gives it beside x
+    generated: str = ""  # the level whose state a start, write or set of it is made from
 
 
 def stateless(made: Made) -> bool:

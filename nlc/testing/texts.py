@@ -21,6 +21,7 @@ THEMES = (
     "windows",
     "dropout",
     "fresh",
+    "named",
 )
 RARE = {
     "top": "({a}) * top({x}, {k})", "dropout": "dropout({a}, 0.{k})",
