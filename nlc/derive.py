@@ -109,7 +109,7 @@ def squared(term: Term) -> Term:
 
 def alike(term: Term, known: dict[object, Term]) -> Term:
     """The first term that says the same: `M(k)` written twice is one call, with one gradient."""
-    if not isinstance(term.info, int | float | str | tuple | None):
+    if not isinstance(term.info, int | float | str | tuple | Handle | None):
         return term
     args = tuple(id(a) for a in term.args)
     return known.setdefault((term.op, type(term.info), term.info, args, term.shape), term)

@@ -224,6 +224,13 @@ UNMOVED = {
     "squares and adam": "objective sum((M - slow.S)^2) / 10; learn adam(rate = 0.01)",
     "at the last tick": "objective sum((M - slow.S)^2) once; learn gradient(rate = 0.1)",
     "a line": "a = unit(slow.u); objective sum((M(a) - a)^2) / 4; learn gradient(rate = 0.1)",
+    "its name, twice": (
+        "objective sum((M(slow.u) - x)^2) / 4 + sum(M(slow.u)^2) / 9; learn dgd(rate = 0.1)"
+    ),
+    "its name alone": "objective sum((M(slow.u) - slow.u)^2) / 4; learn gradient(rate = 0.1)",
+    "beside a convolution": (
+        "objective sum((M(x) - conv(x, 3))^2) / 9 + sum(M^2) / 20; learn gradient(rate = 0.1)"
+    ),
     "a line of its name": "a = slow.u; objective sum((M(x) - a)^2); learn gradient(rate = 0.1)",
 }
 

@@ -83,7 +83,6 @@ class Standing(Frozen):
         """Whether a value is the same at all ticks of a period."""
         outer = Body(self.module, self.box)
         changing = {"input", "position", "call", "conv", "past", "rope", "dropout"}
-        changing |= {"state", "product"} if counts_ticks(self.box) else set()
         for t in root.walk():
             if t.op in changing:
                 return False
@@ -151,7 +150,7 @@ class Standing(Frozen):
             if state.rule.once:
                 value = f"{value}.select({body.lead - 1}, -1)"
             elif self.clock[0] > 1 and self.stands(state.rule.objective):
-                value = f"{value} * s.time"
+                value = self.at_each_tick(value, body.lead - 1)
             found = ", ".join(slopes) + "," * (len(slopes) == 1)
             self.code.add(f"{found} = self.slopes({value}, {', '.join(names)})")
         return {a.name: s for a, s in zip(state.form.arrays, slopes, strict=True)}
@@ -159,7 +158,7 @@ class Standing(Frozen):
     def outer(self, body: FiredBody, state: State, example: Example) -> str:
         """surprise' input, summed over the ticks."""
         if state.form.kind == "vector":
-            e = rows(body, example.surprise, state.per, 1)
+            e = self.row_a_tick(body, example.surprise, state, 0)
             return f"{atom(e)}.select(-2, -1)" if state.rule.once else f"{e}.sum(-2)"
         x, e = self.pair(body, state, example)
         return f"{atom(e)}.mT @ {atom(x)}"
@@ -167,8 +166,8 @@ class Standing(Frozen):
     def pair(self, body: FiredBody, state: State, example: Example) -> tuple[str, str]:
         """The inputs and the surprises, a row for each example of these ticks (2.9.6)."""
         several = len(example.input.shape) - len(state.per) == 2
-        x = rows(body, example.input, state.per, 1 + several)
-        e = rows(body, example.surprise, state.per, 1 + several)
+        x = self.row_a_tick(body, example.input, state, int(several))
+        e = self.row_a_tick(body, example.surprise, state, int(several))
         if several and (window := rows_of(example.input)):
             shown = body.e.names[f"seen {window}"].code
             x, e = (f"parts.only({row}, {shown}.unsqueeze(-1))" for row in (x, e))
@@ -179,15 +178,30 @@ class Standing(Frozen):
             x, e = f"{atom(x)}.flatten(-3, -2)", f"{atom(e)}.flatten(-3, -2)"
         return x, e
 
+    def row_a_tick(self, body: FiredBody, term: Term, state: State, several: int) -> str:
+        """A row a tick, of what stands too."""
+        made = rows(body, term, state.per, 1 + several)
+        if self.clock[0] == 1 or not body.e(term).lead or not self.stands(term):
+            return made
+        return self.at_each_tick(made, -2 - several)
+
     def whole(self, body: FiredBody, term: Term, once: bool) -> str:
         """An array a tick, summed over the ticks; or the last tick's."""
         value = body.e(term)
         if once:
             return f"{value.atom}.select({body.lead - 1}, -1)" if value.lead else value.atom
-        times = " * s.time" if self.clock[0] > 1 and self.stands(term) else ""
+        axis = body.lead - 1
+        if self.clock[0] == 1 or not self.stands(term):
+            return f"{value.atom}.sum({axis})" if value.lead else value.atom
         if not value.lead:
-            return f"{value.atom}{times}"
-        return f"{value.atom}.sum({body.lead - 1}){times}"
+            return f"{value.atom} * s.time"
+        if counts_ticks(self.box):
+            return f"{self.at_each_tick(value.atom, axis)}.sum({axis})"
+        return f"{value.atom}.sum({axis}) * s.time"
+
+    def at_each_tick(self, value: str, axis: int) -> str:
+        """A value that stands, as often as it counts; some have their ticks (`over_ticks`)."""
+        return f"self.lasting({value}, s, {axis})"
 
     # ---- arrays and what multiplies them ---------------------------------------------------------
 
