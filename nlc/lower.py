@@ -106,18 +106,28 @@ def check_flow(system: System) -> None:
 
 
 def check_terms(
-    root: Term, flow: bool = False, box: Box | None = None, stream: bool = False
+    root: Term,
+    flow: bool = False,
+    box: Box | None = None,
+    stream: bool = False,
+    setting: bool = False,
 ) -> None:
     lines = {} if box is None else values_of(box)
     for t in root.walk():
         if t.op in UNLOWERED and not (stream and t.op == "across"):
             raise NotLowered(f"`{t.op}`", t.span)
+        if t.op == "count" and not (setting or stream or box is not None and on_steps(box)):
+            raise NotLowered("`count` outside a learning rule", t.span)
         if t.op == "past" and (t.info.window == ALL or touched(t.args[0], lines)):
             raise NotLowered("`past` of all ticks outside attention", t.span)
         if t.op == "index" and len(t.args[0].shape) != 1:
             raise NotLowered("entries of an array of arrays, by an array,", t.span)
         if t.op == "next" and not flow:
             raise NotLowered("`next` in a level's own objective", t.span)
+
+
+def on_steps(box: Box) -> bool:
+    return box.level is not None and box.level.clock.unit in ("step", "task", "never")
 
 
 def check_windows(box: Box, *parts: Term) -> None:
@@ -143,7 +153,7 @@ def lower_box(box: Box) -> Lowering:
         check_body(box)
         check_windows(box)
         return Lowering(box, "stateless", "no state of its own")
-    if level.clock.unit in ("step", "task", "never") or not any(s.rule.changes for s in box.states):
+    if on_steps(box) or not any(s.rule.changes for s in box.states):
         return static(box)
     others = names_others(box)
     loss = any(s.rule.uses_loss for s in box.states)
@@ -309,8 +319,9 @@ def own_objective(box: Box) -> Lowering:
     assert box.level is not None
     check_body(box)
     terms = [t for state in box.states for t in rule_terms(state)]
+    settings = [t for s in box.states for l in s.rule.learn.values() for t in l.settings.values()]
     for term in terms:
-        check_terms(term, box=box)
+        check_terms(term, box=box, setting=any(term is t for t in settings))
     for stream in (
         t for s in box.states for l in s.rule.learn.values() for t in l.streams.values()
     ):

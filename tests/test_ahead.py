@@ -107,6 +107,42 @@ def test_a_state_is_made_again_from_the_last_span(training: bool, tmp_path: Path
         assert distance(model(x[:, 9:], loaded)[0], model(x[:, 9:], state)[0]) < 1e-12
 
 
+STARTS_ANEW = """nl 1
+system s() {
+  level training every step { objective loss; learn gradient(rate = 0.1) }
+  level fast(x) every 3 tokens {
+    reset every 6 tokens
+    state M : vector(4)
+    objective -sum(M * x) / 9
+    learn gradient(rate = 0.1)
+    read x + M
+  }
+  level slow(x) every 2 tokens {
+    state F : mlp(4, 4); objective loss; learn gradient(rate = 0.1); read F(x)
+  }
+  flow(tokens) {
+    x = embed(tokens, 5, 4)
+    x = norm(x + fast(x))
+    x += slow(x)
+    logits = unembed(x, 5)
+    loss = cross_entropy(logits, next(tokens))
+    return logits
+  }
+}
+"""
+
+
+@pytest.mark.parametrize("ticks", [10, 11, 12, 16])
+def test_what_starts_anew_ahead_lives_on(ticks: int) -> None:
+    """A reset that what is ahead has passed long ago is none of the state it has left."""
+    spec = nlc.load(STARTS_ANEW)
+    model = nlc.compile(spec, dtype=torch.float64)
+    assert model.AHEAD
+    x = torch.randint(5, (2, ticks), generator=torch.Generator().manual_seed(1))
+    wanted, _ = nlc.reference(spec, model.state_dict(), traced=())((x,))
+    assert distance(model(x)[0], wanted) < 1e-9
+
+
 def test_it_is_run_for_many_spans_at_once() -> None:
     """15 ticks in spans of 2: all but the last of them, and the last."""
     model, x = compiled("hope"), tokens(1, 15)

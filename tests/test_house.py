@@ -87,7 +87,7 @@ TORCH = {
 ONLY_IN = {
     "sympy": {"miras.symbols", "miras.normal", "miras.same"},
     "lark": {"parse", "build"},
-    "hypothesis": {"testing", "testing.search", "testing.optimizers"},
+    "hypothesis": {"testing", "testing.expressions", "testing.search", "testing.optimizers"},
     "rich": {"progress"},
     "tokenizers": {"corpus"},
     "pygls": {"lsp"},

@@ -805,6 +805,9 @@ def test_a_past_that_becomes_a_constant(window: str, reset: str) -> None:
 
 ON_STEPS = with_mixer(ADAPTER, OPEN)
 REFUSED = {
+    "`count` outside a learning rule": with_mixer(
+        matrix().replace("objective", "retain 1 - 0.1 / count\n  objective"), OPEN
+    ),
     "one of them `first order`": with_mixer(matrix(), OPEN, "init training -> mixer first order"),
     "`through` different lengths": with_mixer(
         matrix(), f"{OPEN} through 3 tokens", "init training -> mixer"

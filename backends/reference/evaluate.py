@@ -117,8 +117,8 @@ def _input(term: Term, scope: Scope) -> Value:
     named = scope.frame.inputs[scope.role]
     if term.info not in named and not named and scope.frame.box is not None:
         raise ValueError(
-            f"a start in `{scope.frame.where}` is made of its input `{term.info}`, and its state is "
-            "named before the call that gives it: name it after the call"
+            f"a start in `{scope.frame.where}` is made of its input `{term.info}`, and its state "
+            "is named before the call that gives it: name it after the call"
         )
     if term.info not in named:
         raise InternalError(f"no input `{term.info}` in `{scope.frame.where}`")

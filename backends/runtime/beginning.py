@@ -35,9 +35,12 @@ def begin_anew(model: Model, state: State) -> dict[str, Tensor]:
     return fresh
 
 
-def start_anew(model: Model, state: State) -> dict[str, Tensor]:
-    """The levels that are reset when a span is over: the arrays that go back to their start."""
-    over = {level for level, *_ in model.RESETS if model.starts_anew(level, state.position)}
+def start_anew(model: Model, state: State, whole: bool = True) -> dict[str, Tensor]:
+    """The levels that are reset when a span is over: the arrays that go back to their start.
+    `whole`: not only those that learn the loss; what is ahead of these has lived on (ahead.py).
+    """
+    rows = model.RESETS if whole else model.LEARNERS
+    over = {level for level, *_ in rows if model.starts_anew(level, state.position)}
     fresh: dict[str, Tensor] = {}
     for level in over:
         for path in model.prefixes(level):

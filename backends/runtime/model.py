@@ -637,7 +637,7 @@ class Model(Words, nn.Module):
             state.arrays = dict(s)
             for path in paths:
                 state.sums.pop(path, None)
-        fresh = start_anew(self, state)
+        fresh = start_anew(self, state, whole=False)
         changed = {path for _, _, paths in due for path in paths}
         changed |= {path for path in self.learning_paths() if path in fresh}
         for path in changed & set(fresh):

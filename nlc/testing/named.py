@@ -6,8 +6,8 @@ some that one does.
 from __future__ import annotations
 
 import re
-from typing import Any, Protocol
 
+from .expressions import Expressions
 from .made import Made, words
 
 CLOCKS = ("token", "2 tokens", "3 tokens", "3 tokens from 1", "4 tokens from 2")
@@ -38,9 +38,11 @@ ALONE = {
         "objective -sum(M({a}) * {a}) / 4{o}; learn {d}",
         "objective sum(smooth_abs(M - {S})) / 9{o}; learn {r}",
         "objective sum((M({a}) - {S}({a}))^2) / 4{o}; learn {d}",
+        "objective sum((M({u}) - {u})^2) / 4{o}; learn {d}",
     ),
     "network": (
         "write 0.1 * {S}", "set 0.9 * M + 0.1 * {S}",
+        "objective sum((M({u}) - {u})^2) / 4{o}; learn {d}",
         "objective sum((M({a}) - {a})^2) / 4{o}; learn {d}",
         "objective sum((M({a}) - {S}({a}))^2) / 4{o}; learn {d}",
     ),
@@ -54,6 +56,8 @@ BESIDE = {
         "objective sum((M({b}) - {a})^2) / 4{o}; learn {d}",
         "objective sum((M({a}) - {b})^2) / 4{o}; learn {d}",
         "objective sum((M({b}) - {S}({b}))^2) / 4{o}; learn {d}",
+        "objective sum((M({u}) - {b})^2) / 4 + sum(M({u})^2) / 9{o}; learn {d}",
+        "objective sum((M({b}) - {u})^2) / 4{o}; learn {d}",
         "objective sum((M - {S})^2) / 9 + sum((M({b}) - {b})^2) / 9{o}; learn {r}",
         "write 0.1 * {S} + outer({b}, {a}) / 9", "set 0.5 * M + 0.1 * {S} + outer({a}, {b}) / 9",
         "objective -sum(M({b}) * {a}) / 4{o}; learn {d}",
@@ -75,20 +79,7 @@ RULES = (
 )  # fmt: skip
 
 
-class Choosing(Protocol):
-    """What a level asks of the writer of its system."""
-
-    width: int
-    heads: int
-
-    def pick(self, *options: Any) -> Any: ...
-
-    def chance(self, percent: int) -> bool: ...
-
-    def vector(self, names: dict[str, int], n: int, depth: int = 2) -> str: ...
-
-
-def store(writer: Choosing, name: str) -> Made:
+def store(writer: Expressions, name: str) -> Made:
     """A level with states S and u that change by what comes in."""
     w, h = writer.width, writer.heads
     form = writer.pick("matrix", "network", "heads")
@@ -111,7 +102,7 @@ def store(writer: Choosing, name: str) -> Made:
     return Made(name, "store", text, starts=answers, form=form, cuts=CUTS.get(clock, ()))
 
 
-def reader(writer: Choosing, name: str, source: Made) -> Made:
+def reader(writer: Expressions, name: str, source: Made) -> Made:
     """A level with a state M whose rule names states of the source, or is given what it says."""
     w, h, own = writer.width, writer.heads, source.name
     form = writer.pick(source.form, source.form, "vector")
@@ -121,7 +112,8 @@ def reader(writer: Choosing, name: str, source: Made) -> Made:
     if given == "c":
         names = {"c": w}
     lines = {"a": alone(writer, names), "b": beside(writer, names)}
-    rules = changes(writer, form, clock, "W" if given.startswith("W") else f"{own}.S")
+    matrix, u = "W" if given.startswith("W") else f"{own}.S", "c" if given == "c" else f"{own}.u"
+    rules = changes(writer, form, clock, matrix, u)
     if given == "c":
         rules = [r.replace(f"{own}.S", "M") for r in rules]
     read = f"x + {'c + ' * (given == 'c')}{said('M', form, writer.pick('x', 'a', 'b'), h)}"
@@ -144,7 +136,7 @@ def reader(writer: Choosing, name: str, source: Made) -> Made:
     return made
 
 
-def handed(writer: Choosing, source: Made) -> tuple[str, str]:
+def handed(writer: Expressions, source: Made) -> tuple[str, str]:
     """What a reader is given beside x, and what a flow gives it: mostly nothing, for it names what
     it needs.
     """
@@ -158,8 +150,8 @@ def handed(writer: Choosing, source: Made) -> tuple[str, str]:
     return "c", f"{source.name}(x)"
 
 
-def changes(writer: Choosing, form: str, clock: str, matrix: str) -> list[str]:
-    """The rule of a reader's state."""
+def changes(writer: Expressions, form: str, clock: str, matrix: str, vector: str) -> list[str]:
+    """The rule of a reader's state, by a matrix and a vector of the source."""
     kind, h = "matrix" if form == "heads" else form, writer.heads
     key = f"split({{}}, {h})" if form == "heads" else "{}"
     often = clock == "token"
@@ -167,6 +159,7 @@ def changes(writer: Choosing, form: str, clock: str, matrix: str) -> list[str]:
     once = writer.pick("", "", " once")
     rule = str(writer.pick(*ALONE[kind], *BESIDE[kind])).format(
         a=key.format("a"), b=key.format("b"), S=matrix, r=optimizer, o=once,
+        u=key.format(vector),
         d=writer.pick(optimizer, optimizer, "dgd(rate = 0.1)"),
     )  # fmt: skip
     keeps = "" if "set " in rule else writer.pick("", "0.9", "sigmoid(mean(a))", "sigmoid(mean(b))")
@@ -184,7 +177,7 @@ def reached(roots: list[str], lines: dict[str, str]) -> list[str]:
     return found
 
 
-def follows(writer: Choosing, source: Made, follower: Made) -> bool:
+def follows(writer: Expressions, source: Made, follower: Made) -> bool:
     """Whether the source keeps what a follower of its own has become, too."""
     if not writer.chance(20):
         return False
@@ -195,26 +188,26 @@ def follows(writer: Choosing, source: Made, follower: Made) -> bool:
     return True
 
 
-def named_by_the_flow(writer: Choosing, source: Made) -> str:
+def named_by_the_flow(writer: Expressions, source: Made) -> str:
     """A line of the flow that names its states."""
     matrix = said(f"{source.name}.S", source.form, "x", writer.heads)
     return str(writer.pick(f"x += 0.3 * {source.name}.u", f"x += 0.3 * {matrix}"))
 
 
-def alone(writer: Choosing, names: dict[str, int]) -> str:
+def alone(writer: Expressions, names: dict[str, int]) -> str:
     """A line that no input enters."""
     u = next(iter(names))
     return str(writer.pick(f"unit({u})", u, writer.vector(names, writer.width, 1)))
 
 
-def beside(writer: Choosing, names: dict[str, int]) -> str:
+def beside(writer: Expressions, names: dict[str, int]) -> str:
     """A line that one does, alone or beside the store."""
     w = writer.width
     mixed = writer.vector({"x": w, **names}, w, 1)
     return str(writer.pick("x", f"linear(x, {w})", "x + a", mixed, "x * a"))
 
 
-def reset(writer: Choosing, clock: str) -> list[str]:
+def reset(writer: Expressions, clock: str) -> list[str]:
     """Now and then, when a level starts anew: six tokens are no whole periods `from 1`."""
     if not writer.chance(20):
         return []

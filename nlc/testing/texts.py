@@ -22,6 +22,7 @@ THEMES = (
     "dropout",
     "fresh",
     "named",
+    "rules",
 )
 RARE = {
     "top": "({a}) * top({x}, {k})", "dropout": "dropout({a}, 0.{k})",
