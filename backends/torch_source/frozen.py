@@ -182,8 +182,7 @@ class Frozen(Lines, Gates):
         """At most `period` ticks at a time; training's gradient may be cut at longer ones."""
         box, code = self.box, self.code
         method = self.module.method(box)
-        level = box.level.name if box.level is not None else ""
-        cut = self.module.plan.training.truncate.get(level)
+        cut = self.module.plan.training.truncate.get(box.level.name if box.level else "")
         lets_go = cut is not None and not self.module.plan.spans.every
         axis = body.lead - 1
         cuts, fresh, cut_here, part, asked, runs, reads = code.names(
