@@ -171,8 +171,9 @@ class Span:
         is for each of them, or for all alike.
         """
         size = self.x.shape[0]
+        first, rows = i * (size // members), size // members
         return self._each(
-            lambda t, own: t.chunk(members)[i] if t.ndim > own and t.shape[0] == size else t
+            lambda t, own: t.narrow(0, first, rows) if t.ndim > own and t.shape[0] == size else t
         )
 
     def pick(self, i: int) -> Span:

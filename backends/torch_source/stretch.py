@@ -54,8 +54,7 @@ class StretchBody(Body):
         self.e, self.many = outer, 1
 
     def repeated(self, value: Value, members: int) -> Value:
-        ones = ", 1" * (value.own + 1)
-        name = self.name_row(f"{value.atom}.repeat({members}{ones})", f"{value.code}_of_{members}")
+        name = self.name_row(f"torch.cat([{value.code}] * {members})", f"{value.code}_of_{members}")
         return Value(name, ATOM, True, value.own)
 
     def times(self, matrix: str, own: bool, x: Value, handle: Handle, back: bool = False) -> str:
