@@ -805,6 +805,10 @@ def test_a_past_that_becomes_a_constant(window: str, reset: str) -> None:
 
 ON_STEPS = with_mixer(ADAPTER, OPEN)
 REFUSED = {
+    "`dgd_momentum`, which asks for examples, where `M` is never called,": with_mixer(
+        matrix("sum((M - outer(v, k))^2)", "dgd_momentum(rate = 0.1)").replace("token", "2 tokens")
+        .replace("  b = sigmoid(linear(x, 2))\n", "").replace(" * (1 + mean(b))", ""), OPEN
+    ),
     "`count` outside a learning rule": with_mixer(
         matrix().replace("objective", "retain 1 - 0.1 / count\n  objective"), OPEN
     ),

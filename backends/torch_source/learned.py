@@ -268,6 +268,10 @@ class Learned(Standing):
         weight = f"{self.kept(body, state, array)}{old}" if retains else old
         weight += offsets.get(array.name, "") if step else ""
         place = state.name, array.name
+        if asks(state, array) and place not in self.rows:
+            rule = state.rule.learn[array.name].rule
+            why = f"`{rule}`, which asks for examples, where `{state.name}` is never called,"
+            raise NotLowered(why, state.span)
         return [weight, self.sums[place], *(self.rows[place] if asks(state, array) else ())]
 
     def across(
