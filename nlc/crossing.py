@@ -4,11 +4,21 @@ from __future__ import annotations
 
 from .lacking import NotLowered
 from .plan import Lowering, Openness
-from .system import Box, Level, System, line_terms
+from .system import Box, Level, System, Transfer, line_terms
 
 # Lowerings of memories that write at every token.
 PASTS = ("attention", "squares")  # of what keeps its pasts alone
 MEMORIES = ("recurrence", "frozen", "solved", "fired")
+
+
+def cut_of(t: Transfer) -> int | None:
+    """After how many ticks its gradient is let go of (`through`); None where the level that it
+    enters starts anew before, or at that very tick, so that nothing is left to be cut.
+    """
+    entered = t.source if t.kind == "backprop" else t.target
+    life = entered.resets.first if entered.resets.unit == "token" else None
+    cut = t.truncate
+    return None if cut is None or life is not None and life <= cut else cut
 
 
 def openness(system: System, learners: tuple[Level, ...]) -> Openness:
@@ -21,7 +31,7 @@ def openness(system: System, learners: tuple[Level, ...]) -> Openness:
     }
     answers = {
         frozenset(
-            (t.source.name, t.truncate, t.first_order) for t in found if t.source.name not in edges
+            (t.source.name, cut_of(t), t.first_order) for t in found if t.source.name not in edges
         )
         for found in edges.values()
     }
@@ -37,7 +47,7 @@ def openness(system: System, learners: tuple[Level, ...]) -> Openness:
         raise NotLowered(
             f"a second gradient from `{twice.target.name}` into `{twice.source.name}`", twice.span
         )
-    cut = {t.source.name: t.truncate for t in found if t.truncate is not None}
+    cut = {t.source.name: n for t in found if (n := cut_of(t)) is not None}
     entered = frozenset(t.source.name for t in found)
     first = {t.source.name for t in found if t.first_order}
     # Where no stream is open, the order is that of the starts.
@@ -104,7 +114,7 @@ def check_inner(system: System, learners: tuple[Level, ...], training: Openness)
         if t.kind != "backprop" or t.target not in learners or t.source in learners:
             continue
         edge = f"`backprop {t.source.name} -> {t.target.name}`"
-        if t.truncate is not None:
+        if cut_of(t) is not None:
             raise NotLowered(f"{edge} `through {t.truncate} tokens`", t.span)
         if t.source.name not in training.levels:
             raise NotLowered(f"{edge}, where training's gradient does not enter,", t.span)
@@ -113,7 +123,7 @@ def check_inner(system: System, learners: tuple[Level, ...], training: Openness)
 def check_cut_starts(system: System, lowerings: dict[int, Lowering]) -> None:
     """A start is let go of after some tokens where `backprop` is too: in memories that write."""
     for t in system.transfers:
-        if t.kind != "init" or t.truncate is None or t.source.clock.unit == "never":
+        if t.kind != "init" or cut_of(t) is None or t.source.clock.unit == "never":
             continue
         for lowering in lowerings.values():
             box = lowering.box
@@ -170,7 +180,7 @@ def check_orders(system: System, lowering: Lowering, training: Openness) -> None
     if lowering.kind not in MEMORIES or box.level is None:
         return
     for t in system.transfers:
-        other = t.truncate != training.truncate.get(box.level.name)
+        other = cut_of(t) != training.truncate.get(box.level.name)
         if t.kind == "init" and t.target is box.level and other:
             why = f"`init` and `backprop` of `{box.level.name}`, `through` different lengths"
             raise NotLowered(why, t.span)

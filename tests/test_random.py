@@ -870,6 +870,26 @@ def test_a_cut_of_a_start_that_no_lowering_makes_is_refused(name: str) -> None:
         nlc.compile(nlc.load(cut.replace("mixer through 4 tokens\nflow", "mixer\nflow")))
 
 
+@pytest.mark.parametrize("name", ["open", "closed", "with memories that are let go of too"])
+def test_a_cut_that_comes_after_every_reset_is_none(name: str) -> None:
+    """At that very tick the level starts anew; one tick sooner there is something to be cut."""
+    body, back = CUT_STARTS[name]
+    text = with_mixer(
+        body.replace("tokens {", "tokens { reset every 4 tokens;"), back,
+        "init training -> mixer through 4 tokens",
+    )  # fmt: skip
+    assert agrees(Case(text, 11, [3]))
+    with pytest.raises(SpecError, match=r"NL701.*`through 3 tokens` of a start of `mixer`"):
+        nlc.compile(nlc.load(text.replace("mixer through 4", "mixer through 3")))
+
+
+@pytest.mark.parametrize("back", [f"{OPEN} through 3 tokens", f"{OPEN} through 4 tokens", OPEN])
+def test_a_past_that_starts_anew_before_it_is_cut(back: str) -> None:
+    for body in (ATTENTION, WINDOWED):
+        reset = body.replace("{", "{ reset every 3 tokens", 1)
+        assert agrees(Case(with_mixer(reset, back, more=ATTEND), 8, [4]))
+
+
 @pytest.mark.parametrize("words", REFUSED)
 def test_refused(words: str) -> None:
     with pytest.raises(SpecError) as told:
