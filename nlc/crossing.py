@@ -49,6 +49,10 @@ def openness(system: System, learners: tuple[Level, ...]) -> Openness:
         )
     cut = {t.source.name: n for t in found if (n := cut_of(t)) is not None}
     entered = frozenset(t.source.name for t in found)
+    # Between levels that learn in the same step it opens the weights in a body, to their owner.
+    entered |= {t.source.name for found in edges.values() for t in found
+                if t.source.name in edges and t.target is system.owner
+                and t.target.clock.unit in ("step", "task")}  # fmt: skip
     first = {t.source.name for t in found if t.first_order}
     # Where no stream is open, the order is that of the starts.
     first |= {

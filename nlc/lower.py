@@ -17,7 +17,7 @@ from .crossing import apart, check_edges, openness
 from .derive import given_write, gradient, shrinkage, turned_read
 from .diagnostics import Diagnostic
 from .endings import ending, summed
-from .foreign import names_others, spans, through_lines
+from .foreign import names_others, reads_old, spans, through_lines
 from .idle import idle
 from .joint import joint
 from .lacking import NotLowered
@@ -202,8 +202,9 @@ def check_clock(box: Box, level: Level) -> None:
     clock = level.clock
     loss = any(s.rule.uses_loss for s in box.states)
     own = level.reset
-    if clock.period == 1 and clock.first > 1:
-        raise NotLowered(f"the clock of `{level.name}` ({clock})", level.span)
+    late = clock.period == 1 and clock.first > 1 and box.states and not reads_old(box)
+    if late and level.partial == "flush":  # a read sees what it wrote, and not what a flush wrote
+        raise NotLowered(f"`partial flush` of `{level.name}` ({clock})", level.span)
     if loss and (clock.phase is not None or clock.unit == "sequence"):
         raise NotLowered(f"the model's own loss, learned {clock} by `{level.name}`,", level.span)
     if clock.unit == "sequence" and box.exact:
@@ -332,6 +333,8 @@ def own_objective(box: Box) -> Lowering:
         return at_the_end(box)
     if clock.period > 1 or clock.phase is not None:
         why = f"gradients summed over {clock.period} tokens at the state that stands (class v)"
+        if clock.period == 1:
+            why = f"tick by tick from the sum of the first {clock.first} on (class iv-d)"
         return at_firings(box, why)
     if names_others(box):
         return at_firings(box, "tick by tick: it names another box's state (class iv-d)")
@@ -421,7 +424,7 @@ def at_firings(box: Box, why: str) -> Lowering:
     for state in box.states:
         rule = state.rule
         check_start(box, state)
-        if rule.after_retain and level.clock.period > 1:
+        if rule.after_retain and max(level.clock.period, level.clock.first) > 1:
             raise NotLowered(f"`after retain` of `{state.name}` {level.clock}", state.span)
         if rule.objective is None:
             continue
@@ -460,7 +463,8 @@ def at_the_end(box: Box) -> Lowering:
 def fires_with(box: Box, state: State, array: str, found: Gradient | None) -> None:
     learn = state.rule.learn.get(array)
     clock = box.level.clock if box.level is not None else None
-    waits = clock is not None and clock.unit == "token" and clock.period > 1 and not state.rule.once
+    several = clock is not None and max(clock.period, clock.first) > 1
+    waits = clock is not None and clock.unit == "token" and several and not state.rule.once
     if learn is not None and waits and (learn.rule == "implicit" or learn.steps > 1):
         assert clock is not None
         many = "" if learn.rule == "implicit" else f" with `steps = {learn.steps}`"

@@ -110,6 +110,7 @@ def test_a_state_that_is_named(place: str) -> None:
     plan, _ = lower(nlc.load(text).system)
     assert plan is not None and plan.spans.every == every
     assert agrees(Case(text, 11, [3, 7]))
+    assert agrees(Case(text.replace("every token", "every token from 3"), 9, [4]))
 
 
 def test_a_closed_reader_is_a_constant_to_training() -> None:

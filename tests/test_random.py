@@ -804,6 +804,19 @@ def test_a_past_that_becomes_a_constant(window: str, reset: str) -> None:
 
 
 ON_STEPS = with_mixer(ADAPTER, OPEN)
+
+
+@pytest.mark.parametrize("transfer", [OPEN, "condition training -> mixer"])
+def test_weights_of_training_in_the_body_of_a_level_on_steps(transfer: str) -> None:
+    """One network adapts another: both learn in one step, if the text says so."""
+    body = ADAPTER.replace("matrix(4, 4)", "matrix(4, 4) = normal(0.5)")
+    text = with_mixer(body, transfer)
+    assert agrees(Case(text, 5, [3]))
+    model = nlc.compile(nlc.load(text), dtype=torch.float64)
+    found = gradients(model, (torch.randint(0, VOCAB, (2, 7)),))
+    assert bool(found["mixer.read.linear"].any()) is (transfer is OPEN)
+
+
 REFUSED = {
     "`dgd_momentum`, which asks for examples, where `M` is never called,": with_mixer(
         matrix("sum((M - outer(v, k))^2)", "dgd_momentum(rate = 0.1)").replace("token", "2 tokens")
@@ -917,3 +930,46 @@ def test_a_cut_inside_a_period_is_told_what_is_compiled(clock: str, cut: int, he
     (only,) = told.value.diagnostics
     assert only.code == "NL701" and f"`through {cut} tokens` inside a period" in only.message
     assert only.help.startswith(help)
+
+
+FROM = {
+    "a matrix": matrix(),
+    "by momentum": matrix(rule="momentum(rate = 0.1 * b, keep = 0.5)"),
+    "by adam": matrix(rule="adam(rate = 0.1)"),
+    "by its examples": matrix(rule="dgd(rate = 0.1)"),
+    "read before it writes": matrix().replace("(1 + mean(b))", "(1 + mean(b)) before write"),
+    "a network, fading": network("momentum(rate = 0.1, keep = 0.5)", "retain 0.9\n  ").replace(
+        "linearise every 2 tokens\n", ""
+    ),
+    "a window": WINDOWED,
+    "a cell": cell("set tanh(0.5 * c + h)"),
+    "a write": cell("retain 0.9; write 0.1 * h"),
+    "the last tick's objective": windowed("sum((M(past(x, 2)) - past(tanh(x), 2))^2) once"),
+    "a convolution": matrix(k="conv(x, 3)"),
+    "with resets": matrix().replace("token {", "token { reset every 5 tokens;"),
+    "a flush before it fires": matrix().replace(
+        "token {", "token { reset every 2 tokens; partial flush;"
+    ).replace("(1 + mean(b))", "(1 + mean(b)) before write"),
+    "a memory called": MAPPED.replace("  reset every 4 tokens\n", ""),
+    "what is solved anew": ATTENTION.replace("always", "every token"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", FROM)
+def test_every_token_from_some_tick_on(name: str) -> None:
+    """What comes before is one period: the tick that ends it is the first with a new state."""
+    body = FROM[name].replace("every token", "every token from 3")
+    kept = KEPT.format("sum((M(k) - v)^2)", "gradient(rate = 0.1)")
+    assert agrees(Case(with_mixer(body, OPEN, more=f"{ATTEND}\n{kept}"), 9, [4]))
+
+
+@pytest.mark.parametrize("clock", ["token from 1", "sequence from 2", "2 sequences from 3"])
+def test_clocks_with_a_first_tick(clock: str) -> None:
+    for rule in ("set tanh(0.5 * c + h)", "objective sum((c - h)^2); learn gradient(rate = 0.1)"):
+        assert agrees(Case(with_mixer(cell(rule, clock=clock), OPEN), 5, [3]))
+
+
+def test_a_flush_of_what_reads_its_writes_is_refused() -> None:
+    body = matrix().replace("token {", "token from 3 { reset every 2 tokens; partial flush;")
+    with pytest.raises(SpecError, match=r"NL701.*`partial flush` of `mixer` \(every token from 3"):
+        nlc.compile(nlc.load(with_mixer(body, OPEN)))

@@ -193,17 +193,19 @@ class Stream(dict[str, Tensor]):
         tick = self.age + self.time
         return tick if tick <= first else (tick - first - 1) % period + 1
 
-    def periods(self, period: int, first: int, flush: int = 0) -> Iterator[tuple[int, int, int]]:
+    def periods(
+        self, period: int, first: int, flush: int = 0, alone: bool = False
+    ) -> Iterator[tuple[int, int, int]]:
         """Parts of this span that end where a clock fires, at `first` and every `period` ticks from
         it: start, end, and which firing it is (0: none, the span ends before). Until the next is
         asked for, this stream is that part alone. `flush`: what waits fires before a reset, which
-        comes every so many ticks.
+        comes every so many ticks. `alone`: a tick that fires is a part of its own.
         """
         position, time, a = self.position, self.time, 0
         while a < time:
             tick = position - self.born + a
             wait = first - tick if tick < first else period - (tick - first) % period
-            b = min(time, a + wait)
+            b = min(time, a + (wait - 1 if alone and wait > 1 else wait))
             done = position - self.born + b - first
             fires = done >= 0 and done % period == 0
             self.position, self.time = position + a, b - a

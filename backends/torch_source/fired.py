@@ -66,6 +66,8 @@ class Fired(Learned):
         level = box.level
         flush = reset_of(box) if level is not None and level.partial == "flush" else 0
         told = f"{period}, {first}" + (f", flush={flush}" if flush else "")
+        if self.waits and not self.reads_old:
+            told += ", alone=True"
         with code.block(f"for {a}, {b}, {count} in s.periods({told}):"):
             if cut is not None:
                 if cut % period or first != period:
@@ -143,7 +145,7 @@ class Fired(Learned):
         body.see(self.running)
 
     def about(self) -> list[str]:
-        if self.clock[0] == 1:
+        if not self.waits:
             return ["One tick: what is written, and what is answered."]
         return [
             "At most one period: the states stand still; at its end (count: of which firing) they",
@@ -170,7 +172,7 @@ class Fired(Learned):
         name = self.code.name("y")
         value = body.e(self.box.read)
         code = value.code if value.lead else f"self.stream({value.code}, s, {body.lead})"
-        if self.clock[0] > 1 and self.stands(self.box.read):
+        if self.waits and self.stands(self.box.read):
             code = f"self.lasting({code}, s, {body.lead - 1})"
         self.code.add(f"{name} = {code}")
         return name
@@ -184,12 +186,12 @@ class Fired(Learned):
         made: list[tuple[str, str]] = []
         states = [s for s in self.box.states if s.rule.changes]
         sums = {s.name: self.summed(body, s) for s in states}
-        if self.clock[0] > 1:
+        if self.waits:
             with code.block("if not count:"):
                 for keys in sums.values():
                     for key, value in keys.items():
                         code.add(f"s[{key}] = {value}")
-                code.add(f"return {answer}")
+                code.add(f"return {answer or self.unfired(body)}")
         for state in states:
             made += self.new(body, state, sums[state.name])
         for key, value in made:
@@ -201,6 +203,15 @@ class Fired(Learned):
                 if not self.reads_old:
                     code.add(f"{name} = {self.linked(body, state, array, f's[{key}]')}")
                     body.held[state.name, array.name] = name
+
+    def unfired(self, body: FiredBody) -> str:
+        """What is read before the first firing, where all other reads see a new state."""
+        names = dict(body.e.names)
+        said = self.answer(body)
+        body.e.names = names
+        body.e.done.clear()
+        body.turned.clear()
+        return said
 
 
 def fired(module: Module, box: Box) -> None:

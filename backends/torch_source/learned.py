@@ -123,7 +123,7 @@ class Learned(Standing):
             self.module.dropped.append((path, self.box.loops))
 
     def sums_up(self, state: State) -> bool:
-        return self.clock[0] > 1 and not state.rule.once
+        return self.waits and not state.rule.once
 
     def of_order(self, state: State, code: str) -> str:
         """A gradient is a constant to training of first order."""

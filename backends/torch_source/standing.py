@@ -65,7 +65,7 @@ class FiredBody(Body):
 def counts_ticks(box: Box | None) -> bool:
     """Whether a convolution in the box needs every tick of a period."""
     clock = box.level.clock if box is not None and box.level is not None else None
-    period = clock is not None and (clock.period > 1 or clock.unit == "sequence")
+    period = clock is not None and (max(clock.period, clock.first) > 1 or clock.unit == "sequence")
     return period and box is not None and any(t.op == "conv" for t in box.terms())
 
 
@@ -78,6 +78,11 @@ class Standing(Frozen):
         assert self.box.level is not None
         clock = self.box.level.clock
         return clock.period, clock.first
+
+    @property
+    def waits(self) -> bool:
+        """Whether some firing is of several ticks; of a clock `from`, it may be the first alone."""
+        return max(self.clock) > 1
 
     def stands(self, root: Term) -> bool:
         """Whether a value is the same at all ticks of a period."""
@@ -149,7 +154,7 @@ class Standing(Frozen):
             value = body.e(state.rule.objective).atom
             if state.rule.once:
                 value = f"{value}.select({body.lead - 1}, -1)"
-            elif self.clock[0] > 1 and self.stands(state.rule.objective):
+            elif self.waits and self.stands(state.rule.objective):
                 value = self.at_each_tick(value, body.lead - 1)
             found = ", ".join(slopes) + "," * (len(slopes) == 1)
             self.code.add(f"{found} = self.slopes({value}, {', '.join(names)})")
@@ -191,7 +196,7 @@ class Standing(Frozen):
         if once:
             return f"{value.atom}.select({body.lead - 1}, -1)" if value.lead else value.atom
         axis = body.lead - 1
-        if self.clock[0] == 1 or not self.stands(term):
+        if not self.waits or not self.stands(term):
             return f"{value.atom}.sum({axis})" if value.lead else value.atom
         if not value.lead:
             return f"{value.atom} * s.time"

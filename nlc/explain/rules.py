@@ -162,10 +162,12 @@ def is_number(term: Term, value: float) -> bool:
 
 def clocked(w: Writer, d: Derived, what: str) -> Rows:
     clock = d.clock
-    if clock is None or clock.period == 1 or clock.unit in ("never", "always"):
+    if clock is None or clock.unit in ("never", "always") or max(clock.period, clock.first) == 1:
         return []
     once = what == "set" or d.state.rule.once
     when = "once, at the last tick" if once else "summed over the ticks"
+    if clock.period == 1:
+        return [said(w, "when", f"{when} of the first {clock.first} {clock.unit}s, then of each")]
     return [said(w, "when", f"{when} of every {clock.period} {clock.unit}s")]
 
 
