@@ -328,7 +328,7 @@ def test_mal_attends_to_what_its_memory_says() -> None:
     """
     silent = [("y = norm(join(titans", "y = 0 * norm(join(titans")]
     assert effect(rewritten("titans_mal", *silent), 12)[1:].max() == 0
-    half = [("sigmoid(norm(long))", "sigmoid(0 * norm(long))")]
+    half = [("a * sigmoid(b)", "a * sigmoid(0 * b)")]
     assert effect(rewritten("titans_mag", *half), 12)[1:4].min() > 1e-9
 
 

@@ -107,7 +107,9 @@ class Learned:
         standing, rows = self.rows.get(path, (None, None))
         if standing is not W or x.shape[:-2] != W.shape[:-2] or x.dtype != W.dtype:
             return plain(x, W)
-        if torch.is_autocast_enabled(x.device.type) or not torch.is_grad_enabled():
+        device = x.device.type
+        cast = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
+        if cast or not torch.is_grad_enabled():
             return plain(x, W)
         made: Tensor = Asked.apply(x, W, rows)  # type: ignore[no-untyped-call]
         return made
