@@ -137,19 +137,23 @@ def d_where(t: Term, bar: Term) -> tuple[Term | None, ...]:
     )
 
 
-def d_choice(op: str) -> Rule:
+def d_choice(above: str, least: str) -> Rule:
+    """The larger or smaller one has all of it; of two that are equal each has half, as in torch."""
+
     def rule(t: Term, bar: Term) -> tuple[Term | None, ...]:
         a, b = t.args
-        first = make(op, a, b)
-        one = constant(1.0, t)
-        return mul(bar, first), mul(bar, sub(one, first))
+        half = constant(0.5, t)
+        first = mul(half, add(make(above, a, b), make(least, a, b)))
+        return mul(bar, first), mul(bar, sub(constant(1.0, t), first))
 
     return rule
 
 
 def d_clip(t: Term, bar: Term) -> tuple[Term | None, ...]:
+    """At a bound it is still x."""
     x, low, high = t.args
-    return mul(bar, mul(make("ge", x, low), make("le", x, high))), None, None
+    within = mul(bar, mul(make("ge", x, low), make("le", x, high)))
+    return within, mul(bar, make("lt", x, low)), mul(bar, make("gt", x, high))
 
 
 def d_sum(t: Term, bar: Term) -> tuple[Term | None, ...]:
@@ -251,8 +255,8 @@ VJP: dict[str, Rule] = {
     "pow": d_pow,
     "where": d_where,
     "clip": d_clip,
-    "max": d_choice("ge"),
-    "min": d_choice("le"),
+    "max": d_choice("gt", "ge"),
+    "min": d_choice("lt", "le"),
     "sum": d_sum,
     "mean": d_mean,
     "dot": d_dot,
@@ -264,7 +268,7 @@ VJP: dict[str, Rule] = {
     "unit": d_unit,
     "exp": chain(lambda t: t),
     "log": lambda t, bar: (div(bar, t.args[0]),),
-    "sqrt": lambda t, bar: (div(bar, mul(constant(2.0, t), t)),),
+    "sqrt": chain(function("sqrt_slope")),
     "abs": chain(lambda t: make("sign", t.args[0])),
     "sin": chain(lambda t: make("cos", t.args[0])),
     "cos": chain(lambda t: neg(make("sin", t.args[0]))),

@@ -173,6 +173,8 @@ def reverse(root: Term) -> tuple[list[Example], list[Term]]:
         bar = cotangents.get(id(term))
         if bar is None or id(term) not in live or term.op == "stop":
             continue
+        if bar.shape != term.shape and term.op in ("array", "product"):
+            bar = make("expand", bar, shape=term.shape)  # one number for all entries
         if term.op == "array":
             direct.append(bar)
             continue

@@ -136,7 +136,8 @@ def readable(path: str | Path) -> Path:
         raise FileNotFoundError(f"There is no file {name}.{near_file(found)}")
     ending = ".nl" if name.endswith(".nl") else ""
     known = [n + ending for n in (*shipped_names(), *(p.stem for p in Path().glob("*.nl")))]
-    near = did_you_mean(name.removeprefix("specs/"), known)
+    inside = [n for n in known if n.endswith(f"/{name}")]  # a memory, by its own name
+    near = did_you_mean(*((inside[0], inside) if inside else (name.removeprefix("specs/"), known)))
     raise FileNotFoundError(f"There is no file {name}, and no shipped spec of that name.{near}")
 
 

@@ -118,8 +118,10 @@ def check_terms(
             raise NotLowered(f"`{t.op}`", t.span)
         if t.op == "count" and not (setting or stream or box is not None and on_steps(box)):
             raise NotLowered("`count` outside a learning rule", t.span)
-        if t.op == "past" and (t.info.window == ALL or touched(t.args[0], lines)):
+        if t.op == "past" and t.info.window == ALL:
             raise NotLowered("`past` of all ticks outside attention", t.span)
+        if t.op == "past" and touched(t.args[0], lines):
+            raise NotLowered("`past` of what a memory says", t.span)
         if t.op == "index" and len(t.args[0].shape) != 1:
             raise NotLowered("entries of an array of arrays, by an array,", t.span)
         if t.op == "next" and not flow:
@@ -162,11 +164,20 @@ def lower_box(box: Box) -> Lowering:
     made = next((t for t in box.terms() if t.op == "state" and t.info.array is not None), None)
     if made is not None and not loss:
         raise NotLowered(f"a call of a network that is made of states, in `{box.name}`,", made.span)
+    check_in_place(box)
     if box.exact:
         return solved_anew(box)
     if loss:
         return loss_box(box)
     return own_objective(box)
+
+
+def check_in_place(box: Box) -> None:
+    """What carries ticks on is a line of its box, but where it must see what no line does."""
+    for term in (t for state in box.states for root in rule_terms(state) for t in root.walk()):
+        if term.op in ("call", "conv"):
+            what = "`conv`" if term.op == "conv" else f"a call of `{term.info.name}`"
+            raise NotLowered(f"{what} of what `{box.name}` says, in its own rule,", term.span)
 
 
 def solved_anew(box: Box) -> Lowering:
@@ -328,6 +339,7 @@ def own_objective(box: Box) -> Lowering:
     ):
         check_terms(stream, box=box, stream=True)
     check_windows(box, *terms)
+    check_counts(box)
     clock = box.level.clock
     if clock.unit == "sequence":
         return at_the_end(box)
@@ -338,10 +350,20 @@ def own_objective(box: Box) -> Lowering:
         return at_firings(box, why)
     if names_others(box):
         return at_firings(box, "tick by tick: it names another box's state (class iv-d)")
+    if any(t.op == "count" for term in settings for t in term.walk()):
+        return at_firings(box, "tick by tick: a rate that counts its firings (class iv-d)")
     try:
         return in_dual_form(box)
     except NotLowered as error:
         return at_firings(box, f"tick by tick: {error} has no parallel form (class iv-d)")
+
+
+def check_counts(box: Box) -> None:
+    """A line counts the level's firings, a rule its own steps (2.9.4, 2.9.6)."""
+    for learn in (l for s in box.states for l in s.rule.learn.values() if l.steps > 1):
+        given = (*learn.settings.values(), *learn.streams.values())
+        if any(t.op == "count" for term in given for t in term.walk()):
+            raise NotLowered(f"`count` in a line of `steps = {learn.steps}`", learn.span)
 
 
 def rule_terms(state: State) -> Iterator[Term]:

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from math import prod
 
-from .backward import constant, make, mul
+from .backward import constant, div, make, mul
 from .resolve.shapes import broadcast
 from .system import ALL, Box, Handle, Term
 
@@ -85,6 +85,8 @@ class Writer:
             x = term.args[0]
             length = make("length", x, shape=x.shape[:-1])
             return self.written(make("div", x, length, shape=x.shape))
+        if term.op == "sqrt_slope":
+            return self.written(div(constant(0.5, term), make("sqrt", term.args[0])))
         if self.latex and term.op in _LATEX:
             return _LATEX[term.op](self, term)
         if term.op == "squares":

@@ -14,6 +14,7 @@ from .system import Term
 # The rows of the result are those of the arguments.
 APART = {
     *("add", "sub", "mul", "div", "pow", "neg", "lt", "le", "gt", "ge", "eq", "exp", "log", "sqrt"),
+    "sqrt_slope",
     *("abs", "sign", "sin", "cos", "floor", "mod", "sigmoid", "softplus", "silu", "gelu", "tanh"),
     *("relu", "clip", "min", "max", "where", "smooth_abs", "smooth_sign", "stop", "index"),
     *("apply", "unit", "rms_norm", "layer_norm", "column", "past"),

@@ -42,6 +42,7 @@ UNARY: dict[str, Callable[[Tensor], Tensor]] = {
     "smooth_abs": lambda x: torch.sqrt(x * x + 1e-6),
     "smooth_sign": lambda x: x / torch.sqrt(x * x + 1e-6),
     "gelu_slope": parts.gelu_slope, "silu_slope": parts.silu_slope,
+    "sqrt_slope": parts.sqrt_slope,
     "unit": lambda x: x / torch.sqrt((x * x).sum(-1, keepdim=True) + 1e-30),
     "softmax": lambda x: torch.softmax(x, -1), "stop": torch.detach,
     "column": lambda x: x[..., None], "squeeze": lambda x: x[..., 0],
@@ -233,6 +234,15 @@ def test_the_length_of_nothing_has_the_derivative_nothing(p: float) -> None:
     (part,) = VJP["length"](Term("length", (x,), (), p), number(1.0))
     assert part is not None
     assert not bool(value(part, {"x": torch.zeros(3, dtype=torch.float64)}).any())
+
+
+def test_the_root_of_nothing_has_the_derivative_nothing() -> None:
+    x = given("x", 3)
+    (part,) = VJP["sqrt"](Term("sqrt", (x,), (3,)), number(1.0))
+    assert part is not None
+    at = torch.tensor([0.0, 4.0, -1.0], dtype=torch.float64)
+    assert value(part, {"x": at}).tolist()[:2] == [0.0, 0.25]
+    assert bool(value(part, {"x": at})[2].isnan())  # a root of less than nothing stays none
 
 
 # ---- objectives of every form -------------------------------------------------------------------

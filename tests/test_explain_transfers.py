@@ -223,3 +223,23 @@ def test_what_a_level_on_tokens_learns_changes_exactly_where_explain_says(name: 
             first = min((a.tick for a in moved), default=0)
             said = {written(a.path) for a in moved if a.tick == first}
             assert said == set(trained.through([edge])), edge.target.name
+
+
+def test_a_level_without_an_objective_has_no_gradient() -> None:
+    """What only sets its state learns nothing, whatever is said to pass into others for it."""
+    spec = nlc.load("""nl 1
+system s() {
+  level training every step { objective loss; learn gradient(rate = 0.1) }
+  level a(x) every 2 tokens {
+    state F : matrix(4, 4); objective sum((F(x) - x)^2); learn gradient(rate = 0.1); read F(x)
+  }
+  level g(x) every token { state c : vector(4) { set 0.5 * c + 0.5 * tanh(x) }; read c * x }
+  transfer backprop a, g -> training
+  transfer backprop a -> g
+  flow(x[4]) { h = linear(x, 4); h += a(h); y = g(norm(h)); loss = sum(y^2); return y }
+}
+""")
+    told = "\n".join(transfer_lines(spec.system))
+    said = told.split("backprop a -> g")[1]
+    assert "g has no objective, so no gradient of its own: nothing passes" in said
+    assert "the gradient of training enters the states and pasts of a" in told

@@ -11,6 +11,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from test_random import Case, agrees
 
 import nlc
 from nlc.backends.ops.nearest import nearest
@@ -420,3 +421,41 @@ def test_a_sample_is_solved_by_itself() -> None:
 def near(found: torch.Tensor, wanted: torch.Tensor) -> float:
     assert wanted.abs().max() > 0
     return float(((found - wanted).abs().max() / wanted.abs().max()).detach())
+
+
+COUNTED = """nl 1
+system s() {{
+  level training every step {{ objective loss; learn gradient(rate = 0.1) }}
+  level l(x) {clock} {{
+    state M : {form} = normal(0.3)
+    objective sum((M(x) - 1)^2)
+    {rule}
+    read M(x)
+  }}
+  transfer backprop l -> training
+  flow(x[3]) {{ y = l(linear(x, 3)); loss = sum(y^2); return y }}
+}}
+"""
+
+
+@pytest.mark.parametrize("form", ["matrix(3, 3)", "mlp(3, 4)"])
+@pytest.mark.parametrize("reset", ["", "; reset every 4 tokens"])
+@pytest.mark.parametrize(
+    "rule",
+    [
+        "learn gradient(rate = 0.2 / count)",
+        "learn momentum(rate = 0.2 / count, keep = 1 - 1 / count)",
+        "learn gradient(rate = 0.2 / count); linearise every 4 tokens",
+        "learn gradient(rate = 0.2, grad = grad / count)",
+    ],
+)
+def test_a_rate_that_counts_firings(form: str, reset: str, rule: str) -> None:
+    text = COUNTED.format(clock="every token", form=form, rule=rule + reset)
+    assert agrees(Case(text, 9, [2, 5]))
+
+
+def test_a_count_of_firings_is_none_of_steps() -> None:
+    rule = "learn gradient(rate = 0.2 / count, steps = 2)"
+    text = COUNTED.format(clock="every token", form="matrix(3, 3)", rule=rule)
+    with pytest.raises(nlc.SpecError, match=r"`count` in a line of `steps = 2`"):
+        nlc.compile(nlc.load(text))

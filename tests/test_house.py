@@ -48,7 +48,8 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     # tools, each a question about what the stages have made
     ("format", "around", "draw", "schedule", "show explain", "testing", "lsp"),
     ("backends.triton",),
-    ("backends.parameters", "backends.ops", "backends.gates", "backends.ids"),
+    ("backends.ids",),
+    ("backends.parameters", "backends.ops", "backends.gates"),
     ("backends.runtime", "backends.reference"),
     ("backends.torch_source",),
     ("backends", "api memory operation operations memories optimizing"),

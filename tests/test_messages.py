@@ -163,6 +163,10 @@ optimizer safe(weight, grad, rate = 0.1) {
   state h : like(weight) { objective -sum(h * grad^2); retain 0.9; learn gradient(rate = 0.1) }
   write -rate * grad / sqrt(h + 1e-8)
 }
+optimizer scaled(weight, grad, rate = 0.1) {
+  state h : like(weight) { objective -sum(h * grad^2); retain 0.9; learn gradient(rate = 0.1) }
+  write -rate * grad / (h^0.5 + 1e-8)
+}
 system rooted(n = 4) {
   level training every step { objective loss; learn adam(rate = 1e-3) }
   level a(x) every token {
@@ -182,7 +186,8 @@ system rooted(n = 4) {
 
 
 @pytest.mark.parametrize(("rule", "order", "warned"), [
-    ("adam", "", True), ("adam", " first order", False), ("safe", "", False),
+    ("scaled", "", True), ("scaled", " first order", False), ("safe", "", False),
+    ("adam", "", False),
 ])  # fmt: skip
 def test_a_root_of_nothing_is_warned_of_where_it_makes_no_number(
     rule: str, order: str, warned: bool
@@ -207,6 +212,7 @@ def test_a_spec_that_is_not_there(tmp_path: Path) -> None:
         ("hoep", "There is no file hoep, and no shipped spec of that name. Did you mean hope?"),
         ("hoep.nl", "There is no file hoep.nl, and no shipped spec .* Did you mean hope.nl?"),
         ("memory/delt", "no shipped spec of that name. Did you mean memory/delta?"),
+        ("gated_delta", "no shipped spec of that name. Did you mean memory/gated_delta?"),
         (tmp_path / "mime.nl", "There is no file .*mime.nl. Did you mean mine.nl?"),
         (tmp_path, "is a folder; a spec is needed."),
         ("x" * 400, "x cannot be read: file name too long."),

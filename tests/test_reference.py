@@ -1257,3 +1257,29 @@ def test_the_trace_holds_every_update() -> None:
     truth.finish(state)
     assert [(r.tick, r.event) for r in truth.trace] == [(3, "fire"), (6, "fire"), (7, "reset")]
     assert all(r.before != r.after for r in truth.trace if r.event == "fire")
+
+
+WRONG = {
+    "one axis": (torch.tensor([1, 2]), r"`tokens` is \[batch, time\] and was given \[2\]"),
+    "a list": ([[1, 2]], r"`tokens` is \[batch, time\] and was given list"),
+    "nothing": (None, "takes tokens, and was given none"),
+    "no ticks": (torch.zeros(1, 0).long(), r"a tick at a time, and was given \[1, 0\]"),
+    "no samples": (torch.zeros(0, 3).long(), r"a tick at a time, and was given \[0, 3\]"),
+    "complex": (torch.zeros(1, 3, dtype=torch.complex64), "real numbers are wanted"),
+}
+
+
+@pytest.mark.parametrize("wrong", WRONG)
+def test_inputs_that_do_not_fit(wrong: str) -> None:
+    given, said = WRONG[wrong]
+    truth = nlc.reference(nlc.load("deltanet", width=8, depth=1, heads=2, vocab=7))
+    with pytest.raises(ValueError, match=said):
+        truth(given)  # type: ignore[arg-type]
+
+
+def test_weights_that_do_not_fit() -> None:
+    spec = nlc.load("deltanet", width=8, depth=1, heads=2, vocab=7)
+    weights = nlc.compile(spec).state_dict()
+    weights["x.embed"] = weights["x.embed"][:3]
+    with pytest.raises(ValueError, match=r"`x.embed` is \[7, 8\] and was given \[3, 8\]"):
+        nlc.reference(spec, weights)

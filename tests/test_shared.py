@@ -4,6 +4,7 @@ the numbers are the same, in every kind of gradient.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from unittest.mock import patch
 
 import pytest
@@ -88,7 +89,7 @@ def loss_of(model: Model, x: Tensor, cut: int) -> Tensor:
 
 
 def slopes(loss: Tensor, model: Model, create: bool = False, keep: bool = False) -> list[Tensor]:
-    given = list(model.parameters())
+    given = [p for p in model.parameters() if p.requires_grad]
     found = torch.autograd.grad(
         loss, given, retain_graph=keep or create, create_graph=create, allow_unused=True
     )
@@ -112,6 +113,47 @@ def test_second_derivatives(kind: str) -> None:
         wanted = second()
     assert max(float(g.abs().max()) for g in wanted) > 0.1
     assert furthest(second(), wanted) < 1e-9
+
+
+LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "mean": lambda losses, y: losses[:, :-1].mean(),
+    "weighted": lambda losses, y: (losses * torch.arange(losses.numel()).view_as(losses)).sum(),
+    "answers too": lambda losses, y: losses[:, :-1].mean() + y.square().mean(),
+    "some of them": lambda losses, y: losses[:, 1:-1:3].sum(),
+    "answers alone": lambda losses, y: y.square().mean(),
+}
+
+
+@pytest.mark.parametrize("room", [True, False])
+@pytest.mark.parametrize("loss", LOSSES)
+@pytest.mark.parametrize("kind", ["as it is", "rounds", "a closed start", "the array itself"])
+def test_what_training_is_sent(kind: str, loss: str, room: bool) -> None:
+    """Once for it and for the levels on tokens, where what comes to every loss is one number; where
+    there is room for no array, what is larger than the smallest is asked for by itself.
+    """
+    model = nlc.compile(nlc.load(text_of(kind)), dtype=torch.float64)
+    x = tokens(2, 9, vocab=5)
+
+    def first() -> list[Tensor]:
+        return slopes(LOSSES[loss](model.losses(x)[0], model(x)[0]), model)
+
+    with plainly():
+        wanted = first()
+    assert max(float(g.abs().max()) for g in wanted) > 0.01
+    with patch("nlc.backends.runtime.shared.ROOM", 1 if room else 0.01):
+        assert furthest(first(), wanted) < 1e-12
+
+
+def test_a_mean_loss_asks_a_span_for_nothing() -> None:
+    model, x = nlc.compile(small("hope", depth=1), dtype=torch.float64), tokens(1, 15)
+    asked = []
+    for loss in ("mean", "weighted"):
+        losses, _, _ = model.losses(x)
+        of_training = LOSSES[loss](losses, losses)
+        with patch("torch.autograd.grad", wraps=torch.autograd.grad) as calls:
+            of_training.backward()  # type: ignore[no-untyped-call]
+        asked.append(calls.call_count)
+    assert asked == [0, 7]
 
 
 def test_a_graph_that_is_walked_again() -> None:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from ..ids import places
 from . import by_hand
 
 SMALL = 1e-6
@@ -71,6 +72,18 @@ def length(x: Tensor, p: float = 2) -> Tensor:
     total = (wide.square() if p == 2 else wide.abs().pow(p)).sum(-1)
     nought = total == 0
     return torch.where(nought, 0.0, torch.where(nought, 1.0, total).pow(1 / p)).to(x.dtype)
+
+
+def sqrt(x: Tensor) -> Tensor:
+    """The root, element by element. Its derivative at 0 is 0, and so is every further one."""
+    nought = x == 0
+    return torch.where(nought, 0.0, torch.where(nought, 1.0, x).sqrt())
+
+
+def sqrt_slope(x: Tensor) -> Tensor:
+    """The derivative of `sqrt`, 0 at 0: 1 / (2 sqrt(x))."""
+    nought = x == 0
+    return torch.where(nought, 0.0, 0.5 * torch.where(nought, 1.0, x).rsqrt())
 
 
 def rope(x: Tensor, position: Tensor, axis: int, base: float = 10000.0) -> Tensor:
@@ -189,4 +202,25 @@ def orthogonal(x: Tensor) -> Tensor:
 def entries(x: Tensor, at: Tensor) -> Tensor:
     """x[at] for lists [..., n] and numbers [..., k], the leading axes broadcast."""
     wide = torch.broadcast_shapes(x.shape[:-1], at.shape[:-1])  # type: ignore[no-untyped-call]
+    at = places(at, x.shape[-1])
     return torch.gather(x.expand(*wide, x.shape[-1]), -1, at.expand(*wide, at.shape[-1]))
+
+
+def rows(table: Tensor, ids: Tensor) -> Tensor:
+    """[..., n]: the rows of a table [rows, n] that have these numbers [...]."""
+    return functional.embedding(places(ids, table.shape[0]), table)
+
+
+def lookup(table: Tensor, ids: Tensor, per: int = 0) -> Tensor:
+    """The rows of these numbers, each sample's of its own table, and each head's.
+
+    table [batch, .., *heads, rows, n]; ids [batch, .., *k, *heads], with `per` axes of heads
+    -> [batch, .., *k, *heads, n]. A batch of 1 is for all samples.
+    """
+    own = table.ndim - 2
+    axes = [a if a < own - per else ids.ndim - own + a for a in range(own)]
+    at = [
+        torch.arange(n, device=ids.device).view([n if a == p else 1 for a in range(ids.ndim)])
+        for n, p in zip(table.shape[:-2], axes, strict=True)
+    ]
+    return table[(*at, places(ids, table.shape[-2]))]

@@ -26,7 +26,7 @@ from torch import Tensor
 from nlc.system import Flow, System, Term
 
 from .. import parameters as P
-from ..ids import check_ids, ids_of
+from ..ids import check_ids, check_input, ids_of
 from . import stream, training
 from .boxes import Pass, Run, Sample
 from .evaluate import Sayings
@@ -64,6 +64,9 @@ class Reference:
         self.system, self.seed, self.ids = system, seed, ids_of(system)
         self.specs = {p.name: p for p in P.parameters(system)}
         given = parameters or {}
+        for n, p in self.specs.items():
+            if n in given and tuple(given[n].shape) != p.shape:
+                raise ValueError(f"`{n}` is {list(p.shape)} and was given {list(given[n].shape)}")
         self.values: dict[str, Tensor] = {
             n: given[n].detach().double().clone() if n in given else P.draw(p, seed)
             for n, p in self.specs.items()
@@ -161,13 +164,22 @@ class Reference:
     def streams(self, tokens: Streams) -> tuple[dict[str, Tensor | None], int, int]:
         """The flow's inputs by name, each [batch, time, ..]; one that is None is not given."""
         names = [n for n, _ in self.system.flow.inputs]
-        if isinstance(tokens, Tensor):
+        if isinstance(tokens, Tensor) or tokens is None:
             tokens = [tokens]
         given = (
             dict(tokens) if isinstance(tokens, Mapping) else dict(zip(names, tokens, strict=False))
         )
         streams = {n: given.get(n) for n in names}
-        some = next(x for x in streams.values() if x is not None)
+        for name, shape in self.system.flow.inputs:
+            if streams[name] is not None:
+                check_input(name, shape, streams[name])
+        some = next((x for x in streams.values() if x is not None), None)
+        if some is None:
+            raise ValueError(f"the reference takes {', '.join(names)}, and was given none of them")
+        if not some.shape[0] or not some.shape[1]:
+            raise ValueError(
+                f"the reference runs a tick at a time, and was given {list(some.shape)}"
+            )
         for name, rows in self.ids.items():
             ids = streams.get(name)
             if ids is not None:

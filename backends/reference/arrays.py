@@ -12,6 +12,8 @@ from torch import Tensor
 
 from nlc.system import Shape
 
+from ..ids import places
+
 
 def number(x: Any) -> Tensor:
     return torch.as_tensor(x, dtype=torch.float64)
@@ -19,8 +21,8 @@ def number(x: Any) -> Tensor:
 
 def root(x: Tensor) -> Tensor:
     """The square root, of derivative 0 at 0."""
-    positive = x > 0
-    return torch.where(positive, torch.sqrt(torch.where(positive, x, 1.0)), 0.0)
+    nought = x == 0
+    return torch.where(nought, 0.0, torch.sqrt(torch.where(nought, 1.0, x)))
 
 
 def length(x: Tensor, p: float) -> Tensor:
@@ -64,6 +66,14 @@ def layer_norm(x: Tensor, gain: Tensor | None = None, bias: Tensor | None = None
     out = centred / torch.sqrt((centred * centred).mean(-1, keepdim=True) + 1e-6)
     out = out if gain is None else out * gain
     return out if bias is None else out + bias
+
+
+def lookup(table: Tensor, ids: Tensor) -> Tensor:
+    """[.., *heads, n] from a table [*heads, rows, n] and numbers [.., *heads]: a row a head."""
+    at = places(ids, table.shape[-2])
+    sizes = [torch.arange(n) for n in table.shape[:-2]]
+    heads = torch.meshgrid(*sizes, indexing="ij") if sizes else ()
+    return table[(*heads, at)]
 
 
 def cross_entropy(logits: Tensor, label: Tensor) -> Tensor:
@@ -132,7 +142,7 @@ def compare(f: Callable[[Tensor, Tensor], Tensor]) -> Callable[[Tensor, Tensor],
 
 
 ELEMENTWISE: dict[str, Callable[[Tensor], Tensor]] = {
-    "exp": torch.exp, "log": torch.log, "sqrt": torch.sqrt, "abs": torch.abs, "sign": torch.sign,
+    "exp": torch.exp, "log": torch.log, "sqrt": root, "abs": torch.abs, "sign": torch.sign,
     "sin": torch.sin, "cos": torch.cos, "floor": torch.floor, "sigmoid": torch.sigmoid,
     "softplus": softplus, "silu": lambda x: x * torch.sigmoid(x), "tanh": torch.tanh,
     "gelu": lambda x: x * 0.5 * (1 + torch.erf(x / math.sqrt(2))), "relu": torch.relu,
@@ -150,7 +160,7 @@ BINARY: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
 
 # op -> f(arguments, info, shape of the term)
 OTHERS: dict[str, Callable[[list[Tensor], Any, Shape], Tensor]] = {
-    "clip": lambda a, i, s: torch.minimum(torch.maximum(a[0], a[1]), a[2]),
+    "clip": lambda a, i, s: torch.clamp(a[0], a[1], a[2]),
     "where": lambda a, i, s: torch.where(a[0] != 0, a[1], a[2]),
     "matmul": lambda a, i, s: a[0] @ a[1],
     "dot": lambda a, i, s: (a[0] * a[1]).sum(-1),
@@ -175,11 +185,11 @@ OTHERS: dict[str, Callable[[list[Tensor], Any, Shape], Tensor]] = {
     "reshape": lambda a, i, s: a[0].reshape([max(n, -1) for n in s]),
     "transpose": lambda a, i, s: a[0].transpose(-1, -2),
     "item": lambda a, i, s: a[0][i],
-    "index": lambda a, i, s: a[0][a[1].long()],
+    "index": lambda a, i, s: a[0][places(a[1], a[0].shape[0])],
     "linear": lambda a, i, s: product(a[1], a[0]),
     "rms_norm": lambda a, i, s: rms_norm(a[0], a[1], i),
     "layer_norm": lambda a, i, s: layer_norm(*a),
-    "embed": lambda a, i, s: a[1][a[0].long()],
+    "embed": lambda a, i, s: a[1][places(a[0], a[1].shape[0])],
     "cross_entropy": lambda a, i, s: cross_entropy(*a),
     "range": lambda a, i, s: torch.arange(i, dtype=torch.float64),
     "eye": lambda a, i, s: torch.eye(i, dtype=torch.float64),

@@ -205,7 +205,7 @@ def apply_form(
         case "layernorm":
             return A.layer_norm(apply_form(_inner(form), values, x, note))
         case "table":
-            return values[""][x.long()]
+            return A.lookup(values[""], x)
         case "matrix":
             return times("", x)
         case "gated_mlp":

@@ -22,6 +22,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from ..gates import Allowed, Learner, alias, gate, learning, sealed
 from ..ops.by_hand import plainly
 from . import beginning
+from .owing import in_parts
 from .state import State, Waiting, detached
 from .stream import Stream
 
@@ -103,20 +104,6 @@ def span(model: Model, call: Pass, state: State, a: int, b: int, training: bool)
     if not last:
         fire(model, state)
     show(state)
-
-
-def in_parts(model: Model, losses: Tensor, tick: int) -> list[tuple[int, Tensor]]:
-    """Losses of ticks from `tick` on, summed; the last by itself where some learn it alone."""
-    before = losses.shape[1] - 1
-    if not model.ONCE or before < 1:
-        return [(tick, losses.sum())]
-    return [(tick, losses[:, :before].sum()), (tick + before, losses[:, before:].sum())]
-
-
-def learning_from(model: Model, tick: int) -> list[str]:
-    """Those that learn the loss of a tick."""
-    ends = {path for _, _, paths in model.due(tick + 1) for path in paths} if model.ONCE else ()
-    return [p for p in model.learning_paths() if p not in model.ONCE or p in ends]
 
 
 def since(model: Model, state: State, period: int, paths: Sequence[str]) -> Arrays:
@@ -296,4 +283,4 @@ def let_go(model: Model, state: State, changed: set[str]) -> None:
         model.rebase(state)
 
 
-__all__ = ["differentiable", "fire", "in_parts", "learning_from", "since", "span"]
+__all__ = ["differentiable", "fire", "since", "span"]

@@ -17,7 +17,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from ..ids import check_ids
+from ..ids import check_ids, check_input
 from ..parameters import noise
 from . import joint
 from .ahead import Ahead, look_ahead, spans
@@ -28,21 +28,18 @@ from .ending import finish
 from .examples import Examples, Watching
 from .lives import let_go, lives
 from .optimizer import Optimizer
+from .owing import owe
 from .replay import copied, ready
 from .rows import Learned
 from .serving import HALF
 from .shared import Leaves, shareable, shared_span
 from .state import Played, State, StateError, Waiting, detached
 from .stream import Stream
-from .sums import Met, Sum, owed
+from .sums import Met, Sum
 from .tree import Part, Still
 from .words import Words
 
 Row = tuple[Any, ...]
-
-
-def shape_of(x: Any) -> Any:
-    return list(x.shape) if isinstance(x, Tensor) else type(x).__name__
 
 
 @dataclass
@@ -346,9 +343,7 @@ class Model(Words, nn.Module):
         left = iter(given)
         tensors = tuple(named[n] if n in named else next(left) for n in names)
         for (name, shape), x in zip(self.INPUTS, tensors, strict=True):
-            if not isinstance(x, Tensor) or x.ndim != 2 + len(shape) or tuple(x.shape[2:]) != shape:
-                wanted = "[" + ", ".join(["batch", "time", *map(str, shape)]) + "]"
-                raise ValueError(f"`{name}` is {wanted} and was given {shape_of(x)}")
+            check_input(name, shape, x)
             if x.shape[:2] != tensors[0].shape[:2]:
                 raise ValueError(
                     f"`{name}` is {list(x.shape[:2])} in batch and time, "
@@ -585,7 +580,7 @@ class Model(Words, nn.Module):
         if not call.own and end > a:
             here = tuple(k[:, : end - a] for k in kept)
             following = tuple(x[:, a + 1 : end + 1] for x in call.inputs)
-            self.owe(state, self.loss(here, *following), met, call.first + a, keep=last)
+            owe(self, state, self.loss(here, *following), met, call.first + a, keep=last)
         state.waiting = Waiting(tuple(k[:, -1:] for k in kept), met) if last else None
 
     def label_waiting(self, call: Pass, state: State) -> None:
@@ -597,27 +592,8 @@ class Model(Words, nn.Module):
         if not call.own:
             with joint.differentiable() if self.JOINT else torch.enable_grad():
                 losses = self.loss(kept, *(x[:, :1] for x in call.inputs))
-                self.owe(state, losses, met, state.position - 1, keep=True)
+                owe(self, state, losses, met, state.position - 1, keep=True)
         self.fire_due(state)
-
-    def owe(self, state: State, of: Tensor, met: tuple[Met, ...], tick: int, keep: bool) -> None:
-        """Gradients are summed at once where no later tick can add to this graph, else at the
-        firing. Of a product what came to it is summed.
-        """
-        parts = joint.in_parts(self, of, tick)
-        if self.INNER_OPEN or self.JOINT:
-            state.owed += parts
-            return
-        assert state.inner is not None
-        for at, loss in parts:
-            paths = joint.learning_from(self, at)
-            here = [m for m in met if m[0] in paths] if self.ONCE else met
-            asked = [*(state.inner[p] for p in paths), *(y for _, _, y in here)]
-            if not asked:  # all learn the last loss of a period alone
-                continue
-            more = keep or at != parts[-1][0]
-            grads = torch.autograd.grad(loss, asked, retain_graph=more, allow_unused=True)
-            owed(state.sums, paths, grads[: len(paths)], here, grads[len(paths) :])
 
     def fire_due(self, state: State) -> None:
         """The levels whose period ends at this tick write (2.8), then those start anew whose time

@@ -33,6 +33,9 @@ class RuleWords:
     def minimum(self, a: Any, b: Any) -> Tensor:
         return torch.minimum(*both(a, b))
 
+    def clip(self, x: Any, low: Any, high: Any) -> Tensor:
+        return torch.clamp(*alike((x, low, high)))
+
     def listed(self, *values: float) -> Tensor:
         return torch.tensor(values, dtype=torch.float64)
 

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from ..ops import by_hand
+from .owing import owe
 from .rows import Rows
 from .state import State, detached
 from .stream import Stream
@@ -29,11 +30,28 @@ Run = Callable[
     [tuple[Tensor, ...], dict[str, Tensor], Weights, list[Met] | None], tuple[Tensor, Tensor]
 ]
 
+ROOM = 1  # for gradients that wait for training, in parts of what a span answers and multiplies
+
 
 def shareable(model: Model, call: Pass, b: int) -> bool:
     """Not the last span of a call whose last tick waits for its label, in the graph of its span."""
     waits = model.NEEDS_NEXT and b == call.time
     return model.ALONE and not (waits or call.own) and call.watching is None and by_hand.allowed()
+
+
+@dataclass
+class Sent:
+    """What a span's losses have sent to leaves, by place, and to products (None: not known)."""
+
+    leaves: dict[int, Tensor | None]
+    products: list[Tensor | None] | None
+
+    def times(self, share: Tensor) -> Sent:
+        def part(g: Tensor | None) -> Tensor | None:
+            return None if g is None else g * share
+
+        products = None if self.products is None else [part(g) for g in self.products]
+        return Sent({i: part(g) for i, g in self.leaves.items()}, products)
 
 
 @dataclass
@@ -43,6 +61,7 @@ class Ran:
     leaves   in the graph, what `Shared` is given: made ahead, arrays, weights
     learned  of the arrays, rows that wait for them
     met      products with arrays, and which of the leaves is the array
+    sent     by the sum of the losses, for the levels on tokens
     """
 
     leaves: list[Tensor]
@@ -50,19 +69,16 @@ class Ran:
     met: list[tuple[int, Tensor, Tensor]]
     learned: dict[int, Rows]
     plain: by_hand.Plain
+    sent: Sent | None
 
-    def back(self, grads: Sequence[Tensor | None], keep: bool) -> list[Tensor | None]:
+    def back(
+        self, grads: Sequence[Tensor | None], needed: Sequence[bool], keep: bool
+    ) -> list[Tensor | None]:
         """To the leaves. What comes to a product is the row of a gradient that waits."""
-        known = [(y, g) for y, g in zip(self.outputs, grads, strict=True) if g is not None]
-        asked = [x for x in self.leaves if x.requires_grad]
-        came = torch.autograd.grad(
-            [y for y, _ in known], [*asked, *(y for _, _, y in self.met)],
-            [g for _, g in known], retain_graph=keep, allow_unused=True,
-        )  # fmt: skip
-        left = iter(came)
-        found = [next(left) if x.requires_grad else None for x in self.leaves]
-        for (place, x, _), grad in zip(self.met, left, strict=True):
-            if grad is None:
+        sent = self.asked(grads, keep)
+        found = [sent.leaves.get(i) for i in range(len(self.leaves))]
+        for (place, x, _), grad in zip(self.met, sent.products or (), strict=True):
+            if grad is None or not needed[place]:
                 continue
             if place in self.learned:
                 self.learned[place].after(x.detach(), grad)
@@ -70,6 +86,35 @@ class Ran:
             made, own = Sum().after(x, grad).total(), found[place]
             found[place] = made if own is None else own + made
         return found
+
+    def asked(self, grads: Sequence[Tensor | None], keep: bool) -> Sent:
+        """Training's loss is mostly a mean, so that one number comes to all losses: what the levels
+        on tokens were sent is then sent to training as often, and only the rest is asked for.
+        """
+        share = None if self.sent is None else one_number(grads)
+        known = Sent({}, None) if share is None or self.sent is None else self.sent.times(share)
+        places = [i for i, x in enumerate(self.leaves) if x.requires_grad and i not in known.leaves]
+        wanted = [self.leaves[i] for i in places]
+        if known.products is None:
+            wanted += [y for _, _, y in self.met]
+        if not wanted:
+            return known
+        given = [(y, g) for y, g in zip(self.outputs, grads, strict=True) if g is not None]
+        came = torch.autograd.grad(
+            [y for y, _ in given], wanted, [g for _, g in given], retain_graph=keep,
+            allow_unused=True,
+        )  # fmt: skip
+        leaves = known.leaves | dict(zip(places, came[: len(places)], strict=True))
+        return Sent(leaves, known.products or list(came[len(places) :]))
+
+
+def one_number(grads: Sequence[Tensor | None]) -> Tensor | None:
+    """What comes to each loss, if that is one number and nothing comes to the answers."""
+    of_answers, of_losses = grads
+    if of_answers is not None or of_losses is None:
+        return None
+    first = of_losses.flatten()[0]
+    return first if bool((of_losses == first).all()) else None
 
 
 class Shared(torch.autograd.Function):
@@ -88,12 +133,11 @@ class Shared(torch.autograd.Function):
         if torch.is_grad_enabled():
             return None, *by_hand.again(ctx.ran.plain, outer, grads)
         keep = torch._C._autograd._get_current_graph_task_keep_graph()
-        found = ctx.ran.back(grads, keep)
+        needed = ctx.needs_input_grad[1:]
+        found = ctx.ran.back(grads, needed, keep)
         if not keep:
             ctx.ran = None
-        return None, *(
-            g if n else None for g, n in zip(found, ctx.needs_input_grad[1:], strict=True)
-        )
+        return None, *(g if n else None for g, n in zip(found, needed, strict=True))
 
 
 class Leaves(dict[str, Tensor]):
@@ -123,9 +167,18 @@ def shared_span(model: Model, call: Pass, state: State, a: int, b: int) -> None:
     leaves.asked = asked = dict[str, Tensor]()
     made = tuple(x.detach().requires_grad_(x.requires_grad) for x in ahead)
     outputs = run(made, inner, leaves, met)
-    model.owe(state, outputs[1], tuple(met), call.first + a, keep=True)
-
+    given = [*made, *(inner[p] for p in paths), *asked.values()]
     place = {p: len(made) + i for i, p in enumerate(paths)}
+    early = early_leaves(model, given, place.values(), outputs, met)
+    grads = owe(
+        model,
+        state,
+        outputs[1],
+        tuple(met),
+        call.first + a,
+        keep=True,
+        also=[given[i] for i in early],
+    )
     still, count = detached(state.arrays), len(made)
 
     def plain(*seen: Tensor) -> tuple[Tensor, ...]:
@@ -135,17 +188,48 @@ def shared_span(model: Model, call: Pass, state: State, a: int, b: int) -> None:
             return run(seen[:count], arrays, mine, None)
 
     ran = Ran(
-        [*made, *(inner[p] for p in paths), *asked.values()], outputs,
-        [(place[p], x, y) for p, x, y in met if state.arrays[p].requires_grad],
+        given, outputs, [(place[p], x, y) for p, x, y in met],
         {place[p]: rows for p, rows in state.learned.waiting(state.arrays)}, plain,
+        sent_by(grads, [*place.values()], len(met), early),
     )  # fmt: skip
-    given = *ahead, *(state.arrays[p] for p in paths), *(leaves.weights[p] for p in asked)
-    result, losses = Shared.apply(ran, *given)  # type: ignore[no-untyped-call]
+    outer = *ahead, *(state.arrays[p] for p in paths), *(leaves.weights[p] for p in asked)
+    result, losses = Shared.apply(ran, *outer)  # type: ignore[no-untyped-call]
     call.outputs.append(result)
     if call.want_losses:
         call.losses.append(losses)
     state.position += b - a
     model.fire_due(state)
+
+
+def early_leaves(
+    model: Model, leaves: Sequence[Tensor], learning: Iterable[int], outputs: Sequence[Tensor],
+    met: Sequence[Met],
+) -> list[int]:  # fmt: skip
+    """Which leaves are asked for with what the levels on tokens learn: as long as their gradients,
+    which wait for training, take no more room than the span has. None on a device that would be
+    waited for, when training comes to look at its numbers.
+    """
+    if model.ONCE or not outputs[1].is_cpu:
+        return []
+    kept = *outputs, *(t for _, x, y in met for t in (x, y))
+    room, early = ROOM * sum(t.numel() for t in kept), list[int]()
+    others = {i for i, x in enumerate(leaves) if x.requires_grad} - set(learning)
+    for i in sorted(others, key=lambda i: leaves[i].numel()):
+        room -= leaves[i].numel()
+        if room >= 0:
+            early.append(i)
+    return early
+
+
+def sent_by(
+    grads: Sequence[Tensor | None], learning: Sequence[int], products: int, early: Sequence[int]
+) -> Sent | None:
+    """What `owe` has asked for, if more than the levels on tokens need."""
+    if not early or not grads:
+        return None
+    first, last = len(learning), len(learning) + products
+    leaves = zip((*learning, *early), (*grads[:first], *grads[last:]), strict=True)
+    return Sent(dict(leaves), list(grads[first:last]))
 
 
 def runner(model: Model, call: Pass, state: State, a: int, b: int) -> Run:

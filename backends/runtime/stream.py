@@ -154,8 +154,8 @@ class Stream(dict[str, Tensor]):
 
     def positions(self, lead: int) -> Tensor:
         """The same, with the leading axes of a stream."""
-        rows = 1 if self.began is None else self.batch
-        return self.ticks.to(self.dtype).view(rows, *[1] * (lead - 2), -1)
+        ticks = self.ticks.to(self.dtype).view(-1, *[1] * (lead - 2), self.time)
+        return ticks.expand(self.batch, *ticks.shape[1:])
 
     def seen(self, window: int, lead: tuple[int, ...], time: int) -> Tensor:
         """[*lead, time, window]: 1 for the ticks of each window that are, 0 before the first."""

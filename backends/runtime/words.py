@@ -93,11 +93,15 @@ class Words:
     def minimum(self, a: Any, b: Any) -> Tensor:
         return torch.minimum(*self.both(a, b))
 
-    def both(self, a: Any, b: Any) -> tuple[Tensor, Tensor]:
-        like = a if isinstance(a, Tensor) else b
-        return torch.as_tensor(a, dtype=like.dtype, device=like.device), torch.as_tensor(
-            b, dtype=like.dtype, device=like.device
-        )
+    def clip(self, x: Any, low: Any, high: Any) -> Tensor:
+        if isinstance(x, Tensor) and not isinstance(low, Tensor) and not isinstance(high, Tensor):
+            return torch.clamp(x, low, high)
+        return torch.clamp(*self.both(x, low, high))
+
+    def both(self, *values: Any) -> tuple[Tensor, ...]:
+        """Tensors and plain numbers, all as tensors."""
+        like = next((v for v in values if isinstance(v, Tensor)), self.full(0.0, ()))
+        return tuple(torch.as_tensor(v, dtype=like.dtype, device=like.device) for v in values)
 
     def stack(self, *values: Any) -> Tensor:
         like = next(v for v in values if isinstance(v, Tensor))

@@ -30,7 +30,7 @@ from nlc.system import (
 
 from ..runtime.model import Model
 from .code import Code, identifier
-from .expressions import ATOM, Expressions, Value
+from .expressions import ATOM, Expressions, Value, rows_at
 from .rules import RuleWriter
 
 NOT_PARTS = set(dir(nn.Module()))  # names that every place in the tree of weights has
@@ -135,7 +135,7 @@ class Body:
             "product": self.product,
             "product_back": self.product_back,
         }
-        return Expressions(self.code, self.lead, hooks=hooks)
+        return Expressions(self.code, self.lead, hooks=hooks, of_flow=self.box is None)
 
     # ---- which gradients pass --------------------------------------------------------------------
 
@@ -269,6 +269,8 @@ class Body:
         x, w = (self.e(a) for a in term.args)
         if self.lead != 2:
             raise InternalError("a convolution inside a mapped memory")
+        if not x.lead:
+            x = Value(f"self.stream({x.code}, s, {self.lead})", ATOM, True, x.own)
         given = self.code.name("x_conv") if x.level != ATOM or "(" in x.code else x.code
         if given != x.code:
             self.code.add(f"{given} = {x.code}")
@@ -340,6 +342,9 @@ class Body:
         box, state = handle.box, handle.state
         if self.lowering(box).kind == "static":
             path = state_path(box, state.name, name)
+            if path not in self.module.has_weights:  # it starts from zeros, and nothing moves it
+                form = next(a for a in state.form.arrays if a.name == name)
+                return f"self.full(0.0, {(*state.per, *form.shape)})", False
             near = box is self.box or self.box is None and box.loops
             mine = [(p, n) for p, n in self.parts if path.startswith(p)] if near else []
             if mine:
@@ -396,12 +401,23 @@ class Body:
         handle: Handle = term.info
         state = handle.state
         if state.form.core.kind == "table":
-            table, _ = self.array(handle, "")
+            table, own = self.array(handle, "")
             ids = self.e(term.args[0])
-            return Value(f"F.embedding({ids.atom}.long(), {table})", ATOM, ids.lead, ids.own + 1)
+            if not own and not state.per:
+                return rows_at(table, ids, self.box is None and term.args[0].op == "input")
+            code = ids.code if ids.lead else f"self.stream({ids.code}, s, {self.lead})"
+            per = f", {len(state.per)}" if state.per else ""
+            batched = table if own else f"{table}.unsqueeze(0)"
+            return Value(f"parts.lookup({batched}, {code}{per})", ATOM, True, ids.own + 1)
         applied = application(handle, term.args[0], term)
         self.e.count([applied])
         return self.e(applied)
+
+    def led(self, value: Value) -> Value:
+        """A value that no tick changes, as a stream."""
+        if value.lead:
+            return value
+        return Value(f"self.stream({value.code}, s, {self.lead})", ATOM, True, value.own)
 
     def product(self, term: Term) -> Value:
         handle: Handle = term.info.handle
@@ -429,8 +445,7 @@ class Body:
         """W x for every tick: W is [batch, *mapped, *per, m, n], or has no batch."""
         per = handle.state.per
         turn = "" if back else ".mT"
-        if own and not x.lead:
-            x = Value(f"self.stream({x.code}, s, {self.lead})", ATOM, True, x.own)
+        x = self.led(x) if own else x
         if per:
             batched = matrix if own else f"{matrix}.unsqueeze(0)"
             swap = f".transpose({self.lead - 1}, {self.lead})"
@@ -458,7 +473,7 @@ class Body:
     def product_back(self, term: Term) -> Value:
         handle: Handle = term.info.handle
         matrix, own = self.array(handle, term.info.array.name)
-        bar = self.e(term.args[0])
+        bar = self.led(self.e(term.args[0]))
         return Value(self.times(matrix, own, bar, handle, back=True), ATOM, True, bar.own)
 
     def state(self, term: Term) -> Value:

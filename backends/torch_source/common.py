@@ -129,10 +129,9 @@ def rows(body: Body, term: Term, per: tuple[int, ...], trailing: int) -> str:
     value = body.e(term)
     if not value.lead and value.own == 0 and (trailing or term.op == "const"):
         return value.code
+    value = body.led(value)
     code = value.atom
     own = value.own
-    if not value.lead:
-        code = f"self.stream({value.code}, s, {body.lead})"
     has_per = bool(per) and own > trailing
     if own == len(per) + 1 and trailing == 0 and term.shape[-1:] == (1,):
         code = f"{code}.squeeze(-1)"

@@ -8,6 +8,7 @@ after the leading.
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
@@ -23,7 +24,8 @@ ATOM, POWER, UNARY, TIMES, PLUS, COMPARE = 9, 8, 7, 6, 5, 4
 CALLS = {
     "exp": "torch.exp",
     "log": "torch.log",
-    "sqrt": "torch.sqrt",
+    "sqrt": "parts.sqrt",
+    "sqrt_slope": "parts.sqrt_slope",
     "abs": "torch.abs",
     "sign": "torch.sign",
     "sin": "torch.sin",
@@ -74,6 +76,7 @@ class Expressions:
     hooks: dict[str, Callable[[Term], Value]] = field(default_factory=dict)
     uses: Counter[int] = field(default_factory=Counter)
     done: dict[int, Value] = field(default_factory=dict)
+    of_flow: bool = False  # its inputs are those of the model
     alive: list[Term] = field(
         default_factory=list
     )  # terms in `done`: an identity is one only while it lives
@@ -153,10 +156,7 @@ class Expressions:
 
     def called(self, term: Term, template: str) -> Value:
         values, lead, own = self.together(term)
-        codes = [
-            f"self.full({v.code}, ())" if a.op == "const" else v.code
-            for v, a in zip(values, term.args, strict=True)
-        ]
+        codes = [f"self.full({v.code}, ())" if plain_number(v) else v.code for v in values]
         return Value(template.format(*codes), ATOM, lead, own)
 
     def op_mul(self, term: Term) -> Value:
@@ -274,7 +274,7 @@ class Expressions:
     def op_clip(self, term: Term) -> Value:
         values, lead, own = self.together(term)
         x, low, high = (self.fit(v, own) for v in values)
-        return Value(f"self.minimum(self.maximum({x}, {low}), {high})", ATOM, lead, own)
+        return Value(f"self.clip({x}, {low}, {high})", ATOM, lead, own)
 
     # ---- vectors
     # ------------------------------------------------------------------------------------
@@ -321,13 +321,10 @@ class Expressions:
         return Value(f"parts.length_slope({v.code}, {term.info!r})", ATOM, v.lead, v.own)
 
     def op_frobenius(self, term: Term) -> Value:
-        v = self(term.args[0])
-        return Value(
-            f"torch.linalg.vector_norm({v.code}, dim={self.own_axes(term.args[0])})",
-            ATOM,
-            v.lead,
-            0,
-        )
+        """As a length: torch's own norm has no second derivative at 0."""
+        v, axes = self(term.args[0]), len(term.args[0].shape)
+        flat = f"{v.atom}.flatten(-{axes})" if axes > 1 else v.code
+        return Value(f"parts.length({flat})", ATOM, v.lead, 0)
 
     def op_softmax(self, term: Term) -> Value:
         v = self(term.args[0])
@@ -414,7 +411,8 @@ class Expressions:
         v, at = (self(a) for a in term.args)
         if v.own != 1:
             raise InternalError("entries of an array of arrays")
-        numbers = f"{at.atom}.long()" if at.own else f"{at.atom}.long().unsqueeze(-1)"
+        numbers = at.atom if at.lead or at.own else f"self.full({at.code}, ())"
+        numbers = numbers if at.own else f"{numbers}.unsqueeze(-1)"
         taken = f"parts.entries({v.code}, {numbers})"
         return Value(taken if at.own else f"{taken}.squeeze(-1)", ATOM, True, at.own)
 
@@ -485,7 +483,7 @@ class Expressions:
 
     def op_embed(self, term: Term) -> Value:
         ids, table = (self(a) for a in term.args)
-        return Value(f"F.embedding({ids.atom}.long(), {table.code})", ATOM, ids.lead, ids.own + 1)
+        return rows_at(table.code, ids, term.args[0].op == "input" and self.of_flow)
 
     def op_cross_entropy(self, term: Term) -> Value:
         logits, ids = (self(a) for a in term.args)
@@ -493,9 +491,25 @@ class Expressions:
 
     def op_stop(self, term: Term) -> Value:
         v = self(term.args[0])
-        return Value(f"{v.atom}.detach()", ATOM, v.lead, v.own)
+        x = v.atom if v.lead or v.own else f"self.full({v.code}, ())"  # or a plain number
+        return Value(f"{x}.detach()", ATOM, v.lead, v.own)
 
     def op_rope(self, term: Term) -> Value:
         v = self(term.args[0])
         base = "" if term.info == 10000 else f", {term.info!r}"
-        return Value(f"parts.rope({v.code}, s.ticks, {self.lead - 1}{base})", ATOM, v.lead, v.own)
+        x = v.code if v.lead else f"self.stream({v.code}, s, {self.lead})"
+        return Value(f"parts.rope({x}, s.ticks, {self.lead - 1}{base})", ATOM, True, v.own)
+
+
+def rows_at(table: str, ids: Value, checked: bool) -> Value:
+    """The rows of these numbers, of which one that is known may be plain Python; `checked`: they
+    are, as an input of the model.
+    """
+    at = ids.code if ids.lead or ids.own else f"self.full({ids.code}, ())"
+    code = f"F.embedding({at}.long(), {table})" if checked else f"parts.rows({table}, {at})"
+    return Value(code, ATOM, ids.lead, ids.own + 1)
+
+
+def plain_number(value: Value) -> bool:
+    """Whether it is a number of Python's, which torch's functions do not take."""
+    return not value.lead and not value.own and bool(re.fullmatch(r"-?[\d.]+(e-?\d+)?", value.code))

@@ -413,7 +413,7 @@ class Frozen(Lines, Gates):
         rules = [r for r in self.rules if r.state in chosen]
         body.e.count([self.fold(t) for r in rules for t in (r.surprise, r.input)])
         for family in families:
-            objective = family[0].rule.objective
+            objective = family[0].rule.objective or family[0].rule.write
             assert objective is not None
             body.cite_line(objective)
             mine = [r for r in self.rules if r.state == family[0].name]

@@ -174,7 +174,8 @@ class RuleBody:
             table = self.value_of(handle, "")
             if self.lead:
                 raise NotLowered(f"a table in `{self.rule.name}` for each head", term.span)
-            return Value(f"{table}[{ids.atom}.long()]", ATOM, True, ids.own + 1)
+            at = ids.code if ids.own else f"torch.as_tensor({ids.code})"  # or a plain number
+            return Value(f"parts.rows({table}, {at})", ATOM, True, ids.own + 1)
         applied = apply_form(handle, handle.state.form, term.args[0], term)
         self.count(applied)
         return self.e(applied)

@@ -177,7 +177,13 @@ class Chained(RuleExpressions):
             return value
         if isinstance(inner, Fresh) and term.op in IN_PLACE:
             return Fresh(f"{inner.atom}.{term.op}_()", ATOM, True, value.own)
+        if term.op == "sqrt":  # nothing is derived through what a step writes
+            return Fresh(f"{inner.atom}.sqrt()", ATOM, True, value.own)
         return Fresh(value.code, value.level, True, value.own)
+
+    def op_frobenius(self, term: Term) -> Value:
+        v, axes = self(term.args[0]), self.own_axes(term.args[0])
+        return Value(f"torch.linalg.vector_norm({v.code}, dim={axes})", ATOM, v.lead, 0)
 
     def op_neg(self, term: Term) -> Value:
         inner = self(term.args[0])

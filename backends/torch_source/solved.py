@@ -215,7 +215,7 @@ class Solved(Frozen):
         """Some stream with all the leading axes."""
         given = next((v for v in body.e.names.values() if v.lead and v.own), None)
         if given is None:
-            raise InternalError("a memory that is given no stream")
+            raise NotLowered("a memory that is given no stream", self.box.span)
         per = () if body.folded else state.per
         code = f"{given.code}.flatten({body.lead})" if given.own > 1 else given.code
         if per:
@@ -345,4 +345,4 @@ def bare(code: str) -> str:
         depth += (c == "(") - (c == ")")
         if depth == 0 and i < len(code) - 1:
             return code
-    return code[1:-1]
+    return code[1:-1] if code.startswith("(") else code

@@ -63,10 +63,11 @@ class FiredBody(Body):
 
 
 def counts_ticks(box: Box | None) -> bool:
-    """Whether a convolution in the box needs every tick of a period."""
+    """Whether something in the box needs every tick of a period."""
     clock = box.level.clock if box is not None and box.level is not None else None
     period = clock is not None and (max(clock.period, clock.first) > 1 or clock.unit == "sequence")
-    return period and box is not None and any(t.op == "conv" for t in box.terms())
+    each = ("conv", "call", "past", "rope")
+    return period and box is not None and any(t.op in each for t in box.terms())
 
 
 class Standing(Frozen):

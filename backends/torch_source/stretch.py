@@ -7,6 +7,7 @@ from contextlib import contextmanager
 
 from nlc.derive import application, turned_read
 from nlc.diagnostics import InternalError
+from nlc.lacking import NotLowered
 from nlc.system import Box, Handle, Term
 
 from .bodies import Body, Module
@@ -57,11 +58,24 @@ class StretchBody(Body):
         name = self.name_row(f"torch.cat([{value.code}] * {members})", f"{value.code}_of_{members}")
         return Value(name, ATOM, True, value.own)
 
+    def led(self, value: Value) -> Value:
+        """Heads have joined the batch: as long and as wide as a stream that has them."""
+        if value.lead or not self.folded:
+            return super().led(value)
+        given = next((v for v in self.e.names.values() if v.lead), None)
+        if given is None:
+            assert self.box is not None
+            raise NotLowered("a memory that is given no stream", self.box.span)
+        at = f"{given.code}.shape[:2]"
+        code = f"torch.as_tensor({value.code})" if not value.own else value.atom
+        sizes = "".join([", -1"] * value.own)
+        return Value(f"{code}.expand(*{at}{sizes})", ATOM, True, value.own)
+
     def times(self, matrix: str, own: bool, x: Value, handle: Handle, back: bool = False) -> str:
         if not self.folded or handle.box is not self.box or x.own != 1:
             return super().times(matrix, own, x, handle, back)
         turned = f"{matrix}{'' if back else '.mT'}"
-        return f"torch.bmm({x.code}, {turned})"
+        return f"torch.bmm({self.led(x).code}, {turned})"
 
     def later_step(self, state: str, pairs: dict[str, list[tuple[str, str, bool]]]) -> None:
         """The next step on the same data: the state with what was written so far."""
@@ -152,7 +166,9 @@ class StretchBody(Body):
         run = self.runs.get((handle.name, ""))
         own = len(handle.state.per) + 1
         if not self.running or run is None:
-            return Value(f"{self.anchors[handle.name, '']}.mT", ATOM, True, own)
+            still = f"{self.anchors[handle.name, '']}.mT"  # at every tick of the stretch
+            still = still if own > 1 and not self.folded else f"self.lasting({still}, s, 1)"
+            return Value(still, ATOM, True, own)
         ones = self.ones()
         if self.exact:
             later = not self.in_line and (handle.name, "") in self.retained
@@ -170,7 +186,7 @@ class StretchBody(Body):
         run = self.runs.get((handle.name, term.info.array.name)) if handle.box is self.box else None
         if not self.running or run is None:
             return super().product(term)
-        x = self.e(term.args[0])
+        x = self.led(self.e(term.args[0]))
         if self.exact:
             return self.met(term, run, x)
         before = ", before_write=True" if self.before else ""
@@ -195,7 +211,7 @@ class StretchBody(Body):
         run = self.runs.get((handle.name, term.info.array.name)) if handle.box is self.box else None
         if not self.exact or run is None:
             return super().product_back(term)
-        return self.met(term, run, self.e(term.args[0]), back=True)
+        return self.met(term, run, self.led(self.e(term.args[0])), back=True)
 
     def met(self, term: Term, run: str, x: Value, back: bool = False) -> Value:
         """W x, or W' x, of the state that this tick's predecessors have left."""

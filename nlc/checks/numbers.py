@@ -22,8 +22,9 @@ NEAR = 1e-18  # as close to the start as the slope is taken
 
 
 def nl503(facts: Facts) -> Iterator[Diagnostic]:
-    """A root, in a rule that a slower level's gradient passes through, of what is 0 as long as each
-    gradient was: its slope is infinite there, and what is multiplied with it 0.
+    """A power below 1, in a rule that a slower level's gradient passes through, of what is 0 as
+    long as each gradient was: its slope is infinite there, and what is multiplied with it 0. That
+    of `sqrt` is 0 there.
     """
     for level in facts.system.levels:
         edge = next((t for t in facts.system.transfers if differentiates(t, level)), None)
@@ -50,7 +51,7 @@ def rootless(facts: Facts, level: Level, edge: Transfer, learn: Learn) -> Diagno
         "through it: it is no number there"
     )
     span = facts.place(learn.span, header(level.span))
-    help = f"say `{line} first order`, or take a rule with `sqrt(h + eps)`"
+    help = f"say `{line} first order`, or take the power of `h + eps`, or a `sqrt`"
     return Diagnostic("NL503", message, span, help, severity="warning")
 
 
@@ -81,9 +82,7 @@ def steep_at_nothing(rule: Box) -> bool:
 
 
 def is_root(t: Term) -> bool:
-    """A square root, or a power below 1."""
-    below = t.op == "pow" and t.args[1].op == "const" and 0 < t.args[1].info < 1
-    return t.op == "sqrt" or below
+    return t.op == "pow" and t.args[1].op == "const" and 0 < t.args[1].info < 1
 
 
 # ---- growth ----

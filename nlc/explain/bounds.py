@@ -58,6 +58,7 @@ RANGES: Mapping[str, Interval] = {
     "smooth_abs": Interval(1e-3, inf), "smooth_sign": Interval(-1, 1), "count": Interval(1, inf),
     "position": UP, "lt": UNIT, "le": UNIT, "gt": UNIT, "ge": UNIT, "eq": UNIT,
     "length_slope": Interval(-1, 1), "zeros": Interval(0, 0), "squares": UP,
+    "sqrt_slope": UP,
 }  # fmt: skip
 GROWS: Mapping[str, Callable[[float], float]] = {
     "sigmoid": lambda x: 1 / (1 + exp(-x)) if x > -500 else 0.0,

@@ -66,7 +66,7 @@ class Tidy:
             case "add" | "sub" | "neg":
                 whole = Term(term.op, tuple(self.of(a) for a in term.args), term.shape)
                 return self.total(self.addends(whole), term)
-            case "mul" | "div" | "sqrt":
+            case "mul" | "div" | "sqrt" | "sqrt_slope":
                 return self.whole(self.product(term), term)
             case "pow" if term.args[1].op == "const":
                 return self.whole(self.product(term), term)
@@ -147,6 +147,9 @@ class Tidy:
                 return self.times(self.factors(first), self.raised(self.of(term.args[1]), -1.0))
             case "sqrt":
                 return self.raised(first, 0.5)
+            case "sqrt_slope":
+                number, factors = self.raised(first, -0.5)
+                return 0.5 * number, factors
         return self.raised(first, float(term.args[1].info))
 
     def raised(self, term: Term, n: float) -> Product:

@@ -51,6 +51,8 @@ def _words(trained: Trained, group: list[Transfer]) -> list[str]:
         case "condition":
             passes = _beside(system, group) or PASSES_NONE
             return [f"{b} uses weights or states of {a}, which are constants there", passes]
+        case "backprop" if not any(_learns(system, u.target) for u in group):
+            return [f"{b} has no objective, so no gradient of its own: nothing passes"]
         case "backprop":
             enters = f"the gradient of {b} enters the states and pasts of {a}{cut}"
             return [enters, *_inside(system, group), *_trained(trained, group)]
@@ -62,6 +64,12 @@ def _words(trained: Trained, group: list[Transfer]) -> list[str]:
             learned = [starts + _starts(system, group), *_so_do(trained, group), *learned]
             return [*learned, *_inside(system, group)]
     return [f"a start, write or set of {b} is made from {a}", *_generated(system, group)]
+
+
+def _learns(system: System, level: Level) -> bool:
+    """Whether it has a gradient: an objective of its own, or of a state of its boxes."""
+    states = (s for b in (*system.boxes, *level.boxes) if b.level is level for s in b.states)
+    return level.objective is not None or any(s.rule.objective is not None for s in states)
 
 
 def _beside(system: System, group: list[Transfer]) -> str:

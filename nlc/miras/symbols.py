@@ -127,7 +127,7 @@ BOTH: dict[str, Callable[..., Any]] = {
 }  # fmt: skip
 ENTRIES = BOTH | {
     "number": number, "sign": sympy.sign, "sqrt": sympy.sqrt, "exp": sympy.exp, "log": sympy.log,
-    "where": where,
+    "sqrt_slope": lambda x: 1 / (2 * sympy.sqrt(x)), "where": where,
 }  # fmt: skip
 FLOATS = BOTH | {
     "number": float, "sign": lambda x: float((x > 0) - (x < 0)), "sqrt": math.sqrt,

@@ -193,9 +193,11 @@ def fit_one(made: Given, p: S.Param, first: S.Param) -> None:
     own = tuple(x.shape[len(lead) :])
     fits = tuple(x.shape[: len(lead)]) == lead
     fits = fits and (len(own) == len(p.dims) if p.dims else own == () or max(own) > 1)
+    if fits and 0 in own:
+        raise ValueError(f"`{p.name.id}` was given {list(x.shape)}, whose vectors are empty")
     for dim, n in zip(p.dims, own, strict=False):
         size = made.sizes.setdefault(dim.id, n) if isinstance(dim, S.Name) else known(dim)
-        fits = fits and size in (n, None) and n > 0
+        fits = fits and size in (n, None)
     if not fits:
         numbers = ", ".join(map(str, lead))
         rest = [str(made.sizes.get(d.span.text, d.span.text)) for d in p.dims]

@@ -16,6 +16,7 @@ from ..system import (
 from .blocks import Block
 from .bodies import Body, names_of
 from .functions import Stop
+from .moving import Moving
 from .shapes import broadcast, told
 from .values import (
     POISON,
@@ -313,6 +314,8 @@ class Boxes(Rules, States):
         box.states = tuple(self.state(body, d, work) for d in work.drafts)
         if box.kind == "optimizer":
             self.finish_optimizer(body, work)
+        else:
+            self.line_up(body, work)
         if work.read is not None:
             self.finish_read(body, work.read)
         box.lines = tuple(body.lines)
@@ -337,6 +340,16 @@ class Boxes(Rules, States):
             case _:
                 body.line(node)
         work.order += [f"line:{i}" for i in range(lines, len(body.lines))]
+
+    def line_up(self, body: Body, work: Work) -> None:
+        """What carries ticks on in a rule is a line of the box."""
+        box = body.box
+        assert box is not None
+        taken = {*body.env, *(name for name, _ in box.inputs), *(s.name for s in box.states)}
+        moving = Moving(box, body.lines, taken)
+        box.states = tuple(map(moving.state, box.states))
+        work.order += [f"line:{len(body.lines) + i}" for i in range(len(moving.lines))]
+        body.lines += moving.lines
 
     def linearise(self, body: Body, node: S.Linearise) -> None:
         assert body.box is not None

@@ -447,6 +447,12 @@ def apply_state(body: Body, value: StateValue, x: Term, span: Span, at: Span) ->
     name = value.handle.name
     shape = x.shape
     if form.core.kind == "table":
+        if per and shape[-len(per) :] != per:
+            body.error(
+                "NL602", f"`{name}` is one table a head, {list(per)}, and is given {told(shape)}",
+                at, "a number for each head",
+            )  # fmt: skip
+            raise Stop()
         return body.term("apply", (x,), (*shape, form.sizes[-1]), value.handle, span=span)
     n, m = form.ins, form.outs
     if n is None or m is None:

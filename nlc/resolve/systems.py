@@ -25,6 +25,7 @@ from .blocks import Block, assigned, calls_in
 from .bodies import Body
 from .boxes import Boxes
 from .functions import Stop
+from .moving import lined_up
 from .resolver import Resolver
 from .settings import among, is_setting, listed
 from .shapes import told
@@ -338,7 +339,8 @@ class SystemStage:
             return None
         loss = body.env.get("loss")
         self.uncalled_inputs()
-        return Flow(inputs, tuple(body.lines), result, self.number(loss, node), node.span)
+        lines = lined_up(body.lines, {*body.env})
+        return Flow(inputs, tuple(lines), result, self.number(loss, node), node.span)
 
     def number(self, loss: Any, node: S.Flow) -> Term | None:
         if isinstance(loss, (int, float)):

@@ -81,7 +81,6 @@ class Writer(Expressions):
     """Writes one system. What it asks of `draw` is simplest first, so that examples shrink."""
 
     vocab: int = 5
-    outside: list[str] = field(default_factory=list)
     made: list[Made] = field(default_factory=list)
     table: bool = False  # the embedding is a state of the level that trains
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from hypothesis import strategies as st
@@ -20,6 +20,7 @@ class Expressions:
     width: int
     heads: int
     theme: str = ""
+    outside: list[str] = field(default_factory=list)  # of the system
 
     # ---- choices ----
 

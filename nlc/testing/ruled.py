@@ -4,6 +4,8 @@ rules, links to a dual, steps, rates for each channel, gradients that are change
 
 from __future__ import annotations
 
+import re
+
 from .expressions import Expressions
 from .made import Made, words
 from .named import CLOCKS, CUTS, reset, said, shape
@@ -38,6 +40,12 @@ OF_MATRICES = (
     "preconditioned_momentum(rate = 0.05, eps = 0.1)", "muon(rate = 0.05, keep = 0.5)",
 )  # fmt: skip
 AT_EACH = ("gradient(rate = 0.1, steps = 2)", "adam(rate = 0.01, eps = 0.1, steps = 2)")
+# What carries ticks on, in the place of a name.
+CARRIED = ("conv({}, 3)", "carried({})", "twice(carried({}))", "tanh(conv({}, 2))")
+OUTSIDE = (
+    "memory carried(x[n]) { state S : vector(n) { retain 0.5; write x }; read S }",
+    "def twice(x) { return x * sigmoid(x) + tanh(x) }",
+)
 CHANNELS = ("gradient(rate = 0.2 * {w})", "implicit(rate = 0.5)", "gradient(rate = 0.1)")
 LINKS = ("through tanh", "through softmax", "onto tanh", "onto sin")
 
@@ -54,6 +62,9 @@ def ruled(writer: Expressions, name: str) -> Made:
     late = " after retain" * (often and bool(keep) and "ough" not in keep and writer.chance(25))
     rules = [*keep, f"objective {objective}{late}{once}", f"learn {rule(writer, form, often)}"]
     more = beside(writer, form, key)
+    carried = writer.chance(30)
+    if carried:
+        rules, more = ([in_place(writer, line) for line in lines] for lines in (rules, more))
     read = f"x + {said('M', form, writer.pick('x', 'k'), h)}{' + c' * bool(more)}"
     if often and form in ("matrix", "network") and not once and writer.chance(10):
         rules.append(f"linearise every {writer.pick(2, 3)} tokens")
@@ -69,7 +80,21 @@ def ruled(writer: Expressions, name: str) -> Made:
         *(f"{y} = {e}" for y, e in lines.items() if y in used), *rules,
         f"read {read}{' before write' * writer.chance(15)}", "}",
     ]  # fmt: skip
-    return Made(name, "ruled", text, starts=True, cuts=CUTS.get(clock, ()))
+    # A memory called in a rule starts from zeros: what it says may be a constant to training.
+    return Made(name, "ruled", text, starts=not carried, cuts=CUTS.get(clock, ()))
+
+
+def in_place(writer: Expressions, line: str) -> str:
+    """Some of the names in a rule, carried on there."""
+    if not writer.outside:
+        writer.outside += OUTSIDE
+
+    def carried(name: re.Match[str]) -> str:
+        text: str = writer.pick("{}", *CARRIED)
+        return text.format(name[0])
+
+    head, colon, rest = line.partition("= normal") if line.startswith("state") else ("", "", line)
+    return head + colon + re.sub(r"(?<![\w.])[vbx]\b(?! *=)(?!\()", carried, rest)
 
 
 def objective_of(writer: Expressions, form: str) -> str:
