@@ -200,7 +200,10 @@ class Run:
         return handle.box.path.format(*frame.rounds), ()
 
     def note(self, key: Any, place: Any, x: Tensor, out: Tensor) -> None:
-        """A product `W @ x` that a gradient may pass through (2.9.6)."""
+        """A product `W @ x` that a gradient may pass through (2.9.6).
+
+        The place holds its frame itself: the address of one that is gone may be another's.
+        """
         if self.passing.examples and out.requires_grad:
             self.sample.products.setdefault(key, []).append((place, x, out))
 

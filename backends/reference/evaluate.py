@@ -256,7 +256,7 @@ def _apply(term: Term, scope: Scope) -> Value:
                 scope.log.append((name, at, out))
         else:
             key = scope.run.state_key(handle, scope.frame)
-            scope.run.note((key, handle.name, name), (id(scope.frame), id(term), name), at, out)
+            scope.run.note((key, handle.name, name), (scope.frame, term, name), at, out)
 
     return apply_form(handle.state.form, values, x, note)
 
@@ -267,7 +267,7 @@ def _linear(term: Term, scope: Scope) -> Value:
     weight = term.args[1]
     if weight.op == "weight":
         name = weight.info.path.format(*scope.frame.rounds)
-        scope.run.note(name, (id(scope.frame), id(term), name), x, out)
+        scope.run.note(name, (scope.frame, term, name), x, out)
     return out
 
 
