@@ -150,7 +150,7 @@ def _after_return(block: s.Block) -> Iterator[Diagnostic]:
 
 
 def _arguments(file: s.File) -> Iterator[Diagnostic]:
-    for node in walk(file):
+    for node in s.walk(file):
         if isinstance(node, s.Call):
             yield from _order(node)
 
@@ -170,20 +170,3 @@ def _order(call: s.Call) -> Iterator[Diagnostic]:
                 f"put it before `{named.text or named.id} = ..`",
                 others=(Label(named.span, "the first named one"),),
             )
-
-
-def walk(node: s.Node) -> Iterator[s.Node]:
-    """The node and all nodes in it, in the order of the fields."""
-    waiting: list[object] = [node]
-    while waiting:
-        one = waiting.pop()
-        if isinstance(one, s.Node):
-            yield one
-            waiting += [getattr(one, name) for name in reversed(_fields(type(one)))]
-        elif isinstance(one, tuple):
-            waiting += reversed(one)
-
-
-def _fields(kind: type[s.Node]) -> tuple[str, ...]:
-    names: tuple[str, ...] = kind.__match_args__
-    return tuple(name for name in names if name not in ("docs", "recovered"))

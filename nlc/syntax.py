@@ -8,6 +8,7 @@ the formatter.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from .text import NOWHERE, Span
@@ -348,3 +349,23 @@ class File(Node):
     items: tuple[Item_, ...]
     docs: dict[int, str] = field(default_factory=dict, compare=False, repr=False)
     recovered: bool = field(default=False, compare=False)
+
+
+# ---- all nodes -----------------------------------------------------------------------------
+
+
+def walk(node: Node) -> Iterator[Node]:
+    """The node and all nodes in it, in the order of the fields."""
+    waiting: list[object] = [node]
+    while waiting:
+        one = waiting.pop()
+        if isinstance(one, Node):
+            yield one
+            waiting += [getattr(one, name) for name in reversed(_fields(type(one)))]
+        elif isinstance(one, tuple):
+            waiting += reversed(one)
+
+
+def _fields(kind: type[Node]) -> tuple[str, ...]:
+    names: tuple[str, ...] = kind.__match_args__
+    return tuple(name for name in names if name not in ("docs", "recovered"))

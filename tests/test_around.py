@@ -111,3 +111,40 @@ def test_settings_of_what_is_declared_are_taken(capsys: pytest.CaptureFixture[st
         assert "`momentum` has no setting `kep`; did you mean `keep`?" in told.out + told.err
     assert main(["check", "optim/dgd", "--set", "size=1"]) == 1
     assert "this file has no setting `size`; it has rate" in capsys.readouterr().out
+
+
+ODD = """nl 1
+memory odd({inputs}) {{
+  state N : matrix(d, 5)
+  objective sum((N(z) - y)^2)
+  learn gradient(rate = 0.1)
+  read N(z)
+}}
+"""
+
+
+def of(inputs: str, d: str) -> str:
+    return ODD.format(inputs=inputs).replace("matrix(d", f"matrix({d}")
+
+
+@pytest.mark.parametrize(("inputs", "d"), [("z, y[d]", "d"), ("z[n], y[m]", "7"), ("y, z", "6")])
+def test_the_sizes_that_a_text_needs_are_found(inputs: str, d: str) -> None:
+    """What nothing calls was told that it has no objective, or that the size 8 does not fit."""
+    checked = check_text(of(inputs, d))
+    assert not checked.diagnostics and len(checked.alone) == 1
+
+
+def test_what_no_size_mends_is_told_with_the_sizes_taken() -> None:
+    text = of("z[n], y[n]", "n").replace("- y", "- concat(y, y)").replace(", 5)", ", n)")
+    (told,) = check_text(text).diagnostics
+    assert told.code == "NL602" and "were taken as n = 8" in told.help
+
+
+def test_of_what_fits_no_example_nothing_is_said(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "odd.nl"
+    path.write_text(of("z, y", "dim(z) * 3").replace("- y", "- concat(y, y, y, y, y, y, y)"))
+    assert main(["check", str(path)]) == 0
+    assert main(["explain", str(path)]) == 0
+    assert "`odd` fits no example sizes" in capsys.readouterr().out

@@ -11,6 +11,7 @@ import json
 from typing import Any
 
 from ..driver import Checked, Spec
+from ..syntax import Memory
 from ..system import Box, System
 from .boxes import blocks, box_latex, box_text, signature
 from .lines import INDENT
@@ -72,7 +73,17 @@ def _alone(checked: Checked) -> list[str]:
         out += ["", signature(box)] if out else [signature(box)]
         out += [INDENT + line for line in (*box.doc.splitlines(), *box.cites)]
         out += optimizer_lines(box) if box.kind == "optimizer" else box_text(box)
-    return out
+    return out or [_nothing(checked)]
+
+
+def _nothing(checked: Checked) -> str:
+    items = checked.syntax.items if checked.syntax is not None else ()
+    named = [f"`{i.name.id}`" for i in items if isinstance(i, Memory)]
+    if not named:
+        return "nothing to explain: this file declares no memory, no optimizer and no system"
+    fit = "fits" if len(named) == 1 else "fit"
+    advice = "give the inputs sizes, or call it in a system"
+    return f"nothing to explain: {', '.join(named)} {fit} no example sizes; {advice}"
 
 
 __all__ = ["FORMS", "explain"]

@@ -8,8 +8,9 @@ from __future__ import annotations
 from collections import ChainMap
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from difflib import get_close_matches
+from itertools import islice, product
 from pathlib import Path
 from typing import Any
 
@@ -95,34 +96,61 @@ def best_example(
     r: Resolver, declared: Declared, settings: Mapping[str, Any]
 ) -> tuple[list[Box], list[Diagnostic]]:
     """The first example sizes that fit. What fits none may be meant for others, if a size is open:
-    then only what does not depend on sizes is told, and what should be one number and is none with
-    any of them, and a size that is a setting and cannot be one.
+    then only what does not depend on sizes is told, and what none of them mends, and a size that is
+    a setting and cannot be one; and nothing is known of what it makes.
     """
     node = declared.node
-    streams = [p for p in node.params if p.default is None] if isinstance(node, S.Memory) else []
-    unsized = any(not p.dims for p in streams)
-    tries: list[tuple[list[Box], list[Diagnostic]]] = []
-    for unknown in ((), (8,)) if unsized or isinstance(node, S.Optimizer) else ((),):
-        boxes, told = example(r, declared, unknown, settings)
-        tries.append((boxes, told))
+    tries: list[tuple[list[Box], list[Diagnostic], dict[str, int]]] = []
+    for sizes in example_sizes(node):
+        boxes, told = example(r, declared, sizes, settings)
         if not told:
             return boxes, told
-    boxes, told = min(tries, key=lambda t: len(t[1]))
-    open_sizes = unsized or any(d.code == "NL601" for d in told)
-    found = [{(d.code, d.span) for d in each} for _, each in tries]
-
+        tries.append((boxes, told, sizes))
+    boxes, told, sizes = min(tries, key=lambda t: len(t[1]))
+    streams = {p.name.id for p in node.params if p.default is None and not p.dims}
+    open_shapes = bool(streams & sizes.keys()) or any(d.code == "NL601" for d in told)
+    found = [{(d.code, d.span) for d in each} for _, each, _ in tries]
     own = {p.name.id for p in node.params if p.default is not None}
 
     def always(d: Diagnostic) -> bool:
         if d.code in ("NL601", "NL606"):  # a setting is what it is, whatever the sizes
             return d.code == "NL606" or d.span.text in own
-        return d.code == "NL603" and len(tries) > 1 and all((d.code, d.span) in f for f in found)
+        everywhere = all((d.code, d.span) in f for f in found)
+        return everywhere and (not open_shapes or d.code == "NL603" and len(tries) > 1)
 
-    return boxes, [d for d in told if not (open_sizes and d.code.startswith("NL6")) or always(d)]
+    kept = [d for d in told if not d.code.startswith("NL6") or always(d)]
+    taken = ", ".join(f"{name} = {n}" for name, n in sizes.items())
+    if taken and not open_shapes:
+        help = f"(`{node.name.id}` is not called; its sizes were taken as {taken})"
+        kept = [replace(d, help=f"{d.help} {help}") if d.code == "NL602" else d for d in kept]
+    return boxes if len(kept) == len(told) else [], kept
+
+
+def example_sizes(node: S.Node) -> Iterator[dict[str, int]]:
+    """Sizes for the names in brackets and for inputs without brackets, of which 0 is a number: one
+    for all, of our own or that the text writes, and then mixed. An optimizer's weight, "", is a
+    matrix or a vector.
+    """
+    if not isinstance(node, S.Memory):
+        yield from ({"": 0}, {"": 8})
+        return
+    streams = [p for p in node.params if p.default is None]
+    named = dict.fromkeys(d.id for p in streams for d in p.dims if isinstance(d, S.Name))
+    bare = [p.name.id for p in streams if not p.dims]
+    numbers = (n.value for n in S.walk(node) if isinstance(n, S.Number))
+    written = (int(n) for n in numbers if n == int(n) and 1 < n <= 1024)
+    sizes = list(dict.fromkeys((8, 5, *written)))[:5]
+    for n in sizes if named or bare else sizes[:1]:
+        for shape in (0, n) if bare else (0,):
+            yield dict.fromkeys(named, n) | dict.fromkeys(bare, shape)
+    if len(named) + len(bare) > 1:
+        choices = [sizes] * len(named) + [[0, *sizes]] * len(bare)
+        for mixed in islice(product(*choices), 64):
+            yield dict(zip((*named, *bare), mixed, strict=True))
 
 
 def example(
-    r: Resolver, declared: Declared, unknown: Shape, settings: Mapping[str, Any]
+    r: Resolver, declared: Declared, sizes: Mapping[str, int], settings: Mapping[str, Any]
 ) -> tuple[list[Box], list[Diagnostic]]:
     """One declaration on its own; the weights and boxes it makes belong to no system."""
     weights, boxes = len(r.weights), len(r.boxes)
@@ -130,10 +158,10 @@ def example(
     node = declared.node
     with r.capture() as told, suppress(Stop):
         if isinstance(node, S.Memory):
-            memory_alone(r, declared, example_shapes(node, unknown), settings)
+            memory_alone(r, declared, example_shapes(node, sizes), settings)
         else:
             rule = S.Learn(S.Call(node.name, ()), span=node.name.span)
-            shape = unknown or (8, 4)
+            shape = (sizes[""],) if sizes[""] else (8, 4)
             outer = Body(r, ChainMap())
             made.append(r.boxes_stage.try_optimizer(outer, declared, shape, settings, (), rule))
     made += r.boxes[boxes:]
@@ -142,21 +170,17 @@ def example(
     return made, told
 
 
-def example_shapes(node: S.Memory, unknown: Shape = ()) -> dict[str, Shape]:
-    """A size for every lower-case name in brackets, and a shape for inputs without brackets."""
-    sizes: dict[str, int] = {}
-    shapes: dict[str, Shape] = {}
-    for p in node.params:
-        if p.default is None:
-            sized = (example_size(d, sizes) for d in p.dims)
-            shapes[p.name.id] = tuple(sized) if p.dims else unknown
-    return shapes
+def example_shapes(node: S.Memory, sizes: Mapping[str, int]) -> dict[str, Shape]:
+    """The shapes of a memory's inputs; dimensions are names, numbers, or settings taken as 8."""
 
+    def size(dim: S.Expr) -> int:
+        if isinstance(dim, S.Name):
+            return sizes[dim.id]
+        return int(dim.value) if isinstance(dim, S.Number) else 8
 
-def example_size(dim: S.Expr, sizes: dict[str, int]) -> int:
-    if isinstance(dim, S.Name):
-        return sizes.setdefault(dim.id, 8)
-    return int(dim.value) if isinstance(dim, S.Number) else 8
+    streams = [p for p in node.params if p.default is None]
+    bare = {p.name.id: (n,) if (n := sizes[p.name.id]) else () for p in streams if not p.dims}
+    return {p.name.id: tuple(map(size, p.dims)) or bare[p.name.id] for p in streams}
 
 
 def memory_alone(
