@@ -272,6 +272,49 @@ def test_nothing_is_answered_for_no_ticks(name: str) -> None:
 
 
 @every_name
+def test_a_batch_of_nobody_is_answered_with_nothing(name: str) -> None:
+    op, memory = OPS[name], nlc.memory(name)
+    data = leaves({n: x[:0] for n, x in op.data(7).items()})
+    y, state = memory(**part(data, 0, 5), **op.settings)
+    more, after = memory(**part(data, 5, T), **op.settings, state=state)
+    whole, end = memory(**data, **op.settings)
+    assert whole.shape == (0, T, *more.shape[2:]) and more.shape[:2] == (0, T - 5)
+    assert y.dtype == torch.float64 and after.positions == ()
+    assert after.arrays.keys() == end.arrays.keys()
+    assert all(len(x) == 0 for x in after.arrays.values())
+    assert all(g.shape == x.shape for g, x in zip(grads(whole, data), data.values(), strict=True))
+
+
+@every_name
+def test_vectors_of_one_number(name: str) -> None:
+    op, memory = OPS[name], nlc.memory(name)
+    sized = {p.name.id for p in memory.declared.streams if p.dims}
+    given = {
+        n: x if op.kinds[n] in ("", "r", "c") else x[..., :1] if n in sized else x[..., 0]
+        for n, x in op.data(7).items()
+    }
+    data = leaves(given)
+    y, _ = memory(**data, **op.settings)
+    truth = nlc.reference(memory.spec(**data, **op.settings))
+    wanted = answers(truth, data)
+    close(y, wanted)
+    theirs = gradients(truth, wanted, ramp(wanted), list(data.values()))
+    for ours, g in zip(grads(y, data), theirs, strict=True):
+        close(ours, g)
+
+
+@pytest.mark.parametrize("settings", [{}, {"printed": 0}, {"printed": 0, "r": 2.5}])
+def test_moneta_has_gradients_where_all_is_forgotten(settings: dict[str, Any]) -> None:
+    """Its sums are then 0, and a root of 0 has no derivative."""
+    op, memory = OPS["moneta"], nlc.memory("moneta")
+    data = op.data(8)
+    data["alpha"][:, 2], data["eta"][:, 2] = 0, 0
+    data = leaves(data)
+    y, _ = memory(**data, **op.settings, **settings)
+    assert all(bool(x.isfinite().all()) for x in [y, *grads(y, data)])
+
+
+@every_name
 def test_half_precision_keeps_its_state_in_float32(name: str) -> None:
     op, memory = OPS[name], nlc.memory(name)
     data = {n: x.bfloat16() for n, x in op.data(8).items()}

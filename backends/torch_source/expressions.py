@@ -451,8 +451,10 @@ class Expressions:
         axes = tuple(
             i - len(wide) for i, (a, b) in enumerate(zip(wide, narrow, strict=True)) if a != b
         )
-        summed = f"{v.atom}.sum({axes}, keepdim=True)" if axes else v.code
         extra = len(wide) - len(term.shape)
+        if not axes and not extra:
+            return v
+        summed = f"{v.atom}.sum({axes}, keepdim=True)" if axes else v.atom
         squeezed = "".join(f".squeeze({i - len(wide)})" for i in range(extra))
         return Value(f"{summed}{squeezed}", ATOM, v.lead, len(term.shape))
 

@@ -500,7 +500,7 @@ class Frozen(Lines, Gates):
         array = next(a for a in state.form.arrays if a.name == rule.array)
         names = tuple(body.anchors[s.name, array.name] for s in family)
         paths = tuple(state_path(self.box, s.name, array.name) for s in family)
-        shape = array.shape if len(array.shape) > 1 else (*array.shape, 1)
+        shape = array.shape if len(array.shape) > 1 else (*array.shape, 0)  # no matrix's
         return Amount(rule, names, paths, shape, x, e, tuple(arguments.items()))
 
     def run(self, body: StretchBody, groups: list[list[Amount]]) -> None:

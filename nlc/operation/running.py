@@ -38,6 +38,8 @@ def batched(
     model: Model, prefix: str, streams: Sequence[Tensor], groups: Sequence[Group]
 ) -> tuple[Tensor, tuple[Group, ...]]:
     """Streams [batch, time, ..], each row a sequence."""
+    if not streams[0].shape[0]:
+        return nobody(model, prefix, streams, groups[0])
     if len(groups) == 1:
         y, group = advance(model, prefix, streams, groups[0])
         return y, (group,)
@@ -49,6 +51,16 @@ def batched(
         ended.append(end)
         places.append(at)
     return torch.cat(reads)[torch.argsort(torch.cat(places))], merged(ended)
+
+
+def nobody(
+    model: Model, prefix: str, streams: Sequence[Tensor], group: Group
+) -> tuple[Tensor, tuple[Group, ...]]:
+    """A batch of no sequences: one of zeros begins in their place, and nothing is kept of it."""
+    one = [torch.cat([x, x.new_zeros(1, *x.shape[1:])]) for x in streams]
+    y, end = advance(model, prefix, one, fresh(model, prefix, 1))
+    position = group.position + end.position
+    return y[:0], (Group((), position, {k: x[:0] for k, x in end.arrays.items()}),)
 
 
 def packed(
