@@ -124,7 +124,27 @@ def d_pow(t: Term, bar: Term) -> tuple[Term | None, ...]:
     a, n = t.args
     if n.op != "const":
         raise Underivable("a power that is not a number")
-    return mul(bar, mul(constant(n.info, t), power(a, n.info - 1))), None
+    if not 0 < n.info < 1:
+        return mul(bar, mul(constant(n.info, t), power(a, n.info - 1))), None
+    nought, zero = make("eq", a, constant(0.0, a), shape=a.shape), constant(0.0, a)
+    other = make("where", nought, constant(1.0, a), a, shape=a.shape)
+    slope = mul(constant(n.info, t), power(other, n.info - 1))
+    return mul(bar, make("where", nought, zero, slope, shape=a.shape)), None  # 0 at 0 (2.12)
+
+
+def root_slope(t: Term) -> Term | None:
+    """n x^(n - 1), if the term is what `d_pow` makes of it for a power below 1."""
+    match t:
+        case Term(
+            op="where",
+            args=(
+                Term(op="eq") as nought,
+                Term(op="const"),
+                Term(op="mul", args=(n, Term(op="pow", args=(Term(op="where") as other, less)))),
+            ),
+        ) if other.args[0] is nought:
+            return mul(n, power(other.args[2], less.info))
+    return None
 
 
 def d_where(t: Term, bar: Term) -> tuple[Term | None, ...]:

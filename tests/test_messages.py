@@ -12,7 +12,6 @@ from shipped import EVERY, SPECS
 import nlc
 from nlc.diagnostics import Diagnostic
 from nlc.driver import SpecError
-from nlc.verify.streams import gradients
 
 FRAME = """nl 1
 use "memory/attend"
@@ -156,53 +155,6 @@ def test_shipped_systems_are_short() -> None:
     for name in EVERY:
         lines = (SPECS / f"{name}.nl").read_text(encoding="utf-8").count("\n")
         assert lines <= (45 if name == "hope" else 60), name
-
-
-ROOT = """nl 1
-optimizer safe(weight, grad, rate = 0.1) {
-  state h : like(weight) { objective -sum(h * grad^2); retain 0.9; learn gradient(rate = 0.1) }
-  write -rate * grad / sqrt(h + 1e-8)
-}
-optimizer scaled(weight, grad, rate = 0.1) {
-  state h : like(weight) { objective -sum(h * grad^2); retain 0.9; learn gradient(rate = 0.1) }
-  write -rate * grad / (h^0.5 + 1e-8)
-}
-system rooted(n = 4) {
-  level training every step { objective loss; learn adam(rate = 1e-3) }
-  level a(x) every token {
-    state M : matrix(n, n)
-    objective sum((M(x) - x)^2)
-    learn RULE(rate = 0.1)
-    read M(x)
-  }
-  transfer backprop a -> trainingORDER
-  flow(x[n], y[n]) {
-    z = a(x * linear(y, n))
-    loss = sum((z - y)^2)
-    return z
-  }
-}
-"""
-
-
-@pytest.mark.parametrize(("rule", "order", "warned"), [
-    ("scaled", "", True), ("scaled", " first order", False), ("safe", "", False),
-    ("adam", "", False),
-])  # fmt: skip
-def test_a_root_of_nothing_is_warned_of_where_it_makes_no_number(
-    rule: str, order: str, warned: bool
-) -> None:
-    """One entry of each input is 0, so one column of the inner gradient is."""
-    spec = nlc.load(ROOT.replace("RULE", rule).replace("ORDER", order))
-    codes = [(d.code, d.severity) for d in spec.checked.diagnostics]
-    assert codes == [("NL503", "warning")] * warned
-    draw = torch.Generator().manual_seed(0)
-    x, y = torch.randn(2, 1, 5, 4, dtype=torch.float64, generator=draw)
-    x[..., 0] = 0
-    model = nlc.compile(spec, dtype=torch.float64)
-    truth = nlc.reference(spec, model.state_dict())
-    found = [*gradients(model, (x, y)).values(), *truth.gradients((x, y)).values()]
-    assert all(bool(g.isnan().any()) is warned for g in found)
 
 
 def test_a_spec_that_is_not_there(tmp_path: Path) -> None:

@@ -1,5 +1,5 @@
-"""The derivative of `sqrt` at 0 is 0: where a gradient or an error is exactly 0, what passes
-through the root is a number, and the same compiled as in the reference (2.12).
+"""The derivative of `sqrt`, and of a power below 1, at 0 is 0: where a gradient or an error is
+exactly 0, what passes through it is a number, and the same compiled as in the reference (2.12).
 """
 
 from __future__ import annotations
@@ -98,6 +98,8 @@ def test_a_level_on_tokens_by_adam_under_a_loss_that_is_off() -> None:
 @pytest.mark.parametrize("objective", [
     "sqrt(sum((M(k) - v)^2))", "sum(sqrt((M(k) - v)^2 + (M(k) - v)^4))",
     "sum(sqrt(abs(M(k) - v)^3))", "length(M(k) - v)", "sum((M(k) - v)^2) + frobenius(M)",
+    "length(M(k) - v)^0.5", "sum(abs(M(k) - v)^1.5)", "sum(((M(k) - v)^2)^0.75)",
+    "sum(abs(M(k) - v)^sigmoid(v))",
 ])  # fmt: skip
 def test_an_objective_where_there_is_no_error(objective: str, frozen: bool) -> None:
     """M starts as 0, and so does v: the first errors are 0."""
@@ -123,3 +125,59 @@ def test_the_slope_is_a_derivative() -> None:
     assert torch.equal(torch.func.vmap(slope)(x), parts.sqrt_slope(x))
     bends = [torch.func.vmap(torch.func.grad(f))(x) for f in (slope, parts.sqrt_slope)]
     assert float((bends[0] - bends[1]).abs().max()) <= 1e-15
+
+
+RULE = """nl 1
+optimizer scaled(weight, grad, rate = 0.1) {
+  state h : like(weight) { objective -sum(h * grad^2); retain 0.9; learn gradient(rate = 0.1) }
+  write -rate * grad / (h^0.5 + 0.1)
+}
+system rooted(n = 4) {
+  level training every step { objective loss; learn adam(rate = 1e-3) }
+  level a(x) every token {
+    state M : matrix(n, n)
+    objective sum((M(x) - x)^2)
+    learn scaled()
+    read M(x)
+  }
+  transfer backprop a -> training
+  flow(x[n], y[n]) {
+    z = a(x * linear(y, n))
+    loss = sum((z - y)^2)
+    return z
+  }
+}
+"""
+
+
+def test_a_rule_with_a_power_below_one() -> None:
+    """One entry of each key is 0, so one column of the inner gradient is."""
+    x, y = vectors()
+    agree(RULE, (x * torch.tensor([0.0, 1, 1, 1]), y))
+
+
+@pytest.mark.parametrize("p", [0.25, 0.5, 1.5, 2.5])
+def test_powers_and_their_derivatives(p: float) -> None:
+    x = torch.tensor([0.0, 4.0, 0.25], dtype=torch.float64, requires_grad=True)
+    for made in (parts.power(x, p), arrays.power(x, torch.tensor(p).double())):
+        (slope,) = torch.autograd.grad(made.sum(), x, create_graph=True)
+        (bend,) = torch.autograd.grad(slope.sum(), x)
+        for found, wanted in (
+            (made, x**p),
+            (slope, p * x ** (p - 1)),
+            (bend, p * (p - 1) * x ** (p - 2)),
+        ):
+            assert not found[0] and torch.allclose(found[1:], wanted[1:], rtol=1e-14)
+
+
+@pytest.mark.parametrize("name", ["moneta", "moneta_ftrl"])
+def test_a_memory_through_a_dual_that_is_emptied(name: str) -> None:
+    """Where all is forgotten and nothing written the sums are 0: the root of the link's length."""
+    draw = torch.Generator().manual_seed(2)
+    q, k, v = torch.randn(3, 1, 12, 2, 4, dtype=torch.float64, generator=draw) / 2
+    gates = torch.rand(2, 1, 12, 2, dtype=torch.float64, generator=draw) / 10
+    gates[:, :, 5] = 0
+    given = [x.requires_grad_() for x in (q, k, v, *(1 - gates[:1]).unbind(), *gates[1:].unbind())]
+    given[3] = (1 - gates[0]).index_fill(1, torch.tensor(5), 0.0).requires_grad_()
+    y, _ = nlc.memory(name)(*given, chunk=4)
+    assert all(bool(g.isfinite().all()) for g in torch.autograd.grad(y.sum(), given))

@@ -86,6 +86,16 @@ def sqrt_slope(x: Tensor) -> Tensor:
     return torch.where(nought, 0.0, 0.5 * torch.where(nought, 1.0, x).rsqrt())
 
 
+def power(x: Tensor | float, p: Tensor | float) -> Tensor:
+    """x^p, element by element. Of x = 0 its derivative is 0 where p is below 1, and the second one
+    where p is below 2: they would be infinite.
+    """
+    if not isinstance(x, Tensor):
+        return torch.as_tensor(x**p)
+    steep = (x == 0) & (p > 0) & (p != 1) & (p < 2)
+    return torch.where(steep, 0.0, torch.where(steep, 1.0, x) ** p)
+
+
 def rope(x: Tensor, position: Tensor, axis: int, base: float = 10000.0) -> Tensor:
     """Rotary positions (2104.09864), the first half of the features paired with the second.
 

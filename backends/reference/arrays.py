@@ -25,6 +25,12 @@ def root(x: Tensor) -> Tensor:
     return torch.where(nought, 0.0, torch.sqrt(torch.where(nought, 1.0, x)))
 
 
+def power(x: Tensor, p: Tensor) -> Tensor:
+    """x^p, of derivative 0 at 0 where that is infinite: the first below 1, the second below 2."""
+    steep = (x == 0) & (p > 0) & (p != 1) & (p < 2)
+    return torch.where(steep, 0.0, torch.pow(torch.where(steep, 1.0, x), p))
+
+
 def length(x: Tensor, p: float) -> Tensor:
     """Over the last axis; 0 has derivative 0."""
     if p == 2:
@@ -152,7 +158,7 @@ ELEMENTWISE: dict[str, Callable[[Tensor], Tensor]] = {
 }  # fmt: skip
 
 BINARY: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
-    "add": torch.add, "sub": torch.sub, "mul": torch.mul, "div": torch.div, "pow": torch.pow,
+    "add": torch.add, "sub": torch.sub, "mul": torch.mul, "div": torch.div, "pow": power,
     "lt": compare(torch.lt), "le": compare(torch.le), "gt": compare(torch.gt),
     "ge": compare(torch.ge), "eq": compare(torch.eq),
     "mod": lambda a, b: a - b * torch.floor(a / b), "min": torch.minimum, "max": torch.maximum,

@@ -47,6 +47,14 @@ SIGNS = {"add": ("+", PLUS), "sub": ("-", PLUS), "mul": ("*", TIMES), "div": ("/
 COMPARISONS = {"lt": "<", "le": "<=", "gt": ">", "ge": ">=", "eq": "=="}
 
 
+def may_be_steep(power: Term) -> bool:
+    """Whether a derivative may be infinite where the base is 0: that one is 0 (2.12)."""
+    base, exponent = power.args
+    if exponent.op != "const":
+        return base.op != "const" or not base.info
+    return bool(0 < exponent.info < 2 and exponent.info != 1)
+
+
 @dataclass(frozen=True)
 class Value:
     """A Python expression. `lead`: it has the leading axes. `own`: how many axes follow them."""
@@ -220,6 +228,8 @@ class Expressions:
             return Value(f"{v.atom}.square()", ATOM, v.lead, v.own)
         (a, b), lead, own = self.together(term)
         left, right = self.fit(a, own), self.fit(b, own)
+        if may_be_steep(term):
+            return Value(f"parts.power({left}, {right})", ATOM, lead, own)
         left = left if a.level == ATOM or left.startswith("(") else f"({left})"
         return Value(f"{left} ** {right}", POWER, lead, own)
 

@@ -13,7 +13,18 @@ from nlc.lacking import NotLowered
 from nlc.rules import Gradient
 from nlc.system import Box, State, Term, line_terms
 
-from .expressions import ATOM, CALLS, COMPARISONS, PLUS, POWER, TIMES, UNARY, Expressions, Value
+from .expressions import (
+    ATOM,
+    CALLS,
+    COMPARISONS,
+    PLUS,
+    POWER,
+    TIMES,
+    UNARY,
+    Expressions,
+    Value,
+    may_be_steep,
+)  # fmt: skip
 
 # Functions of one number; `max` and the like stand in `of_numbers`.
 NUMBERS = {
@@ -198,7 +209,7 @@ class Chained(RuleExpressions):
         value = super().op_pow(term)
         if not value.lead:
             return value
-        if isinstance(inner, Fresh) and is_plain(power):
+        if isinstance(inner, Fresh) and is_plain(power) and not may_be_steep(term):
             squared = exponent.op == "const" and exponent.info == 2
             text = "square_()" if squared else f"pow_({power.code})"
             return Fresh(f"{inner.atom}.{text}", ATOM, True, value.own)

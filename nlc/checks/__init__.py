@@ -30,7 +30,6 @@ CHECKS: tuple[Check, ...] = (
     gradients.nl404,
     numbers.nl501,
     numbers.nl502,
-    numbers.nl503,
     numbers.nl504,
 )
 

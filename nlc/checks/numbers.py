@@ -1,5 +1,5 @@
-"""Numbers: what grows without bound (NL501), what is infinite where it starts (NL502), what has no
-derivative where a gradient is 0 (NL503), what is kept of a state and is no part of it (NL504).
+"""Numbers: what grows without bound (NL501), what is infinite where it starts (NL502), what is
+kept of a state and is no part of it (NL504).
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ import math
 from collections.abc import Callable, Iterator
 
 from ..diagnostics import Diagnostic
-from ..system import Assign, Box, Handle, Lambda, Learn, Level, State, Term, Transfer
+from ..system import Box, Handle, Lambda, Learn, State, Term
 from ..text import Span
 from .facts import Facts, header
 from .terms import distinct
@@ -16,73 +16,6 @@ from .terms import distinct
 LINEAR = 1
 STEEP = 1e8  # a slope that no first step survives
 NEAR = 1e-18  # as close to the start as the slope is taken
-
-
-# ---- what has no derivative ----
-
-
-def nl503(facts: Facts) -> Iterator[Diagnostic]:
-    """A power below 1, in a rule that a slower level's gradient passes through, of what is 0 as
-    long as each gradient was: its slope is infinite there, and what is multiplied with it 0. That
-    of `sqrt` is 0 there.
-    """
-    for level in facts.system.levels:
-        edge = next((t for t in facts.system.transfers if differentiates(t, level)), None)
-        if edge is None:
-            continue
-        for box in facts.boxes_of[level.name]:
-            for state in box.states:
-                for learn in state.rule.learn.values():
-                    if any(map(steep_at_nothing, learn.optimizers.values())):
-                        yield rootless(facts, level, edge, learn)
-
-
-def differentiates(t: Transfer, level: Level) -> bool:
-    """Whether a gradient passes through the gradients that a level wrote by (2.11.3)."""
-    entered = t.source if t.kind == "backprop" else t.target if t.kind == "init" else None
-    streams = level.clock.unit in ("token", "sequence")
-    return entered is level and streams and not t.first_order
-
-
-def rootless(facts: Facts, level: Level, edge: Transfer, learn: Learn) -> Diagnostic:
-    line = f"{edge.kind} {edge.source.name} -> {edge.target.name}"
-    message = (
-        f"`{learn.rule}` has no derivative where a gradient is 0, and that of `{line}` passes "
-        "through it: it is no number there"
-    )
-    span = facts.place(learn.span, header(level.span))
-    help = f"say `{line} first order`, or take the power of `h + eps`, or a `sqrt`"
-    return Diagnostic("NL503", message, span, help, severity="warning")
-
-
-def steep_at_nothing(rule: Box) -> bool:
-    lines = {line.name: line.value for line in rule.lines if isinstance(line, Assign)}
-
-    def vanishes(t: Term) -> bool:
-        """Whether it is 0 if every gradient so far was."""
-        match t.op:
-            case "const":
-                return bool(t.info == 0)
-            case "input":
-                return t.info in ("grad", "surprise")
-            case "local":
-                return t.info in lines and vanishes(lines[t.info])
-            case "state":
-                start = t.info.state.start
-                return start is None or start.op == "zeros"
-            case "add" | "sub":
-                return all(map(vanishes, t.args))
-            case "mul" | "matmul" | "dot" | "outer":
-                return any(map(vanishes, t.args))
-            case "div" | "neg" | "abs" | "sqrt" | "pow" | "sum" | "mean" | "transpose":
-                return vanishes(t.args[0])
-        return False
-
-    return any(is_root(t) and vanishes(t.args[0]) for t in rule.terms())
-
-
-def is_root(t: Term) -> bool:
-    return t.op == "pow" and t.args[1].op == "const" and 0 < t.args[1].info < 1
 
 
 # ---- growth ----

@@ -37,27 +37,6 @@ def _dual(start: str) -> str:
     )
 
 
-def _scaled(root: str) -> str:
-    return system(
-        """
-            level fast(x) every token {
-              state     M : matrix(width, width)
-              objective sum((M(unit(x)) - x)^2)
-              learn     scaled()
-              read      M(unit(x))
-            }
-            transfer backprop fast -> training
-        """,
-        "x += fast(norm(x))",
-        before=f"""
-            optimizer scaled(weight, grad) {{
-              state h : like(weight) {{ objective -sum(h * grad^2); learn gradient(rate = 1) }}
-              write -0.01 * grad / ({root} + 1e-8)
-            }}
-        """,
-    )
-
-
 CODES: dict[str, Code] = {
     "NL501": code(
         "a state grows without bound",
@@ -80,18 +59,6 @@ CODES: dict[str, Code] = {
         not ask for it there, and where only a read does, it is a warning.""",
         _dual(""),
         _dual(" = normal(0.02)"),
-    ),
-    "NL503": code(
-        "a rule without a derivative",
-        """The gradient of a slower level passes through what this rule writes, and the rule takes a
-        power below 1 of something that is 0 as long as every gradient was, such as a mean of
-        squares. There the power has an infinite slope, which is multiplied by 0, and the gradient
-        that comes out is no number. It is seen as soon as one entry of a gradient is exactly 0: an
-        input that is off, a target that is met. Take the inner gradients as constants (`first
-        order`), or add a small number to what the power is of, or take a `sqrt`, whose derivative
-        at 0 is 0. It is a warning: where no gradient is ever exactly 0, it trains.""",
-        _scaled("h^0.5"),
-        _scaled("sqrt(h)"),
     ),
     "NL504": code(
         "a retention that is no fraction",

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable, Iterable
 from math import prod
 
-from ..backward import is_number, make
+from ..backward import is_number, make, root_slope
 from ..resolve.shapes import broadcast
 from ..rules import Example, Gradient
 from ..system import Shape, Term
@@ -70,6 +70,8 @@ class Tidy:
                 return self.whole(self.product(term), term)
             case "pow" if term.args[1].op == "const":
                 return self.whole(self.product(term), term)
+            case "where" if (slope := root_slope(term)) is not None:  # it is 0 at 0 (2.12)
+                return self.of(slope)
         args = tuple(self.of(a) for a in term.args)
         match term.op:
             case "expand" | "sum_to" if args[0].shape == term.shape or args[0].op == "const":
