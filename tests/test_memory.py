@@ -305,7 +305,7 @@ def test_vectors_of_one_number(name: str) -> None:
 
 @pytest.mark.parametrize("settings", [{}, {"printed": 0}, {"printed": 0, "r": 2.5}])
 def test_moneta_has_gradients_where_all_is_forgotten(settings: dict[str, Any]) -> None:
-    """Its sums are then 0, and a root of 0 has no derivative."""
+    """Its sums are then 0, and the derivative of a root of 0 is 0 (2.12)."""
     op, memory = OPS["moneta"], nlc.memory("moneta")
     data = op.data(8)
     data["alpha"][:, 2], data["eta"][:, 2] = 0, 0
