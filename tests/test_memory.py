@@ -303,6 +303,39 @@ def test_vectors_of_one_number(name: str) -> None:
         close(ours, g)
 
 
+def test_mesa_without_a_least_is_no_number() -> None:
+    """With a ridge below 0 there is a saddle, and Cholesky's factor is none."""
+    op, memory = OPS["mesa"], nlc.memory("mesa")
+    data = op.data(8)
+    y, _ = memory(**data)
+    data["ridge"][1, 4:] = -1
+    spoilt, state = memory(**data)
+    close(spoilt[0], y[0])
+    close(spoilt[1, :4], y[1, :4])
+    assert bool(spoilt[1, 4:].isnan().all())
+    assert all(bool(x.isfinite().all()) for x in state.arrays.values())
+
+
+@pytest.mark.parametrize("p", [1, 1.5, 2.5, 3])
+def test_lp_without_smoothing_is_the_papers_where_nothing_is_wrong(p: float) -> None:
+    """p sign(r) |r|^(p - 1) is 0 of an error of 0, and so is its derivative."""
+    op, memory = OPS["lp"], nlc.memory("lp")
+    data = op.data(8)
+    data["v"][:, :3] = 0
+    data["k"][:, 5], data["v"][:, 5] = 0, 0
+    data = leaves(data)
+    y, _ = memory(**data, p=p, smooth=0)
+    S, wanted = torch.zeros(B, H, N, M, dtype=torch.float64), []
+    for t in range(T):
+        q, k, v, alpha, eta = (x[:, t].detach() for x in data.values())
+        r = (S * k.unsqueeze(-1)).sum(-2) - v
+        psi = p * r.sign() * r.abs() ** (p - 1)
+        S = alpha[..., None, None] * S - eta[..., None, None] * k.unsqueeze(-1) * psi.unsqueeze(-2)
+        wanted.append((S * q.unsqueeze(-1)).sum(-2))
+    close(y, torch.stack(wanted, 1))
+    assert all(bool(g.isfinite().all()) for g in grads(y, data))
+
+
 @pytest.mark.parametrize("settings", [{}, {"printed": 0}, {"printed": 0, "r": 2.5}])
 def test_moneta_has_gradients_where_all_is_forgotten(settings: dict[str, Any]) -> None:
     """Its sums are then 0, and the derivative of a root of 0 is 0 (2.12)."""

@@ -66,6 +66,9 @@ def _moments(H: Tensor, k: Tensor, amount: Tensor, keep: Tensor) -> Tensor:
 
 
 def _met(moments: Tensor, ridge: Tensor, q: Tensor) -> Tensor:
-    """(H + diag ridge)^-1 q. A sample that is not a number stays one, and says so alone."""
-    factor, _ = torch.linalg.cholesky_ex(moments + torch.diag_embed(ridge))
-    return torch.cholesky_solve(q.unsqueeze(-1), factor).squeeze(-1)
+    """(H + diag ridge)^-1 q. A sample that is not a number stays one, and says so alone; so does
+    one without a least (a ridge below 0, or one that is lost in the rounding of H).
+    """
+    factor, failed = torch.linalg.cholesky_ex(moments + torch.diag_embed(ridge))
+    met = torch.cholesky_solve(q.unsqueeze(-1), factor).squeeze(-1)
+    return met.masked_fill((failed > 0).unsqueeze(-1), torch.nan)
