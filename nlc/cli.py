@@ -16,6 +16,10 @@ from .commands import VERBS, print_diagnostics
 from .files import CallError, did_you_mean
 
 FAULT = 70  # exit status of a fault of nlc itself
+CANNOT_GO_ON = 3
+TOO_LARGE = (
+    "There is not enough memory for these sizes. Choose smaller ones, with --set or in the spec."
+)
 
 
 def main(words: Sequence[str] | None = None) -> int:
@@ -90,6 +94,9 @@ def _told(error: Exception) -> int:
         return 1
     if os.environ.get("NLC_TRACEBACK"):
         raise error
+    if _out_of_memory(error):
+        print(f"nlc: {TOO_LARGE}", file=sys.stderr)
+        return CANNOT_GO_ON
     at = error.__traceback__
     while at is not None and at.tb_next is not None:
         at = at.tb_next
@@ -100,3 +107,12 @@ def _told(error: Exception) -> int:
         file=sys.stderr,
     )
     return FAULT
+
+
+def _out_of_memory(error: Exception) -> bool:
+    """Whether Python, or torch on a CPU (a plain RuntimeError) or a GPU, was refused memory."""
+    return (
+        isinstance(error, MemoryError)
+        or type(error).__name__ == "OutOfMemoryError"
+        or (isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error))
+    )

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from nlc import cli
 from nlc.commands import VERBS
@@ -121,6 +122,25 @@ def test_a_fault_of_nlc_is_owned(
     assert nlc("check", "good.nl") == cli.FAULT
     wrong = capsys.readouterr().err
     assert "a fault of nlc" in wrong and "test_cli.py" in wrong and "Traceback" not in wrong
+
+
+@pytest.mark.parametrize("error", [
+    MemoryError(), RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory"),
+    torch.OutOfMemoryError("CUDA out of memory"),
+])  # fmt: skip
+def test_sizes_too_large_for_the_memory_are_no_fault_of_nlc(
+    error: Exception,
+    place: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def refused(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr("nlc.driver.check_file", refused)
+    assert nlc("check", "good.nl") == cli.CANNOT_GO_ON
+    wrong = capsys.readouterr().err
+    assert "not enough memory" in wrong and "a fault of nlc" not in wrong
 
 
 # ---- check -------------------------------------------------------------------------------------
