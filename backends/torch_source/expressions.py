@@ -34,7 +34,7 @@ CALLS = {
     "sigmoid": "torch.sigmoid",
     "softplus": "F.softplus",
     "silu": "F.silu",
-    "gelu": "F.gelu",
+    "gelu": "parts.gelu",
     "tanh": "torch.tanh",
     "relu": "torch.relu",
     "smooth_abs": "parts.smooth_abs",
