@@ -19,6 +19,7 @@ from nlc.backends.ops.attention import attend
 from nlc.backends.ops.pairs import attend_pairs
 from nlc.backends.ops.parts import (
     causal_conv,
+    gelu,
     gelu_back,
     layer_norm,
     length,
@@ -421,6 +422,31 @@ def test_the_slope_of_gelu_has_its_derivatives_by_hand() -> None:
     bar, x = leaf(numbers(3, 4)), leaf(numbers(3, 4, seed=1))
     assert torch.autograd.gradcheck(gelu_back, (bar, x))
     assert torch.autograd.gradgradcheck(gelu_back, (bar, x))
+
+
+@pytest.mark.parametrize("shape", [(2, 16, 8), (1, 16, 8), (4, 1, 8), (1, 1, 8), (8,), (3, 0, 8)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_gelu_keeps_small_arrays_from_onednn(
+    shape: tuple[int, ...], dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bar, x = (leaf(numbers(*shape, seed=s).to(dtype)) for s in (0, 1))
+    theirs, torchs = functional.gelu(x), functional.gelu
+    slope = torch.autograd.grad(theirs, x, bar)[0]
+    asked: list[Tensor] = []
+
+    def seen(y: Tensor) -> Tensor:
+        asked.append(y)
+        return torchs(y)
+
+    monkeypatch.setattr(by_hand.functional, "gelu", seen)
+    mine = gelu(x)
+    torch.testing.assert_close(mine, theirs)
+    torch.testing.assert_close(torch.autograd.grad(mine, x, bar)[0], slope)
+    torch.testing.assert_close(gelu_back(bar, x), slope)
+    assert mine.is_contiguous()
+    axes = sum(n > 1 for n in shape)
+    can = dtype is torch.float32 and axes > 1 and bool(x.numel())
+    assert asked[0].is_contiguous() != can
 
 
 @pytest.mark.parametrize("momentum", ["none", "tick"])
