@@ -558,7 +558,7 @@ def test_the_state_of_another_is_refused() -> None:
     _, other = nlc.memory("delta")(**delta)
     cases: list[tuple[Any, dict[str, Any], str]] = [
         (other, x, "`state` belongs to `delta`"),
-        (state, GATED.data(batch=3), "`state` is of 2 sequences, and 3 are given"),
+        (state, GATED.data(batch=3), "`state` has 2 sequences, and this call 3"),
         (state, {n: y.float() for n, y in x.items()}, r"`state` is in torch.float64, and"),
         (state, x | {"v": x["v"][..., :2]}, r"`state` holds M as \[2, 3, 4\] .* need \[2, 2, 4\]"),
         ({"W": torch.zeros(H, M, N)}, x, "`state` gives `W`, and `gated_delta` keeps M"),

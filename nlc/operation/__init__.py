@@ -138,7 +138,7 @@ class Memory:
                 f"`state` belongs to {other}, or to other settings of it, and this is {call}"
             )
         if state.batch != count:
-            raise StateError(f"`state` is of {state.batch} sequences, and {count} are given")
+            raise StateError(f"`state` has {state.batch} sequences, and this call {count}")
         if state.dtype not in (None, model.dtype):
             raise StateError(f"`state` is in {state.dtype}, and these streams need {model.dtype}")
         if state.device not in (None, model.device):
