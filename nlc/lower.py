@@ -378,6 +378,9 @@ def rule_terms(state: State) -> Iterator[Term]:
 
 def in_dual_form(box: Box) -> Lowering:
     changing = [s for s in box.states if s.rule.changes]
+    table = next((s for s in changing if s.form.core.kind == "table"), None)
+    if table is not None:
+        raise NotLowered(f"a row of `{table.name}`", table.span)
     gradients = {s.name: derived(box, s) for s in changing}
     if box.linearise is not None and not (box.linearise == 1 and calls_twice(gradients)):
         arrays = tuple(r for s in changing for r in array_rules(box, s, gradients[s.name], True))

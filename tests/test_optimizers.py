@@ -298,7 +298,7 @@ optimizer linked(weight, grad, rate = 0.05) {
 
 optimizer by_autograd(weight, grad, rate = 0.05) {
   state m : like(weight) {
-    objective sum(frobenius(m - grad))
+    objective sum(frobenius(m - 0.5 * stop(m) - grad))  # `stop(m)` is no part of its gradient
     retain 0.9
     learn gradient(rate = 0.1)
   }

@@ -51,6 +51,24 @@ KINDS: dict[str, dict[str, str]] = {
         "table": "state E : table(5, 4) = normal(0.3);", "clock": "every token",
         "rule": "objective sum((T(i) - training.E(1))^2); learn gradient(rate = 0.2)",
     },
+    "written at every token": {
+        "clock": "every token", "rule": "write outer(where(range(5) == i, 0.3, 0), x)",
+    },
+    "by what its rows do not say": {
+        "clock": "every token", "rule": "objective -sum(T(i) * x); learn gradient(rate = 0.3)",
+    },
+    "written, frozen": {
+        "clock": "every token", "reset": "",
+        "rule": "write outer(where(range(5) == i, 0.3, 0), tanh(x)); linearise every 4 tokens",
+    },
+    "beside a row that is a constant": {
+        "rule": "objective sum((T(i) - stop(T(1)) - x)^2); learn gradient(rate = 0.2)",
+    },
+    "beside its own that is a constant": {
+        "clock": "every token",
+        "rule": "objective sum(smooth_abs(T(i) - 0.5 * stop(T(i)) - x)); "
+        "learn gradient(rate = 0.2)",
+    },
     "a table a head": {
         "form": "table(5, 4) per 2", "clock": "every token",
         "rule": f"objective sum((T({TWO}) - reshape(concat(x, x), 2, 4))^2); "

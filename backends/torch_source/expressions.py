@@ -121,6 +121,13 @@ class Expressions:
         self.alive.append(term)
         return value
 
+    def anew(self, term: Term) -> Value:
+        """The term, where states are others than those that all so far was made of."""
+        done, self.done = self.done, {}
+        value = self(term)
+        self.done = done
+        return value
+
     def only_seen(self, value: Value, term: Term) -> Value:
         """The value for a sum over its rows: nought where the window is not yet full (2.9.2)."""
         rows = rows_of(term)

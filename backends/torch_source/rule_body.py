@@ -433,7 +433,7 @@ class RuleBody:
         s = self.e(example.surprise)
         shape = example.output.shape
         if s.own != len(shape) or not s.lead:
-            s = Value(f"({s.code}).expand({self.sizes(shape)})", ATOM, True, len(shape))
+            s = Value(f"({s.code}).expand({', '.join(map(str, shape))})", ATOM, True, len(shape))
             if is_plain(self.e(example.surprise)):
                 full = f"weight.new_full({shape}, {self.e(example.surprise).code})"
                 s = Value(full, ATOM, True, len(shape))
@@ -441,9 +441,6 @@ class RuleBody:
             return s.code
         x = self.e(example.input)
         return f"{self.as_rows(s)}.mT @ {self.as_rows(x)}"
-
-    def sizes(self, shape: Shape) -> str:
-        return ", ".join(map(str, shape))
 
     def as_rows(self, x: Value) -> str:
         if x.own == 1:
@@ -458,11 +455,11 @@ class RuleBody:
         slopes = self.code.names([f"slope_{a.name}".strip("_") for a in arrays])
         told = [", ".join(n) + "," * (len(n) == 1) for n in (leaves, slopes)]
         places = [(id(box), state.name, a.name) for a in arrays]
-        given = ", ".join(self.values[p] for p in places)
         self.code.comment("no rule gives the derivative of this objective: by autograd")
         with self.code.block("with torch.enable_grad():"):
-            self.code.add(f"{told[0]} = self.leaves({given})")
+            self.code.add(f"{told[0]} = self.leaves({', '.join(self.values[p] for p in places)})")
             outer = dict(self.values)
+            self.e.hooks["stop"] = lambda t: self.stopped(t, outer)
             self.values |= dict(zip(places, leaves, strict=True))
             self.forget()
             self.count(state.rule.objective)
@@ -472,6 +469,13 @@ class RuleBody:
         self.forget()
         terms = {a.name: Term("made", (), a.shape, n) for a, n in zip(arrays, slopes, strict=True)}
         return Slope(terms, {})
+
+    def stopped(self, stop: Term, values: dict[tuple[int, str, str], str]) -> Value:
+        """What is stopped, made of none of the arrays that autograd is asked for."""
+        seen, self.values = self.values, values
+        value = self.e.anew(stop.args[0])
+        self.values = seen
+        return value
 
     # ---- how a state changes ---------------------------------------------------------------------
 

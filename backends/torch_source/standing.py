@@ -4,6 +4,9 @@ their objectives have there.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 from nlc.rules import Example
 from nlc.system import Array, Box, Handle, Lambda, State, Term
 from nlc.windows import rows_of
@@ -34,6 +37,27 @@ class FiredBody(Body):
         self.held = dict(held)
         self.e.done.clear()
         self.turned.clear()
+
+    @contextmanager
+    def stops_at(self, held: dict[tuple[str, str], str], objective: Term) -> Iterator[None]:
+        """What an objective stops is made of these states, and of none that autograd is asked for:
+        a constant to that gradient alone (2.12).
+        """
+        before = self.e.hooks.get("stop", self.e.op_stop)
+        mine = {id(t) for t in objective.walk() if t.op == "stop"}
+
+        def stop(term: Term) -> Value:
+            if id(term) not in mine:
+                return before(term)
+            seen = self.held, self.turned
+            self.held, self.turned = held, {}
+            value = self.e.anew(term.args[0])
+            self.held, self.turned = seen
+            return value
+
+        self.e.hooks["stop"] = stop
+        yield
+        self.e.hooks["stop"] = before
 
     def array(self, handle: Handle, name: str) -> tuple[str, bool]:
         code = self.held.get((handle.name, name)) if handle.box is self.box else None
@@ -150,9 +174,11 @@ class Standing(Frozen):
         with self.code.block("with torch.enable_grad():"):
             self.code.add(f"{told} = self.leaves({given})")
             keys = [(state.name, a.name) for a in state.form.arrays]
+            standing = dict(body.held)
             body.see(body.held | dict(zip(keys, names, strict=True)))
             body.e.count([state.rule.objective])
-            value = body.e(state.rule.objective).atom
+            with body.stops_at(standing, state.rule.objective):
+                value = body.e(state.rule.objective).atom
             if state.rule.once:
                 value = f"{value}.select({body.lead - 1}, -1)"
             elif self.waits and self.stands(state.rule.objective):
