@@ -21,7 +21,7 @@ from .. import syntax as S
 from ..parse import parse
 from ..printer import print_tree
 from ..text import Source
-from . import named, ruled
+from . import named, ruled, seldom
 from .expressions import Expressions, Names
 from .made import Made, makes_weights, stateless, summed, words
 from .texts import (
@@ -41,9 +41,11 @@ __all__ = ["KINDS", "THEMES", "Writer", "expressions", "systems", "text_of"]
 
 FIRST = {  # a theme's first level
     "sequences": "sleeper", "cells": "cell", "windows": "window", "named": "store",
-    "rules": "ruled",
+    "rules": "ruled", "rows": "rows", "labels": "labels", "lines": "lines",
 }  # fmt: skip
-WITHOUT_PERIODS = ("learner", "adapter", "store", "reader", "ruled")  # no family of theirs is drawn
+WITHOUT_PERIODS = (  # no family of theirs is drawn
+    "learner", "adapter", "store", "reader", "ruled", "rows", "labels", "lines",
+)  # fmt: skip
 
 
 def text_of(tree: S.File) -> str:
@@ -468,6 +470,15 @@ class Writer(Expressions):
     def level_ruled(self, name: str) -> Made:
         return ruled.ruled(self, name)
 
+    def level_rows(self, name: str) -> Made:
+        return seldom.rows(self, name)
+
+    def level_labels(self, name: str) -> Made:
+        return seldom.labels(self, name)
+
+    def level_lines(self, name: str) -> Made:
+        return seldom.lines(self, name)
+
     def level_reader(self, name: str) -> Made:
         return named.reader(self, name, self.made[0])
 
@@ -576,6 +587,6 @@ class Writer(Expressions):
                 f"repeat p in [{', '.join(map(str, m.periods))}] {{ x += {m.name}[p]({given}) }}"
             ]
         call = f"{m.name}({given}{m.taken and ', '}{m.taken})"
-        if m.kind not in ("store", "reader") and self.chance(10):
+        if m.kind not in ("store", "reader") and not m.taken and self.chance(10):
             call = f"({call} + {m.name}(x))"  # two instances
         return [self.pick(f"x += {call}", f"x = norm(x + {call})", f"x += 0.5 * {call}")]

@@ -23,6 +23,9 @@ THEMES = (
     "fresh",
     "named",
     "rules",
+    "rows",
+    "labels",
+    "lines",
 )
 RARE = {
     "top": "({a}) * top({x}, {k})", "dropout": "dropout({a}, 0.{k})",
