@@ -274,12 +274,13 @@ def _settled(
             flat = new  # several writes a tick, where the first guess has one
             continue
         change, tame = _change(flat, new, times, backwards)
-        factor = torch.ones_like(change) if before is None else change / before
-        steady = (
-            (factor < FADING) if steady is None or before is None else steady & (factor < FADING)
-        )
         least = tolerance(new[0].dtype)
-        same = (change <= least) | (steady & (2 * change * factor <= least))
+        same = change <= least
+        if before is not None:
+            factor = change / before
+            fades = factor < FADING
+            steady = fades if steady is None else steady & fades
+            same |= steady & (2 * change * factor <= least)
         known = torch.zeros_like(same) if settled is None else settled
         same |= _next(known)
         flat = [
