@@ -629,6 +629,23 @@ def test_as_many_rounds_as_ticks_are_exact(tmp_path: Path) -> None:
     assert 1e-6 < four < one and all_ < 1e-12
 
 
+def test_a_round_that_the_last_two_foretell_is_not_made() -> None:
+    """Each tick is 1 and a 200th of the one before, so each round leaves a 200th of the error. The
+    fifth changes 3e-12, of which the sixth would leave less than 1e-12.
+    """
+    x, rounds = torch.ones(1, 32, 2, dtype=torch.float64), []
+
+    def ticks(run: Span) -> Writes:
+        rounds.append(run)
+        before = torch.cat((torch.zeros_like(run.wrote[:, :1]), run.wrote[:, :-1]), 1)
+        return ((x, 1 + before / 200),)
+
+    (found,) = solved(ticks, (begin(torch.zeros(1, 2, 2, dtype=torch.float64), x),))
+    exact = x.new_tensor([sum(200.0**-i for i in range(t + 1)) for t in range(32)])
+    assert (found.wrote[0, :, 0] - exact).abs().max() < 1e-12
+    assert len(rounds) == 6
+
+
 def test_a_sample_settles_by_itself() -> None:
     """What one sample holds, not a number included, does not change a bit of another."""
     x = torch.randn(3, 16, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0))

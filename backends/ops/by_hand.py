@@ -129,11 +129,14 @@ def _turned(x: Tensor) -> int | None:
 
 
 class GeluBack(torch.autograd.Function):
-    """bar (Phi(x) + x phi(x)), whose derivative in x is bar phi(x) (2 - x^2)."""
+    """bar (Phi(x) + x phi(x)), whose derivative in x is bar phi(x) (2 - x^2). Where a graph is
+    walked again and again, as for a fixed point, the two slopes are made once.
+    """
 
     @staticmethod
     def forward(ctx: Any, bar: Tensor, x: Tensor) -> Tensor:
         ctx.save_for_backward(bar, x)
+        ctx.slopes = None
         return gelu_backward(bar, x)
 
     @staticmethod
@@ -141,14 +144,18 @@ class GeluBack(torch.autograd.Function):
         bar, x = ctx.saved_tensors
         if torch.is_grad_enabled():
             return again(torch.ops.aten.gelu_backward, [bar, x], [grad])
-        of_bar = of_x = None
-        if ctx.needs_input_grad[0]:
-            of_bar = gelu_backward(grad, x)
-        if ctx.needs_input_grad[1]:
-            square = x.square()
-            density = torch.exp(square * -0.5).mul_(0.3989422804014327)
-            of_x = density.mul_(square.neg_().add_(2.0)).mul_(bar).mul_(grad)
-        return of_bar, of_x
+        if torch._C._autograd._get_current_graph_task_keep_graph():
+            if ctx.slopes is None:
+                ctx.slopes = gelu_backward(torch.ones_like(x), x), _curve(bar, x)
+            return tuple(grad * slope for slope in ctx.slopes)
+        of_bar = gelu_backward(grad, x) if ctx.needs_input_grad[0] else None
+        return of_bar, _curve(bar, x).mul_(grad) if ctx.needs_input_grad[1] else None
+
+
+def _curve(bar: Tensor, x: Tensor) -> Tensor:
+    square = x.square()
+    density = torch.exp(square * -0.5).mul_(0.3989422804014327)
+    return density.mul_(square.neg_().add_(2.0)).mul_(bar)
 
 
 class Shortened(torch.autograd.Function):

@@ -297,11 +297,12 @@ def _kept(
     settled: Tensor, same: Tensor, old: Tensor, new: Tensor, tame: bool, time: int, backwards: bool
 ) -> Tensor:
     """What has settled before, what is new, and of the rest what can be borne."""
-    if not tame:
-        most = BOUND[new.dtype == torch.float64]
-        borne = new.nan_to_num(0.0, most, -most).clamp(-most, most)
-        new = torch.where(_rows(same, new, time, backwards), new, borne)
-    return torch.where(_rows(settled, new, time, backwards), old, new)
+    rows = _rows(settled, new, time, backwards)
+    if tame:  # as `where`, which takes four times as long
+        return torch.lerp(new, old, rows.to(new.dtype))
+    most = BOUND[new.dtype == torch.float64]
+    borne = new.nan_to_num(0.0, most, -most).clamp(-most, most)
+    return torch.where(rows, old, torch.where(_rows(same, new, time, backwards), new, borne))
 
 
 def _next(settled: Tensor) -> Tensor:
