@@ -23,7 +23,8 @@ from torch import Tensor
 from . import by_hand
 from .recurrence import Span, Start, Still
 
-FADING = 0.3  # a factor from round to round that, if it was so from the first, foretells the next
+FADING = 0.3  # a factor from look to look below which, if all were, the next change is foretold
+MARGIN = 4  # times what is foretold must be too little to see
 UNSEEN = 2  # rounds before the first look at what has changed, which costs up to half a round
 BOUND = 1e12, 1e100  # of what has not settled, in float32 and in float64
 
@@ -267,7 +268,8 @@ def _settled(
     what they meet, and what has not settled grows from round to round, it is kept within bounds:
     what is not a number would reach the ticks that do not see it, as 0 times it is none.
     """
-    settled = before = steady = None
+    settled = before = None
+    factor = flat[0].new_zeros(())  # the largest so far, from look to look
     for made in range(length + UNSEEN + 1):
         new = once(flat)
         if made < UNSEEN or any(o.shape != n.shape for o, n in zip(flat, new, strict=True)):
@@ -277,10 +279,8 @@ def _settled(
         least = tolerance(new[0].dtype)
         same = change <= least
         if before is not None:
-            factor = change / before
-            fades = factor < FADING
-            steady = fades if steady is None else steady & fades
-            same |= steady & (2 * change * factor <= least)
+            factor = torch.maximum(change / before, factor)
+            same |= (factor < FADING) & (MARGIN * change * factor <= least)
         known = torch.zeros_like(same) if settled is None else settled
         same |= _next(known)
         flat = [
