@@ -374,6 +374,16 @@ class Learn:
     def serves(self, kind: str, *names: str) -> bool:
         return serves(self.targets, kind, *names)
 
+    def is_of(self, other: Learn) -> bool:
+        """Whether both are one line of the text, each for other arrays."""
+        return self is other or bool(self.span.end) and self.span == other.span
+
+    @property
+    def sums_across(self) -> bool:
+        """Whether it asks for sums over all arrays that the line serves (2.9.4)."""
+        given = (*self.streams.values(), *self.settings.values())
+        return any(t.op == "across" for root in given for t in root.walk())
+
 
 def serves(targets: tuple[str, ...], kind: str, *names: str) -> bool:
     """Whether a learn line with these targets serves an array of this kind, of a level or state so

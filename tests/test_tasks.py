@@ -226,6 +226,53 @@ def test_what_follows_the_stream_is_refused() -> None:
         nlc.compile(spec)
 
 
+# ---- one line, all that it serves ---------------------------------------------------------------
+
+CLIPPED = """nl 1
+def clipped(grad) { return grad * min(1, 0.1 / sqrt(across(sum(grad^2)))) }
+system clipping() {
+  level training every step {
+    state E : matrix(3, 4) = normal(0.5)
+    objective loss
+    learn gradient(rate = 0.1, grad = clipped(grad))
+  }
+  level low(x) every step {
+    state A : matrix(4, 1) = normal(0.5)
+    state B : matrix(1, 4) = normal(0.5)
+    objective loss
+    learn gradient(rate = 0.1, grad = clipped(grad))
+    read x + B(A(x))
+  }
+  flow(x[3], y[4]) {
+    z = training.E(x)
+    repeat 2 { z += low(z) }
+    z = linear(z + low(z), 4)
+    loss = sum((z - y)^2)
+    return z
+  }
+}"""
+
+
+def test_a_line_adds_up_over_states_weights_and_instances() -> None:
+    """The norm of all that one line of the text serves, and of nothing else (2.9.4)."""
+    spec = nlc.load(CLIPPED)
+    model = nlc.compile(spec, dtype=torch.float64)
+    wanted = {n: p.detach().clone() for n, p in model.named_weights()}
+    for step in range(3):
+        losses, _, _ = model.losses(*batch(step, spec))
+        names, ps = zip(*model.named_weights(), strict=True)
+        grads = dict(zip(names, torch.autograd.grad(losses.mean(), ps), strict=True))
+        for mine in ([n for n in names if "low" in n], [n for n in names if "low" not in n]):
+            norm = torch.stack([grads[n].square().sum() for n in mine]).sum().sqrt()
+            for n in mine:
+                wanted[n] = wanted[n] - 0.1 * grads[n] * min(1.0, 0.1 / float(norm))
+        one_step(model, model.optimizers(), batch(step, spec))
+        for n, p in model.named_weights():
+            assert distance(p, wanted[n]) < 1e-12, n
+    assert len(wanted) == 8 and "training.E" in wanted
+    follows_the_reference(spec, set())
+
+
 # ---- the target network that ships ---------------------------------------------------------------
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import product
 from math import hypot
@@ -157,14 +157,12 @@ class Firing:
     given: Mapping[str, Gradient] = field(default_factory=dict)  # summed over the steps of a period
     runs: Mapping[int, Run] = field(default_factory=dict)  # of each frame, where they are several
     replayed: Replay | None = None
+    beside: Callable[[Learn], list[optimizers.Job] | None] | None = None  # on steps: all of a line
 
     def new_states(self) -> dict[str, Arrays]:
         last = self.frames[-1]
         made: dict[str, Arrays] = {}
-        for state in self.states:
-            if state.rule.set is None:
-                kept = retained(state, self.cell(state).kept, self.retention(state, last))
-                self.kept[state.name] = kept
+        self.retain()
         changes = self.learned()
         for state in self.states:
             kept = self.new_state(state, changes)
@@ -173,6 +171,12 @@ class Firing:
                 kept = by_head(self.run, state, state.rule.onto, kept, start, last)
             made[state.name] = kept
         return made
+
+    def retain(self) -> None:
+        for state in self.states:
+            if state.rule.set is None:
+                keep = self.retention(state, self.frames[-1])
+                self.kept[state.name] = retained(state, self.cell(state).kept, keep)
 
     @property
     def recorded(self) -> bool:
@@ -281,19 +285,24 @@ class Firing:
     def learn(
         self, line: Learn, served: list[tuple[State, str]], made: dict[str, dict[str, Tensor]]
     ) -> None:
-        states = list({s.name: s for s, _ in served}.values())
         for step in range(line.steps):
-            given = self.given if step == 0 else {}
-            found = {s.name: given.get(s.name) or self.gradient(s, step == 0) for s in states}
-            jobs = [j for s, a in served for j in self.jobs(s, a, found[s.name], step == 0)]
+            jobs = self.served(served, step == 0)
+            whole = self.beside(line) if self.beside is not None and step == 0 else None
             answers = optimizers.amounts(
-                self.run_of(self.frames[-1]), self.scope(self.frames[-1]), jobs
+                self.run_of(self.frames[-1]), self.scope(self.frames[-1]), jobs, whole
             )
             for state, array in served:
                 mine = [
                     x for j, x in zip(jobs, answers, strict=True) if j.name == (state.name, array)
                 ]
                 self.add(state, array, mine, step == 0, made)
+
+    def served(self, arrays: list[tuple[State, str]], first: bool) -> list[optimizers.Job]:
+        """Arrays of one line, with their gradients."""
+        given = self.given if first else {}
+        states = {s.name: s for s, _ in arrays}
+        found = {n: given.get(n) or self.gradient(s, first) for n, s in states.items()}
+        return [j for s, a in arrays for j in self.jobs(s, a, found[s.name], first)]
 
     def add(
         self, state: State, array: str, answers: list[tuple[Tensor, Tensor | None]], first: bool,

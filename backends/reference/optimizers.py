@@ -59,13 +59,17 @@ class Job:
         return {**streams, "input": self.input, "surprise": self.surprise}
 
 
-def amounts(run: Run, scope: Scope, jobs: list[Job]) -> list[tuple[Tensor, Tensor | None]]:
-    """For each array the amount to add, and what fraction the optimizer keeps."""
+def amounts(
+    run: Run, scope: Scope, jobs: list[Job], line: list[Job] | None = None
+) -> list[tuple[Tensor, Tensor | None]]:
+    """For each array the amount to add, and what fraction the optimizer keeps. `line`: all that the
+    line serves, where it is more.
+    """
 
     def across(term: Term) -> Tensor:
         """The sum of a number over all arrays that the line serves (2.9.4)."""
         total = torch.zeros((), dtype=torch.float64)
-        for job in jobs:
+        for job in jobs if line is None else line:
             total = total + replace(scope, given=job.streams, memo={}, across=across).array(term)
         return total
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import product
@@ -292,9 +292,23 @@ def fire(ref: Reference, passing: Pass, level: Level) -> dict[str, Tensor]:
     found = ref.sums.pop(level.name)
     key = of_level(level)
     ref.firings[key] = ref.firings.get(key, 0) + 1
+    works = list(firings(passing, level, found))
+    served = list(arrays_served(ref, passing, level, found))
+
+    def line_of(line: Learn) -> list[optimizers.Job]:
+        """All that a line of the text serves: weights, starts, states of every instance (2.9.4)."""
+        jobs = [job for other, mine in served if line.is_of(other) for job in mine]
+        for _, _, work in works:
+            work.retain()
+            for other, arrays in work.lines():
+                jobs += work.served(arrays, True) if line.is_of(other) else []
+        return jobs
+
+    for _, _, work in works:
+        work.beside = lambda line: line_of(line) if line.sums_across else None
     return {
-        **arrays_learned(ref, passing, level, found),
-        **states_changed(ref, passing, level, found),
+        **arrays_learned(ref, passing, level, served, line_of),
+        **states_changed(ref, passing, works),
     }
 
 
@@ -336,20 +350,27 @@ def reset(ref: Reference, passing: Pass, level: Level) -> None:
 # ---- what a firing changes ---------------------------------------------------------------------
 
 
-def arrays_learned(ref: Reference, passing: Pass, level: Level, found: Found) -> dict[str, Tensor]:
+def arrays_served(
+    ref: Reference, passing: Pass, level: Level, found: Found
+) -> Iterator[tuple[Learn, list[optimizers.Job]]]:
     """Weights of an owner, and the starts that a level learns, by the lines that serve them."""
+    host, _, lines = host_of(ref, passing, level)
+    for line in lines:
+        names = [n for n in found.grads if line_for(lines, level, ref.specs[n]) is line]
+        yield line, [j for n in names for j in jobs_for(ref, host, line, ref.specs[n], found)]
+
+
+def arrays_learned(
+    ref: Reference, passing: Pass, level: Level, served: list[tuple[Learn, list[optimizers.Job]]],
+    line_of: Callable[[Learn], list[optimizers.Job]],
+) -> dict[str, Tensor]:  # fmt: skip
     run = anyone(passing)
-    host, frame, lines = host_of(ref, passing, level)
+    _, frame, _ = host_of(ref, passing, level)
     keep = Scope(run, frame, "write").array(level.retain) if level.retain is not None else None
     changed: dict[str, Tensor] = {}
-    for line in lines:
-        jobs = [
-            job
-            for name in found.grads
-            if line_for(lines, level, ref.specs[name]) is line
-            for job in jobs_for(ref, host, line, ref.specs[name], found)
-        ]
-        answers = optimizers.amounts(run, Scope(run, frame, "write", frame.frozen), jobs)
+    for line, jobs in served:
+        whole = line_of(line) if line.sums_across else None
+        answers = optimizers.amounts(run, Scope(run, frame, "write", frame.frozen), jobs, whole)
         for job, (amount, kept) in zip(jobs, answers, strict=True):
             new = changed.setdefault(job.name[0], ref.values[job.name[0]].clone())
             factor = torch.ones((), dtype=torch.float64) if kept is None else kept
@@ -414,9 +435,8 @@ def step_examples(pairs: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
     return inputs / root, surprises * root
 
 
-def states_changed(ref: Reference, passing: Pass, level: Level, found: Found) -> dict[str, Tensor]:
-    """The states of boxes on steps (2.4.3)."""
-    changed: dict[str, Tensor] = {}
+def firings(passing: Pass, level: Level, found: Found) -> Iterator[tuple[Instance, State, Firing]]:
+    """Those of the states of boxes on steps (2.4.3)."""
     for inst in instances(passing, level):
         frames = found.frames.get(inst.key)
         if inst.box is None or not frames:
@@ -424,12 +444,20 @@ def states_changed(ref: Reference, passing: Pass, level: Level, found: Found) ->
         for state in (s for s in inst.box.states if s.rule.changes):
             key = inst.key, state.name
             given = {state.name: scaled(found.states[key])} if key in found.states else {}
-            work = Firing(
-                anyone(passing), inst, frames, [state], found.shares[key], given=given,
-                runs=found.runs,
+            shares = found.shares[key]
+            yield inst, state, Firing(
+                anyone(passing), inst, frames, [state], shares, given=given, runs=found.runs
             )  # fmt: skip
-            put(ref, passing, inst, state, work.new_states()[state.name], changed)
-        ref.firings[inst.key] = ref.firings.get(inst.key, 0) + 1
+
+
+def states_changed(
+    ref: Reference, passing: Pass, works: list[tuple[Instance, State, Firing]]
+) -> dict[str, Tensor]:
+    changed: dict[str, Tensor] = {}
+    for inst, state, work in works:
+        put(ref, passing, inst, state, work.new_states()[state.name], changed)
+    for key in {id(inst): inst.key for inst, _, _ in works}.values():
+        ref.firings[key] = ref.firings.get(key, 0) + 1
     return changed
 
 

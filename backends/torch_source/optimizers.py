@@ -236,14 +236,19 @@ def optimizer_rows(rules: Rules, system: System, level: Level) -> tuple[list[Row
         line = array.line
         if line.rule in ("exact", "implicit") or line.steps > 1:
             raise NotLowered(f"`{line.rule}` on steps", line.span)
-        if line not in lines:
-            lines.append(line)
+        at = next((i for i, l in enumerate(lines) if one_group(l, line)), len(lines))
+        lines += [line] * (at == len(lines))
         lead = len(array.shape) - len(array.own)
         rule = rules.add(line, array.own, lead, array.keep, {})
         if rules.rows[rule][EXAMPLES]:
             check_examples(system, level, array, lead)
-        rows.append((array.path, array.loops, rule, lead, lines.index(line)))
+        rows.append((array.path, array.loops, rule, lead, at))
     return rows, len(lines)
+
+
+def one_group(a: Learn, b: Learn) -> bool:
+    """Whether arrays are served together: a line of the text adds up over all that it serves."""
+    return a is b or a.sums_across and a.is_of(b)
 
 
 def check_examples(system: System, level: Level, array: Served, lead: int) -> None:

@@ -42,9 +42,13 @@ __all__ = ["KINDS", "THEMES", "Writer", "expressions", "systems", "text_of"]
 FIRST = {  # a theme's first level
     "sequences": "sleeper", "cells": "cell", "windows": "window", "named": "store",
     "rules": "ruled", "rows": "rows", "labels": "labels", "lines": "lines",
+    "asleep": "store", "edges": "learner", "trained": "adapter",
 }  # fmt: skip
+SECOND = {"named": "reader", "asleep": "reader", "edges": "edges", "trained": "follower"}
+NAMED = ("named", "asleep")  # themes of levels whose states others name
 WITHOUT_PERIODS = (  # no family of theirs is drawn
-    "learner", "adapter", "store", "reader", "ruled", "rows", "labels", "lines",
+    "learner", "adapter", "store", "reader", "ruled", "rows", "labels", "lines", "edges",
+    "follower",
 )  # fmt: skip
 
 
@@ -107,11 +111,12 @@ class Writer(Expressions):
     # ---- the system ----
 
     def system(self, kinds: tuple[str, ...], largest: int) -> str:
-        count = min(self.pick(1, 2, 1, 3) + (self.theme == "named"), largest)
+        count = min(self.pick(1, 2, 1, 3) + (self.theme in SECOND), largest)
         for i in range(count):
             kind = FIRST.get(self.theme) if i == 0 else None
-            kind = "reader" if self.theme == "named" and i == 1 else kind
-            kind = kind or self.pick(*(k for k in kinds if self.theme != "named" or k != "learner"))
+            kind = SECOND.get(self.theme) if i == 1 else kind
+            others = [k for k in kinds if self.theme not in NAMED or k != "learner"]
+            kind = kind or self.pick(*others)
             name = self.pick(*NAMES).format(kind=kind, i=i)
             if name in (m.name for m in self.made) or i and name in NAMES:
                 name = f"{kind}{i}"
@@ -150,6 +155,10 @@ class Writer(Expressions):
         return str(self.pick("every 2 tokens", "every 3 tokens", "every 3 tokens from 1"))
 
     def training(self) -> str:
+        if self.theme == "trained":
+            clock, rule = seldom.on_steps(self)
+            table = f"state E : table({self.vocab}, {self.width}); " if self.table else ""
+            return f"level training every {clock} {{ {table}objective loss; {rule} }}"
         rule = self.pick("gradient(rate = 0.1)", "adamw(rate = 1e-3)", "momentum(rate = 0.1)")
         table = f"state E : table({self.vocab}, {self.width}); " if self.table else ""
         return f"level training every step {{ {table}objective loss; learn {rule} }}"
@@ -214,12 +223,15 @@ class Writer(Expressions):
     def level_adapter(self, name: str) -> Made:
         w, rank = self.width, self.pick(2, 1)
         rule = self.pick("gradient(rate = 0.1)", "adamw(rate = 1e-3)")
+        clock, learn = "step", f"learn {rule}"
+        if self.theme == "trained":
+            clock, learn = seldom.on_steps(self)
         text = [
-            f"level {name}(x) every step {{",
+            f"level {name}(x) every {clock} {{",
             f"state A : matrix({w}, {rank}) = normal(0.5)",
             f"state B : {self.pick(f'matrix({rank}, {w}) = normal(0.5)', f'mlp({rank}, 3, {w})')}",
             "objective loss",
-            f"learn {rule}",
+            learn,
             f"read {self.pick('B(A(x))', 'x + B(tanh(A(x)))')}",
             "}",
         ]
@@ -387,6 +399,7 @@ class Writer(Expressions):
     def level_learner(self, name: str) -> Made:
         w = self.width
         periods = self.pick((2,), (3,), (2, 4), (1,), (2, 3), (1, 3))
+        periods = self.pick((2,), (4,)) if self.theme == "edges" and not self.made else periods
         index = f"[p in [{', '.join(map(str, periods))}]]" if len(periods) > 1 else ""
         clock = "every p tokens" if index else f"every {periods[0]} tokens"
         rule = self.pick(
@@ -479,6 +492,12 @@ class Writer(Expressions):
     def level_lines(self, name: str) -> Made:
         return seldom.lines(self, name)
 
+    def level_follower(self, name: str) -> Made:
+        return seldom.follower(self, name, self.made[0])
+
+    def level_edges(self, name: str) -> Made:
+        return seldom.edges(self, name, self.made[0])
+
     def level_reader(self, name: str) -> Made:
         return named.reader(self, name, self.made[0])
 
@@ -491,7 +510,7 @@ class Writer(Expressions):
         return [*lines, *(f"transfer generate {m.generated} -> {m.name}" for m in made)]
 
     def transfer(self, m: Made, learners: list[Made]) -> list[str]:
-        if m.kind == "adapter":
+        if m.kind in ("adapter", "follower"):
             return []
         if m.learner:
             return self.of_learner(m)
@@ -530,7 +549,10 @@ class Writer(Expressions):
         if len(members) > 1 and self.chance(40):
             source = self.pick("training -> ", "")
             lines.append(f"transfer init {source}{' -> '.join(members)}{order}")
-        elif self.chance(50):
+        elif m.started:
+            chain = self.pick(f"training -> {m.started}", m.started)
+            lines.append(f"transfer init {chain} -> {m.name}{order}")
+        elif self.chance(50) and self.theme != "edges":
             lines.append(f"transfer init training -> {m.name}{order}")
         return lines
 
@@ -541,10 +563,10 @@ class Writer(Expressions):
         inputs, start, head, loss = self.ends()
         taken = {m.taken for m in self.made}
         made = [m for m in self.made if f"{m.name}(x)" not in taken]  # which is called there
-        if self.theme == "named" and self.chance(25):
+        if self.theme in NAMED and self.chance(25):
             made = made[::-1]  # what is named is called later
         block = [line for m in made for line in self.calls(m)]
-        if self.theme == "named" and self.chance(25):
+        if self.theme in NAMED and self.chance(25):
             block.insert(self.pick(1, 0), named.named_by_the_flow(self, self.made[0]))
         if self.chance(30):
             block.append(f"x += {self.vector({'x': w}, w)}")
@@ -579,6 +601,10 @@ class Writer(Expressions):
         )
         return streams or "tokens", f"x = {start}", head, loss
 
+    def alone(self) -> set[str]:
+        """Kinds of levels that are called once, for others name them."""
+        return {"store", "reader", *("adapter",) * (self.theme == "trained")}
+
     def calls(self, m: Made) -> list[str]:
         """The call of a level, or of each member of a family."""
         given = self.pick("norm(x)", "x", "tanh(x)", "conv(norm(x), 3)")
@@ -587,6 +613,6 @@ class Writer(Expressions):
                 f"repeat p in [{', '.join(map(str, m.periods))}] {{ x += {m.name}[p]({given}) }}"
             ]
         call = f"{m.name}({given}{m.taken and ', '}{m.taken})"
-        if m.kind not in ("store", "reader") and not m.taken and self.chance(10):
+        if m.kind not in self.alone() and not m.taken and self.chance(10):
             call = f"({call} + {m.name}(x))"  # two instances
         return [self.pick(f"x += {call}", f"x = norm(x + {call})", f"x += 0.5 * {call}")]

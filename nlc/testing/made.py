@@ -45,6 +45,7 @@ class Made:
     cuts: tuple[int, ...] = (3, 4)  # after how many tokens a gradient may be let go of
     form: str = ""  # of the state that others may name
     taken: str = ""  # what a flow gives it beside x
+    started: str = ""  # the level whose start for it its states begin at
     generated: str = ""  # the level whose state a start, write or set of it is made from
 
 

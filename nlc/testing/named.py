@@ -11,6 +11,7 @@ from .expressions import Expressions
 from .made import Made, words
 
 CLOCKS = ("token", "2 tokens", "3 tokens", "3 tokens from 1", "4 tokens from 2")
+SLOW = ("sequence", "2 sequences", "sequence from 2")
 CUTS = {"token": (3, 4), "2 tokens": (4,), "3 tokens": (3,)}  # between two periods
 RESETS = ("5 tokens; partial flush", "4 tokens; partial flush", "6 tokens")
 
@@ -88,11 +89,12 @@ def store(writer: Expressions, name: str) -> Made:
     answers = writer.chance(70)  # else its weights and starts might be nobody's to learn
     read = f"x + {said('S', form, 'x', h)} + u" if answers else "x"
     made = writer.pick("tanh(x)", f"linear(x, {w})") if answers else "tanh(x)"
-    clock = writer.pick(*CLOCKS)
+    clock = clock_of(writer)
     rules = [
         r.format(k=key.format("unit(x)"), v=key.format(made), r=writer.pick(*RULES[:3]))
         for r in (rule, writer.pick(*VECTORS))
     ]
+    rules = [bounded(r, clock) for r in rules]
     normal = " = normal(0.3)"
     text = [
         f"level {name}(x) every {clock} {{", *reset(writer, clock),
@@ -106,7 +108,7 @@ def reader(writer: Expressions, name: str, source: Made) -> Made:
     """A level with a state M whose rule names states of the source, or is given what it says."""
     w, h, own = writer.width, writer.heads, source.name
     form = writer.pick(source.form, source.form, "vector")
-    clock = writer.pick(*CLOCKS)
+    clock = clock_of(writer)
     given, taken = handed(writer, source)
     names = {f"{own}.u": w, said(f"{own}.S", source.form, f"{own}.u", h): w}
     if given == "c":
@@ -162,7 +164,8 @@ def changes(writer: Expressions, form: str, clock: str, matrix: str, vector: str
         u=key.format(vector),
         d=writer.pick(optimizer, optimizer, "dgd(rate = 0.1)"),
     )  # fmt: skip
-    keeps = "" if "set " in rule else writer.pick("", "0.9", "sigmoid(mean(a))", "sigmoid(mean(b))")
+    forgets = [*([] if clock in SLOW else [""]), "0.9", "sigmoid(mean(a))", "sigmoid(mean(b))"]
+    keeps = "" if "set " in rule else writer.pick(*forgets)
     if keeps and often and "learn" in rule and not once and writer.chance(20):
         rule = rule.replace("; learn", " after retain; learn")
     return [*([f"retain {keeps}"] if keeps else []), *rule.split("; ")]
@@ -207,9 +210,21 @@ def beside(writer: Expressions, names: dict[str, int]) -> str:
     return str(writer.pick("x", f"linear(x, {w})", "x + a", mixed, "x * a"))
 
 
+def clock_of(writer: Expressions) -> str:
+    """Of tokens, and in systems of sequences half the time of those."""
+    slow = writer.theme == "asleep" and writer.chance(60)
+    return str(writer.pick(*(SLOW if slow else CLOCKS)))
+
+
+def bounded(rule: str, clock: str) -> str:
+    """The rule of a store; what no reset ends must fade."""
+    grows = clock in SLOW and rule and "set " not in rule and "retain" not in rule
+    return f"retain 0.9; {rule}" if grows else rule
+
+
 def reset(writer: Expressions, clock: str) -> list[str]:
     """Now and then, when a level starts anew: six tokens are no whole periods `from 1`."""
-    if not writer.chance(20):
+    if clock in SLOW or not writer.chance(20):
         return []
     return [f"reset every {writer.pick(*RESETS[: 2 if 'from 1' in clock else 3])}"]
 

@@ -1,14 +1,14 @@
 """Levels of random systems that few others are like: tables whose rows are memories, objectives
-that ask for labels of their own, several `learn` lines of one level.
+that ask for labels of their own, several `learn` lines of one level, starts that a level on tokens
+learns, and what is trained on steps and tasks.
 """
 
 from __future__ import annotations
 
 from .expressions import Expressions
 from .made import Made, makes_weights, words
-from .named import CLOCKS, CUTS, reset, shape
+from .named import CLOCKS, CUTS, SLOW, reset, shape
 
-SLOW = ("sequence", "2 sequences", "sequence from 2")
 RULES = (
     "gradient(rate = 0.1)", "momentum(rate = 0.1, keep = 0.5)", "adam(rate = 0.01, eps = 0.1)",
     "gradient(rate = 0.2 * mean(b))", "gradient(rate = 0.2 / count)",
@@ -38,6 +38,24 @@ TOLD = (  # of a memory M of five words, by the word that comes next
 LINES = (
     ("for matrices", ""), ("for vectors", ""), ("for M", ""), ("for u", "for matrices"),
     ("for matrices", "for vectors"),
+)  # fmt: skip
+
+# Of levels on steps and tasks, one rule or several.
+ON_STEPS = (
+    "learn muon(rate = 0.02) for matrices; learn adamw(rate = 1e-3)",
+    "learn momentum(rate = 0.1, keep = 0.5) for vectors; learn adam(rate = 0.01, eps = 0.1)",
+    "learn gradient(rate = 0.1, grad = clip(grad, -0.1, 0.1)) for tables; "
+    "learn gradient(rate = 0.05)",
+    "learn adam(rate = 0.01, eps = 0.1) for matrices; learn ewc(rate = 0.05)",
+    "learn gradient(rate = 0.1 / count)", "retain 0.99; learn adamw(rate = 1e-3)",
+    "learn ewc(rate = 0.05)",
+    "learn gradient(rate = 0.1, grad = grad / (1 + sqrt(across(sum(grad^2)) + 1)))",
+    "learn m3(rate = 0.01) for matrices; learn nadam(rate = 0.01, eps = 0.1)",
+)  # fmt: skip
+STEPS = ("step", "2 steps", "task", "3 steps from 1", "2 tasks from 1")
+FOLLOWING = (
+    "0.5 * A + 0.5 * {A}", "{A}", "0.9 * A + 0.1 * {A} + 0.01 * tanh({A})",
+    "A + {A} * (0.1 / count)",
 )  # fmt: skip
 
 
@@ -134,3 +152,41 @@ def level(name: str, kind: str, text: list[str], clock: str) -> Made:
     made = Made(name, kind, text, weights=False, starts=True, learner=learner, taken="tokens")
     made.cuts, made.smooth = CUTS.get(clock, ()), not any("adam" in line for line in text)
     return made
+
+
+def edges(writer: Expressions, name: str, slow: Made) -> Made:
+    """What starts where a slower level, that learns the loss, has learned it should."""
+    w, clock = writer.width, writer.pick("token", "token", "2 tokens")
+    told = [line for text in (slow.text, writer.outside) for line in text if " F : " in line]
+    same = told[0].split(" : ")[1].split(" = normal")[0]
+    form = writer.pick(same, same, same, f"mlp({w}, 3, {w})", f"residual(mlp({w}, {w}))")
+    read = writer.pick("F(x)", "F(norm(x))", f"linear(F(tanh(x)), {w})", "F(x) + 0.5 * F(norm(x))")
+    both = writer.chance(10)
+    first = writer.pick("", f"reset every {writer.pick(4, 6, 4)} tokens")
+    text = [
+        f"level {name}(x) every {clock} {{", *([first] if first else []),
+        f"state F : {form}{writer.pick('', ' = normal(0.4)')}",
+        *([f"state b : vector({w}) = normal(0.3)"] if both else []), "objective loss",
+        f"learn {writer.pick(*(r for r in RULES if 'b)' not in r))}",
+        *writer.pick([], ["retain 0.9"]), f"read {read}{' + b' * both}", "}",
+    ]  # fmt: skip
+    made = Made(name, "edges", text, weights=False, starts=True, learner=True)
+    made.smooth, made.started = not any("adam" in line for line in text), slow.name
+    return made
+
+
+def on_steps(writer: Expressions) -> tuple[str, str]:
+    """Clock and rules of a level that is trained."""
+    return writer.pick("step", *STEPS), writer.pick(*ON_STEPS)
+
+
+def follower(writer: Expressions, name: str, source: Made) -> Made:
+    """What follows an adapter's first state, on steps or tasks."""
+    shape = next(line for line in source.text if "state A" in line).split(" : ")[1].split(" = ")[0]
+    kept = f"{source.name}.A"
+    text = [
+        f"level {name}(x) every {writer.pick(*STEPS)} {{",
+        f"state A : {shape} = {writer.pick(kept, 'normal(0.3)')}",
+        f"set {writer.pick(*FOLLOWING).format(A=kept)}", "read x + mean(A(x))", "}",
+    ]  # fmt: skip
+    return Made(name, "follower", text, weights=False, opened=False, generated=source.name)

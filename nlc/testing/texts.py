@@ -26,6 +26,9 @@ THEMES = (
     "rows",
     "labels",
     "lines",
+    "asleep",
+    "edges",
+    "trained",
 )
 RARE = {
     "top": "({a}) * top({x}, {k})", "dropout": "dropout({a}, 0.{k})",
