@@ -63,6 +63,7 @@ def lower(system: System) -> tuple[Plan | None, list[Diagnostic]]:
         dropping = next((l for l in system.levels if l.partial == "drop"), None)
         if learners and dropping is not None and dropping.clock.period > 1:
             raise NotLowered("`partial drop` beside what learns the model's loss", dropping.span)
+        check_owner(system)
         training = openness(system, trained_levels(system))
         inner = openness(system, learners)
         for box in system.boxes:
@@ -84,13 +85,25 @@ def boxes_of(system: System, level: Level) -> Iterator[Box]:
 
 
 def trained_levels(system: System) -> tuple[Level, ...]:
-    """Levels on steps or tasks that learn."""
+    """Levels on steps or tasks that learn; one that only follows others asks for no gradient."""
     return tuple(
         l
         for l in system.levels
         if l.clock.unit in ("step", "task")
-        and (l.learn or any(s.rule.changes for b in l.boxes for s in b.states))
+        and (l.learn or any(s.rule.objective is not None for b in l.boxes for s in b.states))
     )
+
+
+def check_owner(system: System) -> None:
+    """Generated weights are one for all of a batch; on tokens each sequence has its own (2.4.3)."""
+    owner = system.owner
+    if owner is None or owner.clock.unit in ("step", "task", "never"):
+        return
+    weight = next((w for w in system.weights if owner.line_for(w) is not None), None)
+    if weight is not None:
+        raise NotLowered(
+            f"a weight (`{weight.path}`) that `{owner.name}` learns {owner.clock}", weight.span
+        )
 
 
 # ---- terms --------------------------------------------------------------------------------------
@@ -216,7 +229,8 @@ def check_clock(box: Box, level: Level) -> None:
     late = clock.period == 1 and clock.first > 1 and box.states and not reads_old(box)
     if late and level.partial == "flush":  # a read sees what it wrote, and not what a flush wrote
         raise NotLowered(f"`partial flush` of `{level.name}` ({clock})", level.span)
-    if loss and (clock.phase is not None or clock.unit == "sequence"):
+    late = clock.phase is not None and clock.unit == "token"
+    if loss and (late or clock.unit == "sequence"):
         raise NotLowered(f"the model's own loss, learned {clock} by `{level.name}`,", level.span)
     if clock.unit == "sequence" and box.exact:
         raise NotLowered(f"`learn exact` in `{level.name}`, {clock},", level.span)

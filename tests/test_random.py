@@ -850,6 +850,11 @@ REFUSED = {
         "state M : matrix(4, 4)", "objective sum((M(past(x, 3)) - past(x, 3))^2)",
         "learn gradient(rate = 0.1)", "read M(x)",
     ),
+    "a weight (`z.linear`) that `training` learns every 4 tokens": """nl 1
+    system found() {
+      level training every 4 tokens { objective loss; learn gradient(rate = 0.1) }
+      flow(x[3]) { z = linear(x, 3); loss = sum((z - next(x))^2); return z }
+    }""",
     "the start of `A`": with_mixer(
         ADAPTER.replace("step {", "3 tokens {").replace("4)\n", "4) = fresh(normal(0.1))\n"),
         f"{OPEN} first order",

@@ -896,7 +896,11 @@ def test_a_level_without_a_transfer_enters_no_past() -> None:
 def test_weights_whose_owner_lives_on_tokens() -> None:
     made = system("""
         system one() {
-          level learner every 2 tokens { objective loss; learn momentum(rate = 0.1) }
+          level learner every 2 tokens {
+            objective loss + loss^2 / 9
+            retain 0.9
+            learn momentum(rate = 0.1)
+          }
           flow(x[3], y[2]) {
             out = linear(tanh(linear(x, 3)), 2)
             loss = sum((out - y)^2)
@@ -914,11 +918,12 @@ def test_weights_whose_owner_lives_on_tokens() -> None:
         for t in range(7):
             out = at[second] @ torch.tanh(at[first] @ x[b, t])
             close(answers[b, t], out.detach())
-            total = total + ((out - y[b, t]) ** 2).sum()
+            off = ((out - y[b, t]) ** 2).sum()
+            total = total + off + off**2 / 9
             if t % 2:
                 g = gradient(total, at)
                 m = {n: 0.9 * m[n] - 0.1 * g[n] for n in m}
-                at, total = leaves({n: at[n] + m[n] for n in m}), torch.zeros(()).double()
+                at, total = leaves({n: 0.9 * at[n] + m[n] for n in m}), torch.zeros(()).double()
 
 
 def test_states_on_steps_one_for_all() -> None:

@@ -351,6 +351,53 @@ def test_a_level_learns_from_the_means_of_its_steps(clock: str) -> None:
     follows_the_reference(network("learn adam(rate = 0.05)", clock), {1, 2, 4})
 
 
+@pytest.mark.parametrize("clock", ["3 steps from 1", "2 tasks from 1"])
+def test_a_level_that_is_called_has_a_first_step(clock: str) -> None:
+    follows_the_reference(nlc.load(CLIPPED.replace("every step", f"every {clock}")), {1, 2, 4})
+
+
+BESIDE = """nl 1
+system beside() {
+  level training every step { objective loss; retain 0.9; learn adam(rate = 0.05) }
+  level student(x) every step {
+    state F : matrix(4, 4) = normal(0.5)
+    objective loss
+    learn gradient(rate = 0.1)
+    read F(x)
+  }
+  level target(x) every step {
+    state T : matrix(4, 4) = student.F
+    set 0.5 * T + 0.5 * student.F
+    read T(x)
+  }
+  level mixer(x) every token {
+    state M : matrix(4, 4)
+    k = unit(linear(x, 4))
+    objective sum((M(k) - x)^2) / 2
+    learn gradient(rate = 0.3)
+    read M(k)
+  }
+  transfer generate student -> target
+  transfer backprop mixer -> training, student
+  transfer init training -> mixer
+  flow(x[3], y[4]) {
+    z = linear(x, 4)
+    z += student(z) + target(z)
+    z += mixer(z)
+    loss = sum((z - y)^2)
+    return z
+  }
+}"""
+
+
+def test_what_follows_asks_for_no_gradient_and_starts_fade() -> None:
+    """A level that only follows learns nothing, so a memory need not be open to it; a start is one
+    of the states of the level that learns it, and what that retains holds for it too.
+    """
+    _, truth = follows_the_reference(nlc.load(BESIDE), set())
+    assert float(truth.values["mixer.M"].abs().max()) > 0
+
+
 RULE = """optimizer mine(weight, grad, rate = 0.05, keep = 0.8) {{
   state m : like(weight) {{ retain 0.5; objective sum(m * grad); learn gradient(rate = 1) }}
   level tasks every {clock} {{

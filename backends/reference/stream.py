@@ -330,8 +330,8 @@ def fire_weights(run: Run, level: Level) -> None:
     names = list(run.sample.weights)
     cells = run.sample.weights
     with torch.enable_grad(), learning(Learner(level, "weights")):
-        ones = [(x, torch.ones_like(x)) for x in losses]
-        raw = firing.grads_of(ones, [cells[n].standing[""] for n in names], run.recording)
+        weighed = [(x, slope(run, level, x)) for x in losses]
+        raw = firing.grads_of(weighed, [cells[n].standing[""] for n in names], run.recording)
     by_path = {p: w for w in run.system.weights for p in paths_of(w.path, w.loops)}
     host = Instance(None, level, (level.name, ()))
     host.firings = run.sample.sequences.get(f"{level.name}:firings", 0)
@@ -339,6 +339,8 @@ def fire_weights(run: Run, level: Level) -> None:
     frame = Frame(None, level, (level.name, ()), sample=run.index, count=host.firings + 1)
     frame.inputs = frame.names = {"read": {}, "write": {}}
     allowed = run.transfers.enters(level)
+    scope = Scope(run, frame, "write")
+    retained = 1.0 if level.retain is None else scope.array(level.retain)
     for line in level.learn:
         jobs = []
         for name, grad in zip(names, raw, strict=True):
@@ -363,14 +365,28 @@ def fire_weights(run: Run, level: Level) -> None:
                         none,
                     )
                 )
-        for job, (amount, keep) in zip(
-            jobs, optimizers.amounts(run, Scope(run, frame, "write"), jobs), strict=True
-        ):
+        for job, (amount, keep) in zip(jobs, optimizers.amounts(run, scope, jobs), strict=True):
             name, old = job.name[0], cells[job.name[0]]
-            kept = {"": (job.weight if keep is None else job.weight * keep) + amount}
+            weight = job.weight * retained
+            kept = {"": (weight if keep is None else weight * keep) + amount}
             cells[name] = run.cell(level, kept, kept, old.start, old)
             tick = run.sample.spans[level.name][-1]
             run.tell("fire", name, level, tick, old.kept, kept)
+
+
+def slope(run: Run, level: Level, loss: Tensor) -> Tensor:
+    """How the objective of an owner changes with the loss: 1, if it is `loss`."""
+    term = level.objective
+    if term is None or term.op == "loss":
+        return torch.ones_like(loss)
+    frame = Frame(None, level, (level.name, ()), sample=run.index)
+    frame.inputs = frame.names = {"read": {}, "write": {}}
+    with torch.enable_grad():
+        leaf = alias(loss.detach())
+        value = Scope(run, frame, "write", loss=leaf).array(term)
+    return firing.zeros_if(
+        firing.grads_of([(value, torch.ones_like(value))], [leaf], False)[0], loss
+    )
 
 
 def paths_of(path: str, loops: tuple[int, ...]) -> list[str]:

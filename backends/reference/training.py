@@ -19,8 +19,8 @@ from .boxes import Pass, Run
 from .evaluate import Scope
 from .firing import Firing, Gradient
 from .frames import Arrays, Frame, Instance, Key
-from .gates import Learner, alias, learning
-from .stream import speed
+from .gates import Learner, learning
+from .stream import slope, speed
 
 if TYPE_CHECKING:
     from . import Reference
@@ -177,21 +177,6 @@ def weighted_losses(ref: Reference, passing: Pass, level: Level) -> list[tuple[T
             share = 1 / (len(rows) * len(losses))
             pairs.append((loss, share * slope(run, level, loss)))
     return [(x, c) for x, c in pairs if x.requires_grad]
-
-
-def slope(run: Run, level: Level, loss: Tensor) -> Tensor:
-    """How the objective of an owner changes with the loss: 1, if it is `loss`."""
-    term = level.objective
-    if term is None or term.op == "loss":
-        return torch.ones_like(loss)
-    frame = Frame(None, level, (level.name, ()), sample=run.index)
-    frame.inputs = frame.names = {"read": {}, "write": {}}
-    with torch.enable_grad():
-        leaf = alias(loss.detach())
-        value = Scope(run, frame, "write", loss=leaf).array(term)
-    return firing.zeros_if(
-        firing.grads_of([(value, torch.ones_like(value))], [leaf], False)[0], loss
-    )
 
 
 def means(passing: Pass, frames: list[Frame], state: State) -> dict[int, float]:

@@ -65,7 +65,7 @@ def starts(level: Level, box: Box, state: State) -> list[Served]:
         line = start_line(level, box, state, array)
         if line is not None:
             path = state_path(box, state.name, array.name)
-            keep = kept_on_steps(state) if box.level is level else 1.0
+            keep = kept_on_steps(state) if box.level is level else kept(level)
             shape = (*lead, *array.shape)
             found.append(Served(path, box.loops, shape, array.shape, line, keep))
     return found
