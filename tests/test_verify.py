@@ -19,6 +19,7 @@ from torch import Tensor
 
 import nlc
 from nlc import cli
+from nlc.backends.ops import recurrence
 from nlc.backends.reference import Reference
 from nlc.backends.runtime import Model
 from nlc.diagnostics import Diagnostic
@@ -197,6 +198,26 @@ system unused(n = 4, on = 0) {
   }
 }
 """
+
+
+def test_chunks_that_are_off_are_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A few tokens never enter the algorithm of long calls; that too is measured."""
+    scanned = recurrence._scanned
+
+    def off(*given: Any) -> tuple[Tensor, Tensor]:
+        answers, end = scanned(*given)
+        return answers * (1 + 1e-3), end
+
+    def half(*given: Any) -> tuple[Tensor, Tensor]:
+        answers, end = scanned(*given)
+        return (answers + answers.detach()) / 2, end
+
+    steps = [run for _, run in small().of_chunks()]
+    assert [run().holds for run in steps] == [True, True]
+    monkeypatch.setattr(recurrence, "_scanned", off)
+    assert not steps[0]().holds
+    monkeypatch.setattr(recurrence, "_scanned", half)
+    assert [run().holds for run in steps] == [True, False]
 
 
 def test_an_array_without_a_gradient_is_seen() -> None:

@@ -105,7 +105,8 @@ def test_a_state_that_is_off_or_carries_no_gradient_is_seen() -> None:
             y, after = super().run(streams, state, **more)
             return y, after.detach()
 
-    assert failing(Cut()) == {"gradients through calls == in one call"}
+    rows = {"gradients through calls == in one call", "gradients of 150 tokens == in calls"}
+    assert failing(Cut()) == rows
 
     class Half(Changed):
         """A state whose gradient is half of what it is."""
@@ -116,6 +117,18 @@ def test_a_state_that_is_off_or_carries_no_gradient_is_seen() -> None:
             return super().run(streams, state, **more)
 
     assert "gradients to the state == reference" in failing(Half())
+
+
+def test_chunks_that_are_off_are_seen() -> None:
+    class Off(Changed):
+        """Wrong where a call is long enough to be cut into chunks."""
+
+        def run(self, streams: Streams, state: Any = None, **more: Any) -> tuple[Tensor, Any]:
+            y, after = super().run(streams, state, **more)
+            return (y * (1 + 1e-6) if y.shape[1] > 64 else y), after
+
+    rows = {"150 tokens at once == in calls of 13", "gradients of 150 tokens == in calls"}
+    assert failing(Off()) == rows
 
 
 def test_sequences_that_see_each_other_are_seen() -> None:

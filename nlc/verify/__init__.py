@@ -188,6 +188,7 @@ class Verifier:
         yield from self.against_reference()
         yield from self.of_the_run(run_of(self.model))
         yield from self.of_gradients()
+        yield from self.of_chunks()
         yield "clocks", lambda: P.off_the_clock(self.model, self.system, self.streams)
         if self.options.long:
             yield "a long stream", lambda: P.answers_keep_their_size(self.long_run)
@@ -242,6 +243,27 @@ class Verifier:
 
         calls = P.second_calls(self.system, self.tokens)
         return max(starmap(made, calls), key=lambda m: (not m.holds, m.value))
+
+    def of_chunks(self) -> Iterator[Step]:
+        """A call that is cut into chunks, which the reference would take long to run."""
+        many = max(P.MANY, self.tokens)
+        x = random_streams(self.system, self.options.batch, many, self.options.seed)
+        one = tuple(s[:1] for s in x)  # rounding is as large in one sample
+        cuts = P.few_by_few(self.system, many)
+        if not cuts:
+            return
+
+        def answers() -> Measured:
+            found = P.many_at_once(run_of(self.model), x, cuts)
+            return self.judged(found, lambda r: {"": r(one)[0]})
+
+        def gradients() -> Measured:
+            found = P.gradients_of_many(self.model, x, cuts)
+            return self.judged(found, lambda r: truth_of(r, one).gradients)
+
+        yield "a call of many tokens", answers
+        if self.learns:
+            yield "gradients of many tokens", gradients
 
     @property
     def learns(self) -> bool:

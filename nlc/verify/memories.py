@@ -10,7 +10,7 @@ sequences, and for gradients of every stream and of the state.
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import pairwise
@@ -34,7 +34,8 @@ from . import properties as P
 from .along import Along, gradients, joined
 from .drawn import Range, draw, ranges, told
 from .properties import Measured
-from .streams import Streams, apart, farthest, run_of, ticks
+from .rounding import DRAWS, judged, other_bits
+from .streams import Grads, Streams, apart, farthest, in_calls, run_of, ticks
 
 SIZES = (8, 6, 3, 2)  # of the names in brackets, those of last axes first; others are 2
 ALIKE = 8
@@ -235,6 +236,8 @@ class MemoryVerifier:
         yield "the Jacobian", self.jacobian
         yield "states of calls", self.states_of_calls
         yield "gradients through calls", self.gradients_through_calls
+        yield "a call of many tokens", self.many_at_once
+        yield "gradients of many tokens", self.gradients_of_many
         yield "packed sequences", self.packed
         yield "what gets a gradient", self.without_gradient
         if self.options.long:
@@ -305,17 +308,45 @@ class MemoryVerifier:
         at = f"{where}, calls that end at {cuts}" if where else ""
         return Measured("state after calls == in one call", off, P.EXACT, at)
 
+    @cached_property
+    def many(self) -> Streams:
+        return self.drawn(self.options.batch, max(P.MANY, self.tokens))
+
+    @property
+    def cuts(self) -> list[int]:
+        return P.few_by_few(self.system, self.many[0].shape[1])
+
+    def many_at_once(self) -> Measured:
+        found = P.many_at_once(self.run, self.many, self.cuts)
+        return self.judged(found, lambda x: {"": in_calls(self.run, x, self.cuts)})
+
+    def gradients_of_many(self) -> Measured:
+        off, where = self.gradients_apart(self.many, self.cuts)
+        name = f"gradients of {self.many[0].shape[1]} tokens == in calls"
+        return self.judged(Measured(name, off, P.EXACT, where), self.gradients)
+
+    def judged(self, measured: Measured, found: Callable[[Streams], Grads]) -> Measured:
+        """What is too far is held to what other last bits of the streams do."""
+
+        def bent() -> float:
+            wanted = found(self.many)
+            others = (found(other_bits(self.many, draw)) for draw in range(DRAWS))
+            return max(farthest(other, wanted, LEAST)[0] for other in others)
+
+        return judged(measured, bent)
+
     def gradients_through_calls(self) -> Measured:
         """A state that is not detached carries the gradient to the calls before."""
-        x = leaves(self.streams)
-        state, made = None, []
-        for a, b in pairwise(sorted({0, 1, self.cut, self.tokens})):
-            y, state = self.run(ticks(x, a, b), state)
-            made.append(y)
-        y = torch.cat(made, 1)
-        found = dict(zip(self.names, grads(y, x), strict=True))
-        off, where = farthest(found, self.gradients(self.streams), LEAST)
+        cuts = sorted({1, self.cut} & set(range(self.tokens)))
+        off, where = self.gradients_apart(self.streams, cuts)
         return Measured("gradients through calls == in one call", off, P.EXACT, where)
+
+    def gradients_apart(self, streams: Streams, cuts: list[int]) -> tuple[float, str]:
+        """How far gradients are from those of one call, where calls end at `cuts`."""
+        x = leaves(streams)
+        y = in_calls(self.run, x, cuts)
+        found = dict(zip(self.names, grads(y, x), strict=True))
+        return farthest(found, self.gradients(streams), LEAST)
 
     def packed(self) -> Measured:
         """Sequences in one batch, one of them empty: answers and gradients as of each alone."""

@@ -45,6 +45,7 @@ from .streams import (
 EXACT = 1e-9  # of the largest number, float64
 ALIVE = 10.0  # a norm may change by this factor
 LONGEST = 4096  # tokens, in search of a gradient
+MANY, FEW = 150, 13  # tokens of a call that is cut into several chunks, and of one that never is
 
 
 class HasArrays(Protocol):
@@ -174,12 +175,43 @@ def random_splits(
     return Measured("random splits == in one call", worst, EXACT, where)
 
 
+@torch.no_grad()
+def many_at_once(run: Run, streams: Streams, cuts: Sequence[int]) -> Measured:
+    """A call of several chunks takes other algorithms than one of a few tokens, which alone the
+    reference, a token at a time, is quick enough to be compared to.
+    """
+    found, _ = run(streams, None)
+    off, where = apart(found, in_calls(run, streams, cuts))
+    return Measured(f"{found.shape[1]} tokens at once == in calls of {FEW}", off, EXACT, where)
+
+
+def few_by_few(system: System, time: int) -> list[int]:
+    """Where calls end that are too short to be cut into chunks."""
+    cuts = [0]
+    for t in ends(system, time):
+        if t - cuts[-1] >= FEW:
+            cuts.append(t)
+    return cuts[1:]
+
+
+def gradients_of_many(model: Model, streams: Streams, cuts: Sequence[int]) -> Measured:
+    """The same of gradients."""
+    off, where = gradients_apart(model, streams, cuts)
+    return Measured(f"gradients of {streams[0].shape[1]} tokens == in calls", off, EXACT, where)
+
+
 def gradients_across_calls(model: Model, system: System, streams: Streams) -> Measured:
     """A state that is not detached carries the gradient to the calls before."""
-    named = [(n, p) for n, p in model.named_weights() if p.requires_grad]
     last = streams[0].shape[1]
-    found = []
     inner = sorted({1, (last + 1) // 3, max(1, last - 2)} & set(ends(system, last)))
+    off, where = gradients_apart(model, streams, inner)
+    return Measured("gradients through calls == in one call", off, EXACT, where)
+
+
+def gradients_apart(model: Model, streams: Streams, inner: Sequence[int]) -> tuple[float, str]:
+    """How far gradients of all answers are from those of one call, where calls end at `inner`."""
+    named = [(n, p) for n, p in model.named_weights() if p.requires_grad]
+    found = []
     for cuts in ([], inner):
         y = in_calls(run_of(model), streams, cuts)
         weight = torch.linspace(-1, 1, y.numel(), dtype=y.dtype, device=y.device).view_as(y)
@@ -189,8 +221,7 @@ def gradients_across_calls(model: Model, system: System, streams: Streams) -> Me
             grads = torch.autograd.grad(total, [p for _, p in named], allow_unused=True)
         pairs = zip(named, grads, strict=True)
         found.append({n: torch.zeros_like(p) if g is None else g for (n, p), g in pairs})
-    off, where = farthest(found[1], found[0])
-    return Measured("gradients through calls == in one call", off, EXACT, where)
+    return farthest(found[1], found[0])
 
 
 # ---- no token changes an earlier one, no sample another ------------------------------------------

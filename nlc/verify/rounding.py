@@ -13,7 +13,7 @@ from torch import Tensor
 from ..backends.reference import Reference
 from ..system import System
 from .properties import Measured
-from .streams import Grads, farthest
+from .streams import Grads, Streams, farthest
 
 LAST_BITS = 1e-15  # of a weight, float64
 DRAWS = 4
@@ -23,12 +23,16 @@ Found = Callable[[Reference], Grads]
 
 def nearby(system: System, weights: Mapping[str, Tensor], draw: int = 0) -> Reference:
     """The reference with weights that differ in their last bits."""
+    moved = other_bits(tuple(weights.values()), draw)
+    return Reference(system, dict(zip(weights, moved, strict=True)), traced=())
+
+
+def other_bits(numbers: Streams, draw: int) -> Streams:
+    """Numbers that differ in their last bits."""
     drawn = torch.Generator().manual_seed(draw)
-    moved = {
-        n: w * (1 + LAST_BITS * torch.randn(w.shape, generator=drawn, dtype=w.dtype))
-        for n, w in weights.items()
-    }
-    return Reference(system, moved, traced=())
+    return tuple(
+        x * (1 + LAST_BITS * torch.randn(x.shape, generator=drawn, dtype=x.dtype)) for x in numbers
+    )
 
 
 def bend(system: System, weights: Mapping[str, Tensor], found: Found, least: float = 1e-6) -> float:
