@@ -671,8 +671,7 @@ def _parts(state: Tensor, has_momentum: bool) -> tuple[Tensor, Tensor | None]:
 
 def widened(W0: Tensor, S0: Tensor | None, ticks: Ticks) -> tuple[Tensor, Tensor | None, Ticks]:
     """The state, S nought where it is not given, and the ticks in one type, float32 or wider."""
-    given = [W0, *(v for v in vars(ticks).values() if isinstance(v, Tensor))]
-    types = {v.dtype for v in given}
+    types = {W0.dtype, *(v.dtype for v in ticks.tensors())}
     wide = reduce(torch.promote_types, types, torch.float32)
     if types != {wide}:
         ticks = ticks.each(lambda value, axis: value.to(wide))
@@ -684,7 +683,11 @@ def widened(W0: Tensor, S0: Tensor | None, ticks: Ticks) -> tuple[Tensor, Tensor
 
 def state_arithmetic(x: Tensor) -> AbstractContextManager[Any]:
     """States keep their precision under autocast."""
-    device = x.device.type  # `meta` has none
-    if not (torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)):
+    if not under_autocast(x.device):
         return nullcontext()
     return torch.autocast(x.device.type, enabled=False)
+
+
+def under_autocast(device: torch.device) -> bool:
+    """Dynamo of torch 2.11 cannot trace the question whether `meta`, which has none, has it."""
+    return device.type != "meta" and torch.is_autocast_enabled(device.type)

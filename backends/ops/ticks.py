@@ -99,6 +99,10 @@ class Ticks:
     momentum: Number | None
     erase: Number
 
+    def tensors(self) -> list[Tensor]:
+        every = self.x, self.e, self.rate, self.keep, self.momentum, self.erase
+        return [value for value in every if isinstance(value, Tensor)]
+
     def each(self, change: Callable[[Tensor, int], Tensor]) -> Ticks:
         def gate(value: Number) -> Number:
             if not isinstance(value, Tensor):

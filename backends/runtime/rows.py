@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from ..ops import by_hand
+from ..ops.recurrence import under_autocast
 from ..ops.retention import times
 from .sums import Sum
 
@@ -107,9 +108,7 @@ class Learned:
         standing, rows = self.rows.get(path, (None, None))
         if standing is not W or x.shape[:-2] != W.shape[:-2] or x.dtype != W.dtype:
             return plain(x, W)
-        device = x.device.type
-        cast = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
-        if cast or not torch.is_grad_enabled():
+        if under_autocast(x.device) or not torch.is_grad_enabled():
             return plain(x, W)
         made: Tensor = Asked.apply(x, W, rows)  # type: ignore[no-untyped-call]
         return made

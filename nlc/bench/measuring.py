@@ -97,8 +97,8 @@ def peak(step: Callable[[], object], device: str) -> int:
         step()
         return torch.cuda.max_memory_allocated(device) - before
     with torch.profiler.profile(
-        activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True
-    ) as profile:
+        activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True, acc_events=True
+    ) as profile:  # with `acc_events`, or torch 2.11 warns that it has one cycle alone
         step()
     live = most = 0
     for event in profile.profiler.kineto_results.events():
