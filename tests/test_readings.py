@@ -330,7 +330,8 @@ system one(width = 4) {{
 }}
 """
 FORMS = ["mlp(width, 6)", "mlp(width, 5, 6, 4, act = tanh)", "gated_mlp(width, 6)",
-         "residual(mlp(width, 6))", "layernorm(mlp(width, 6))"]  # fmt: skip
+         "residual(mlp(width, 6))", "layernorm(mlp(width, 6))", "layernorm(matrix(width, 4))",
+         "residual(layernorm(matrix(width, 4)))"]  # fmt: skip
 
 
 @pytest.mark.parametrize("form", FORMS)

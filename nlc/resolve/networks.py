@@ -45,6 +45,8 @@ class Layers:
                 for i in range(2, len(form.sizes)):
                     y = self.product(f"W{i}", self.each(form.act, y))
                 return y
+            case "matrix":
+                return self.product(form.arrays[0].name, x)
             case "gated_mlp":
                 gate = self.each("silu", self.product("W1", x))
                 return self.product("W2", self.each("mul", gate, self.product("W3", x)))
