@@ -259,6 +259,7 @@ def body_roots(box: Box) -> list[Term]:
 def static(box: Box, rests: bool = False) -> Lowering:
     """`rests`: its rules write nothing."""
     check_body(box)
+    at = box.level.clock if box.level is not None else ""
     for s in box.states:
         own = s.rule.objective is not None and s.rule.objective.op != "loss"
         if s.rule.set is not None and not rests:
@@ -270,6 +271,8 @@ def static(box: Box, rests: bool = False) -> Lowering:
             )
         elif s.start is not None and s.start.op not in ("zeros", "normal"):
             raise NotLowered(f"the start of `{s.name}`", s.span)
+        if s.rule.through or s.rule.onto:
+            raise NotLowered(f"`retain` of `{s.name}` {at}, with a link,", s.span)
     return Lowering(box, "static", "stands still while a stream runs")
 
 

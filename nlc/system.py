@@ -521,8 +521,8 @@ class Level:
 
     `owner`: written without inputs, so every unnamed weight is its own. `boxes`: one for each call
     in the text (one,
-    if it is never called). `learn`: the lines that serve the weights of an owner; `objective`: an
-    owner's.
+    if it is never called). `learn`: the lines that serve the weights of an owner; `objective`,
+    `once`: an owner's.
     """
 
     name: str
@@ -534,6 +534,7 @@ class Level:
     called: bool = False
     boxes: tuple[Box, ...] = ()
     objective: Term | None = None
+    once: bool = False
     retain: Term | None = None
     learn: tuple[Learn, ...] = ()
     doc: str = ""

@@ -247,7 +247,7 @@ def start_gradients(run: Run, level: Level) -> dict[Any, dict[str, Tensor]]:
 
 
 def losses_of(run: Run, level: Level) -> list[Tensor]:
-    ticks = run.sample.spans.get(level.name, [])
+    ticks = run.sample.spans.get(level.name, [])[-1 if level.once else 0 :]
     losses = [run.sample.losses[t] for t in ticks if t in run.sample.losses]
     return [x for x in losses if x.requires_grad]
 

@@ -43,19 +43,22 @@ class Found:
     frames: dict[Key, list[Frame]] = field(default_factory=dict)
     shares: dict[tuple[Key, str], dict[int, float]] = field(default_factory=dict)
     runs: dict[int, Run] = field(default_factory=dict)
+    last: bool = False  # the last step's gradients alone, of weights and starts
 
     def __add__(self, other: Found) -> Found:
         """Steps add up (2.8)."""
         sums = {k: add(g, other.states[k]) for k, g in self.states.items() if k in other.states}
         last = {k: g for k, g in other.states.items() if k in other.once}
+        grads = {n: g + other.grads[n] for n, g in self.grads.items()}
         return Found(
-            {n: g + other.grads[n] for n, g in self.grads.items()},
-            joined(self.examples, other.examples),
+            other.grads if other.last else grads,
+            other.examples if other.last else joined(self.examples, other.examples),
             {**self.states, **other.states, **sums, **last},
             self.once | other.once,
             joined(self.frames, other.frames),
             {k: self.shares.get(k, {}) | s for k, s in (self.shares | other.shares).items()},
             self.runs | other.runs,
+            other.last,
         )
 
 
@@ -113,7 +116,7 @@ def by_name(ref: Reference, level: Level, found: Found) -> dict[str, Tensor]:
 
 
 def found_by(ref: Reference, passing: Pass, level: Level) -> Found:
-    found = Found()
+    found = Found(last=level.once)
     losses = weighted_losses(ref, passing, level)
     mine = [p for p in ref.specs.values() if p.trained_by is level]
     weights = [p for p in mine if p.box is None]

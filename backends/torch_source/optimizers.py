@@ -110,6 +110,9 @@ def check_steps(system: System, level: Level) -> None:
     clock, name = level.clock, f"`{level.name}`"
     if level.objective is not None and level.objective.op != "loss":
         raise NotLowered(f"an objective of {name} beside `loss`", level.span)
+    alone = next((s for b in level.boxes for s in b.states if s.rule.once), None)
+    if (level.once or alone is not None) and (clock.period > 1 or clock.unit == "task"):
+        raise NotLowered(f"`once` in {name} {clock}", level.span)
     if level.resets.unit != "never":
         raise NotLowered(f"`reset {level.resets}` of {name}", level.span)
     for t in system.transfers:

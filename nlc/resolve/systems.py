@@ -443,6 +443,7 @@ class SystemStage:
             placed = Placed(s, body.env.copy())
             if isinstance(s, S.Objective):
                 level.objective = self.r.boxes_stage.objective(body, placed, {}).get("objective")
+                level.once = s.once
             elif isinstance(s, S.Retain):
                 level.retain = self.owner_retains(body, placed)
             elif isinstance(s, S.Learn):
