@@ -1,5 +1,7 @@
 """Random systems with levels on steps and tasks, trained: what stands after steps and tasks.
 
+For many more, drawn anew:
+
     NLC_RANDOM=2000 NLC_SEED=7 pytest tests/test_trained.py
 """
 
