@@ -131,6 +131,18 @@ def test_chunks_that_are_off_are_seen() -> None:
     assert failing(Off()) == rows
 
 
+def test_a_memory_that_stops_writing_is_not_alive() -> None:
+    class Stopped(MemoryVerifier):
+        def run(self, streams: Streams, state: Any = None, **more: Any) -> tuple[Tensor, Any]:
+            y, after = super().run(streams, state, **more)
+            return y, after if state is None else state
+
+    found = Stopped(small().drawing, Options(tokens=7, long=64)).long_run
+    alive = P.memories_keep_their_size(found)
+    assert not alive.holds and alive.at == "M no longer changes"
+    assert P.answers_keep_their_size(found).holds
+
+
 def test_sequences_that_see_each_other_are_seen() -> None:
     class Together(Changed):
         def run(self, streams: Streams, state: Any = None, **more: Any) -> tuple[Tensor, Any]:

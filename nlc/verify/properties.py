@@ -10,7 +10,7 @@ import math
 import random
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Protocol
 
@@ -44,6 +44,7 @@ from .streams import (
 
 EXACT = 1e-9  # of the largest number, float64
 ALIVE = 10.0  # a norm may change by this factor
+PIECES = 8  # calls of a long stream
 LONGEST = 4096  # tokens, in search of a gradient
 MANY, FEW = 150, 13  # tokens of a call that is cut into several chunks, and of one that never is
 
@@ -387,12 +388,14 @@ def all_reached(gradient: Tensor) -> bool:
 @dataclass(frozen=True)
 class LongRun:
     """A long stream at the default initialisation: the deviation of the answers in its first and
-    last piece, and the norms of the memories before it, after the first piece, and at the end.
+    last piece, and the norms of the memories before it, after the first piece, and at the end;
+    `still`: the memories that keep every bit in the last piece.
     """
 
     time: int
     answers: tuple[float, float]
     norms: tuple[dict[str, float], dict[str, float], dict[str, float]]
+    still: tuple[str, ...] = ()
 
 
 def long_run(model: Model, system: System, time: int, seed: int = 0) -> LongRun:
@@ -400,27 +403,40 @@ def long_run(model: Model, system: System, time: int, seed: int = 0) -> LongRun:
         x.to(model.dtype) if x.is_floating_point() else x
         for x in random_streams(system, 1, time, seed)
     )
-    return run_long(run_of(model), streams, lasting(system), model.reset(1))
+    found = run_long(run_of(model), streams, lasting(system), model.reset(1))
+    learning = firing_within(system, time // PIECES)
+    return replace(found, still=tuple(path for path in found.still if path in learning))
 
 
 @torch.no_grad()
 def run_long(
     run: Run, streams: Streams, memories: Sequence[str], start: HasArrays | None = None
 ) -> LongRun:
-    """In eight calls. `start`: the state before them, if that is what memories are compared to."""
+    """In calls of a piece each. `start`: the state before them, if memories are compared to it."""
     time, state, sizes = streams[0].shape[1], None, []
+    before: HasArrays | None = None
     kept = [dict.fromkeys(memories, 0.0) if start is None else norms(start, memories)]
-    for first, last in pairwise([time * i // 8 for i in range(9)]):
+    for first, last in pairwise([time * i // PIECES for i in range(PIECES + 1)]):
+        before = state
         y, state = run(ticks(streams, first, last), state)
         sizes.append(float(y.std()) if bool(y.isfinite().all()) else math.nan)
         kept.append(norms(state, memories))
     last_size = math.nan if any(map(math.isnan, sizes)) else sizes[-1]
-    return LongRun(time, (sizes[0], last_size), (kept[0], kept[1], kept[-1]))
+    assert state is not None and before is not None
+    still = tuple(n for n in kept[-1] if torch.equal(state.arrays[n], before.arrays[n]))
+    return LongRun(time, (sizes[0], last_size), (kept[0], kept[1], kept[-1]), still)
 
 
 def lasting(system: System) -> list[str]:
     """The memories that live as long as the stream: a reset every few ticks ends the others."""
     return [path for path, level in owners(system).items() if level.resets.unit != "token"]
+
+
+def firing_within(system: System, ticks: int) -> set[str]:
+    """The memories that fire at least once in so many ticks, at a rate that is not nothing."""
+    waits = 1  # for the label of its last tick
+    quick = {p for p, level in owners(system).items() if level.clock.period + waits <= ticks}
+    return quick - standing(system)
 
 
 def norms(state: HasArrays, paths: Iterable[str]) -> dict[str, float]:
@@ -436,7 +452,7 @@ def answers_keep_their_size(run: LongRun) -> Measured:
 
 def memories_keep_their_size(run: LongRun) -> Measured:
     """By which factor the norm of a memory changed; of one that starts at nothing, since an eighth
-    of the tokens.
+    of the tokens. One that no longer changes is not alive, whatever its norm.
     """
     start, early, end = run.norms
     worst, where = 1.0, ""
@@ -445,7 +461,10 @@ def memories_keep_their_size(run: LongRun) -> Measured:
         change = factor(before, after) if before or not math.isfinite(after) else 1.0
         if not change <= worst:
             worst, where = change, path
-    return Measured(f"memories after {run.time:,} tokens", worst, ALIVE, where)
+    name = f"memories after {run.time:,} tokens"
+    if run.still:
+        return Measured(name, worst, ALIVE, f"{run.still[0]} no longer changes", 0.0)
+    return Measured(name, worst, ALIVE, where)
 
 
 def factor(before: float, after: float) -> float:
