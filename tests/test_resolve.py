@@ -743,3 +743,24 @@ def test_a_learned_start_is_one_weight() -> None:
     transfer backprop cells -> training"""
     made = system(lm(levels=level, flow="x += cells(x)"))
     assert [w.path for w in made.weights if w.maker == "learned"] == ["cells.learned"]
+
+
+def test_a_size_may_have_the_name_of_what_is_called() -> None:
+    """`m` is a memory here, and `unit` a function: in brackets they are sizes."""
+    memory = """memory m(q[unit], k[unit], v[m]) {
+      state M : matrix(unit, m) = zeros()
+      objective -dot(M(k), v)
+      learn gradient(rate = 1)
+      read M(q)
+    }
+    """
+    level = """level l(x) every token { k = linear(x, 4); read m(k, k, linear(x, 3)) }
+    transfer backprop l -> training"""
+    made = system(lm(level, "    x += linear(l(x), width)", before=memory))
+    shapes = [a.shape for b in made.boxes for s in b.states for a in s.form.arrays]
+    assert shapes == [(3, 4)]
+
+
+def test_a_function_that_is_not_called_is_told_so() -> None:
+    told = resolved(lm(flow="    y = norm(x) + zeros")).diagnostics
+    assert [d.message for d in told] == ["`zeros` is a function: call it, as `zeros(..)`"]

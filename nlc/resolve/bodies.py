@@ -150,6 +150,8 @@ class Body:
         if isinstance(value, StateFamily):
             names = ", ".join(f"{value.name}.{m}" for m in value.members)
             self.error("NL101", f"`{value.name}` is several states here: {names}", span)
+        elif isinstance(value, Builtin):
+            self.error("NL103", f"`{span.text}` is a function: call it, as `{span.text}(..)`", span)
         else:
             self.error("NL103", f"`{span.text}` is no array", span)
         raise Stop()

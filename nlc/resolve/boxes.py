@@ -20,6 +20,7 @@ from .moving import Moving
 from .shapes import broadcast, told
 from .values import (
     POISON,
+    Builtin,
     Declared,
     Poison,
     StateValue,
@@ -152,7 +153,7 @@ class Boxes(Rules, States):
             )
             return False
         for dim, n in zip(p.dims, shape, strict=True):
-            if isinstance(dim, S.Name) and dim.id not in inner.env:
+            if isinstance(dim, S.Name) and stands_for_nothing(inner.env.get(dim.id)):
                 inner.env[dim.id] = n
                 continue
             try:
@@ -383,3 +384,8 @@ class Boxes(Rules, States):
         except Stop:
             self.resolver.poisoned.add(id(body.box))
         body.box.read_before = placed.node.before_write
+
+
+def stands_for_nothing(value: Any) -> bool:
+    """In brackets: memories, optimizers and functions are called, and are no sizes."""
+    return value is None or isinstance(value, Declared | Builtin)
