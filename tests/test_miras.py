@@ -192,6 +192,13 @@ def test_every_spec_checks_clean_and_is_in_the_one_style() -> None:
         assert f"memory {r.name}(" in r.text and r.combination.bias.words.lower() in words(r.text)
 
 
+def test_the_comment_says_where_a_gradient_is_taken() -> None:
+    picked = [one("matrix", "l1", "elastic", rule) for rule in ("gradient", "implicit")]
+    told = {r.combination.rule.name: words(r.text) for r in survey(picked, 16)}
+    assert "g = d objective / d m at the state as it was" in told["gradient"]
+    assert "g = d objective / d m at the state that the step ends in" in told["implicit"]
+
+
 def words(text: str) -> str:
     """The comment as one line."""
     return " ".join(re.findall(r"^# (.*)$", text, re.M)).lower()

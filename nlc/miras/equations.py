@@ -13,7 +13,7 @@ from .symbols import Expr
 
 STEPS = {
     "gradient": "eta * g", "momentum": "eta * g", "dgd": "eta * (g + {cleared})",
-    "steps": "eta * (g + g after the first step)", "implicit": "eta * g after the step",
+    "steps": "eta * (g + g after the first step)", "implicit": "eta * g",
     "adam": "eta * adam(g)", "muon": "eta * muon(g)",
 }  # fmt: skip
 
@@ -86,4 +86,6 @@ def gradient_line(combination: Combination) -> str:
         at = "the retained state"
     if c.frozen:
         at = "the first state of every chunk" + (", retained" if c.retention.after else "")
+    if c.rule.name == "implicit":
+        at = "the state that the step ends in"
     return f"g = d objective / d M at {at}"
