@@ -348,12 +348,12 @@ def default_tokens(system: System) -> int:
 def row(m: Measured) -> str:
     said = "holds" if m.holds else "FAILS"
     at = m.at or "nothing depends on what was changed" * (not m.contrast > 0)
-    return f"  {m.name:42}{number(m.value):>9}   {short(m.bar):>6}   {said}   {at}".rstrip()
+    return f"  {m.name:42}{number(m.value):>9}   {short(m.bar, 2):>6}   {said}   {at}".rstrip()
 
 
 def told(m: Measured) -> str:
     """A line of a header. What fails has its number, and where it was."""
-    bar = f"(bar {short(m.bar)})"
+    bar = f"(bar {short(m.bar, 2)})"
     if m.holds:
         return f"    {m.name}: {within(m.value)} {bar}"
     why = row(m).partition("FAILS")[2].strip()
