@@ -58,7 +58,8 @@ def childless() -> Iterator[None]:
     """A test that fails leaves no process that trains on."""
     yield
     while CHILDREN:
-        CHILDREN.pop().kill()
+        with CHILDREN.pop() as child:
+            child.kill()
 
 
 def process(*words: object, before: Callable[[], None] | None = None) -> subprocess.Popen[str]:
