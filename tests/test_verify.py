@@ -28,7 +28,7 @@ from nlc.system import Clock
 from nlc.verify import Options, Verifier, headed, number, told, verify, within
 from nlc.verify import properties as P
 from nlc.verify.properties import LongRun, Measured
-from nlc.verify.rounding import judged
+from nlc.verify.rounding import comparable, judged
 from nlc.verify.streams import gradients, random_streams, run_of, truth_of, vocabularies
 
 SMALL: dict[str, Any] = {"vocab": 19, "width": 8, "depth": 1, "heads": 2}
@@ -365,6 +365,15 @@ def test_a_truth_is_what_the_reference_says() -> None:
 
 
 # ---- the whole -----------------------------------------------------------------------------------
+
+
+def test_a_stream_that_rounding_spoils_is_taken_shorter() -> None:
+    def found(ticks: int) -> Measured:
+        return Measured(f"{ticks} tokens", 1e-2, 1e-9, bent={150: 4e-2, 70: 1e-7}[ticks])
+
+    assert comparable((150, 70), found).name == "70 tokens"
+    assert comparable((70, 150), found).name == "70 tokens"
+    assert comparable((150,), found).name == "150 tokens"  # and fails
 
 
 def test_numbers_are_short() -> None:

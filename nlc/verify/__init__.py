@@ -27,7 +27,7 @@ from ..driver import Spec, SpecError
 from ..system import System
 from . import properties as P
 from .properties import Measured
-from .rounding import Found, bend, judged
+from .rounding import Found, bend, comparable, judged
 from .streams import Run, Streams, Truth, random_streams, run_of, truth_of
 
 FEWEST, MOST = 17, 65  # tokens, if a call does not say how many
@@ -246,24 +246,22 @@ class Verifier:
 
     def of_chunks(self) -> Iterator[Step]:
         """A call that is cut into chunks, which the reference would take long to run."""
-        many = max(P.MANY, self.tokens)
-        x = random_streams(self.system, self.options.batch, many, self.options.seed)
-        one = tuple(s[:1] for s in x)  # rounding is as large in one sample
-        cuts = P.few_by_few(self.system, many)
-        if not cuts:
+        lengths = [max(many, self.tokens) for many in P.MANY]
+        if not P.few_by_few(self.system, lengths[-1]):
             return
-
-        def answers() -> Measured:
-            found = P.many_at_once(run_of(self.model), x, cuts)
-            return self.judged(found, lambda r: {"": r(one)[0]})
-
-        def gradients() -> Measured:
-            found = P.gradients_of_many(self.model, x, cuts)
-            return self.judged(found, lambda r: truth_of(r, one).gradients)
-
-        yield "a call of many tokens", answers
+        yield "a call of many tokens", lambda: comparable(lengths, self.many_at_once)
         if self.learns:
-            yield "gradients of many tokens", gradients
+            yield "gradients of many tokens", lambda: comparable(lengths, self.gradients_of_many)
+
+    def many_at_once(self, ticks: int) -> Measured:
+        x = random_streams(self.system, self.options.batch, ticks, self.options.seed)
+        found = P.many_at_once(run_of(self.model), x, P.few_by_few(self.system, ticks))
+        return self.judged(found, lambda r: {"": r(one_sample(x))[0]})
+
+    def gradients_of_many(self, ticks: int) -> Measured:
+        x = random_streams(self.system, self.options.batch, ticks, self.options.seed)
+        found = P.gradients_of_many(self.model, x, P.few_by_few(self.system, ticks))
+        return self.judged(found, lambda r: truth_of(r, one_sample(x)).gradients)
 
     @property
     def learns(self) -> bool:
@@ -392,3 +390,8 @@ __all__ = [
     "Certificate", "Measured", "Options", "Step", "Verifier", "default_tokens", "each",
     "headed", "not_followed", "too_short", "verify",
 ]  # fmt: skip
+
+
+def one_sample(streams: Streams) -> Streams:
+    """Rounding is as large in one."""
+    return tuple(s[:1] for s in streams)

@@ -34,7 +34,7 @@ from . import properties as P
 from .along import Along, gradients, joined
 from .drawn import Range, draw, ranges, told
 from .properties import Measured
-from .rounding import DRAWS, judged, other_bits
+from .rounding import DRAWS, comparable, judged, other_bits
 from .streams import Grads, Streams, apart, farthest, in_calls, run_of, ticks
 
 SIZES = (8, 6, 3, 2)  # of the names in brackets, those of last axes first; others are 2
@@ -308,29 +308,37 @@ class MemoryVerifier:
         at = f"{where}, calls that end at {cuts}" if where else ""
         return Measured("state after calls == in one call", off, P.EXACT, at)
 
-    @cached_property
-    def many(self) -> Streams:
-        return self.drawn(self.options.batch, max(P.MANY, self.tokens))
+    def of_many(self, measured: Callable[[Streams, list[int]], Measured]) -> Measured:
+        """A call that is cut into chunks, and calls that are not."""
 
-    @property
-    def cuts(self) -> list[int]:
-        return P.few_by_few(self.system, self.many[0].shape[1])
+        def at(time: int) -> Measured:
+            return measured(self.drawn(self.options.batch, time), P.few_by_few(self.system, time))
+
+        return comparable([max(many, self.tokens) for many in P.MANY], at)
 
     def many_at_once(self) -> Measured:
-        found = P.many_at_once(self.run, self.many, self.cuts)
-        return self.judged(found, lambda x: {"": in_calls(self.run, x, self.cuts)})
+        def measured(many: Streams, cuts: list[int]) -> Measured:
+            found = P.many_at_once(self.run, many, cuts)
+            return self.judged(found, many, lambda x: {"": in_calls(self.run, x, cuts)})
+
+        return self.of_many(measured)
 
     def gradients_of_many(self) -> Measured:
-        off, where = self.gradients_apart(self.many, self.cuts)
-        name = f"gradients of {self.many[0].shape[1]} tokens == in calls"
-        return self.judged(Measured(name, off, P.EXACT, where), self.gradients)
+        def measured(many: Streams, cuts: list[int]) -> Measured:
+            off, where = self.gradients_apart(many, cuts)
+            name = f"gradients of {many[0].shape[1]} tokens == in calls"
+            return self.judged(Measured(name, off, P.EXACT, where), many, self.gradients)
 
-    def judged(self, measured: Measured, found: Callable[[Streams], Grads]) -> Measured:
+        return self.of_many(measured)
+
+    def judged(
+        self, measured: Measured, streams: Streams, found: Callable[[Streams], Grads]
+    ) -> Measured:
         """What is too far is held to what other last bits of the streams do."""
 
         def bent() -> float:
-            wanted = found(self.many)
-            others = (found(other_bits(self.many, draw)) for draw in range(DRAWS))
+            wanted = found(streams)
+            others = (found(other_bits(streams, draw)) for draw in range(DRAWS))
             return max(farthest(other, wanted, LEAST)[0] for other in others)
 
         return judged(measured, bent)

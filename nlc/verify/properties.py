@@ -46,7 +46,8 @@ EXACT = 1e-9  # of the largest number, float64
 ALIVE = 10.0  # a norm may change by this factor
 PIECES = 8  # calls of a long stream
 LONGEST = 4096  # tokens, in search of a gradient
-MANY, FEW = 150, 13  # tokens of a call that is cut into several chunks, and of one that never is
+MANY = 150, 70  # tokens of a call that is cut into several chunks; the fewer, where rounding grows
+FEW = 13  # of one that never is
 
 
 class HasArrays(Protocol):
@@ -65,6 +66,7 @@ class Measured:
     bar: float
     at: str = ""
     contrast: float = math.inf
+    bent: float = 0.0  # what other last bits do to it, where that was asked
 
     @property
     def holds(self) -> bool:

@@ -4,7 +4,7 @@ in another order, can promise less.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 
 import torch
@@ -49,4 +49,15 @@ def judged(measured: Measured, bent: Callable[[], float]) -> Measured:
     far = bent()
     said = f"{measured.at}; rounding alone moves the reference by {far:.1e}".removeprefix("; ")
     bar = max(measured.bar, far) if far <= CHAOS else measured.bar
-    return replace(measured, bar=bar, at=said)
+    return replace(measured, bar=bar, at=said, bent=far)
+
+
+def comparable(lengths: Iterable[int], measured: Callable[[int], Measured]) -> Measured:
+    """At the first of these lengths where rounding leaves digits to compare, or the last."""
+    found = None
+    for ticks in lengths:
+        found = measured(ticks)
+        if found.bent <= CHAOS:
+            break
+    assert found is not None
+    return found
