@@ -121,13 +121,15 @@ def array_rule(
             rule = learned_rule(state, array, learn)
         check_rates(state, learn, rule.momentum is not None, frozen)
         several = learn.steps > 1
-        if several and (frozen or rule.momentum is not None or learn.rule == "implicit"):
+        tied = rule.momentum is not None or rule.erase is not None  # to what the step before wrote
+        if several and (frozen or tied or learn.rule == "implicit"):
             raise NotLowered(f"`steps = {learn.steps}` of `{learn.rule}`", learn.span)
         moves = several or rule.momentum is not None or bool(state.rule.through)
         if ridge is not None and (frozen or moves):
             raise NotLowered(f"a ridge of `{state.name}` with `{learn.rule}`", learn.span)
     if state.rule.after_retain and (frozen or rule.erase is not None):
-        raise NotLowered(f"`after retain` of `{state.name}` with frozen gradients", state.span)
+        beside = "frozen gradients" if frozen or learn is None else f"`{learn.rule}`"
+        raise NotLowered(f"`after retain` of `{state.name}` with {beside}", state.span)
     before, keep = state.rule.retain, kept(state, rule, learn, ridge)
     if late and keep is not before:
         late = False

@@ -899,3 +899,30 @@ def test_rounds_may_be_counted() -> None:
     assert torch.equal(nlc.memory("lp")(**x)[0], exact)
     with pytest.raises(ValueError, match="`rounds` is a whole number from 1 on"):
         nlc.memory("lp", rounds=0)
+
+
+@pytest.mark.parametrize("after", ["", " after retain"])
+@pytest.mark.parametrize("steps", [1, 2, 3])
+def test_several_steps_of_dgd_clear_what_stands_at_each(steps: int, after: str) -> None:
+    """Each step begins where the one before ended; what is kept is kept once (2.9.4, 2.9.6)."""
+    operation = nlc.memory(
+        "nl 1\nmemory twice(q[n], k[n], v[m], alpha, eta) { state M : matrix(n, m)\nretain alpha\n"
+        f"objective sum((M(k) - v)^2) / 2{after}\nlearn dgd(rate = eta, steps = {steps})\n"
+        "read M(q) }\n"
+    )
+    generator = torch.Generator().manual_seed(steps)
+    q, k, v = (torch.randn(1, 5, 1, n, generator=generator).double() for n in (3, 3, 4))
+    alpha, eta = 0.1 + 0.6 * torch.rand(2, 1, 5, 1, generator=generator).double()
+    kept, wanted = torch.zeros(4, 3).double(), []
+    for t in range(5):
+        key, target = k[0, t, 0], v[0, t, 0]
+        old = alpha[0, t, 0] * kept if after else kept
+        new = old
+        for _ in range(steps):
+            new = new - eta[0, t, 0] * torch.outer(new @ key + new @ key - target, key)
+        kept = alpha[0, t, 0] * kept + new - old
+        wanted.append(kept @ q[0, t, 0])
+    streams = {"q": q, "k": k, "v": v, "alpha": alpha, "eta": eta}
+    truth = answers(nlc.reference(operation.spec(**streams)), streams)
+    assert distance(truth[0, :, 0], torch.stack(wanted)) < EXACT
+    assert distance(operation(**streams)[0], truth) < EXACT

@@ -325,7 +325,7 @@ class Firing:
         cell = self.cell(state)
         weight = self.kept[state.name][array] if state.rule.after_retain else cell.kept[array]
         if not first:
-            weight = self.kept[state.name][array] + self.offsets[state.name][array]
+            weight = weight + self.offsets[state.name][array]
         line = state.rule.learn[array]
         inner = self.inst.box is None or self.inst.box.level is None  # an optimizer's own memory
         made = []

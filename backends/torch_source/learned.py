@@ -264,8 +264,7 @@ class Learned(Standing):
     ) -> list[str]:
         """`weight`, `grad`, and the examples of an array whose rule asks for them."""
         old = f"s[{body.key(state_path(self.box, state.name, array.name))}]"
-        retains = state.rule.after_retain or step > 0
-        weight = f"{self.kept(body, state, array)}{old}" if retains else old
+        weight = f"{self.kept(body, state, array)}{old}" if state.rule.after_retain else old
         weight += offsets.get(array.name, "") if step else ""
         place = state.name, array.name
         if asks(state, array) and place not in self.rows:
