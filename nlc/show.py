@@ -35,7 +35,7 @@ _NAMES = {"rms_norm": "norm", "layer_norm": "layernorm", "layer_norm_back": "lay
 class Writer:
     """Terms to text. `bound`: terms that have a name by now. `state`: the one that rules speak of,
     whose arrays are named alone; `base` is what it is called. `body`: whose states need no box
-    before their names.
+    before their names. `kept`: the arrays of a network are those that have been retained.
     """
 
     bound: dict[int, str] = field(default_factory=dict)
@@ -43,6 +43,7 @@ class Writer:
     base: str = ""
     body: Box | None = None
     latex: bool = False
+    kept: bool = False
 
     def text(self, term: Term, least: int = COMPARED) -> str:
         written, binds = self.written(term)
@@ -81,10 +82,8 @@ class Writer:
                 return f"{self.text(term.args[0], ATOM)}[{term.info}]", ATOM
         if term.op in _SAME or term.op == "sum_to" and prod(term.shape) == prod(term.args[0].shape):
             return self.written(term.args[0])
-        if term.op == "length_slope" and term.info in (None, 2):
-            x = term.args[0]
-            length = make("length", x, shape=x.shape[:-1])
-            return self.written(make("div", x, length, shape=x.shape))
+        if term.op == "length_slope":
+            return self.written(slope_of_length(term))
         if term.op == "sqrt_slope":
             return self.written(div(constant(0.5, term), make("sqrt", term.args[0])))
         if self.latex and term.op in _LATEX:
@@ -134,7 +133,7 @@ class Writer:
         whole = self.handle(handle)
         if not array.name:
             return self.name(whole)
-        return self.name(array.name if own else f"{whole}.{array.name}")
+        return self.name(array.name if own and not self.kept else f"{whole}.{array.name}")
 
     def handle(self, handle: Handle) -> str:
         """A state by the name that this body has for it."""
@@ -158,6 +157,17 @@ class Writer:
         if self.latex and ("\\frac" in inside or "\\begin" in inside):
             return rf"{name}\left({inside}\right)"
         return f"{name}({inside})"
+
+
+def slope_of_length(term: Term) -> Term:
+    """In the language: x / length(x), and of another p the power of each entry's share."""
+    x, p = term.args[0], term.info or 2
+    length = make("length", x, shape=x.shape[:-1], info=term.info)
+    if p == 2:
+        return make("div", x, length, shape=x.shape)
+    sign = make("sign", x)
+    share = make("div", make("abs", x), length, shape=x.shape)
+    return sign if p == 1 else mul(sign, make("pow", share, constant(p - 1, x), shape=x.shape))
 
 
 def called(w: Writer, term: Term) -> tuple[str, list[Term | str]]:

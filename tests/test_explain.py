@@ -263,3 +263,32 @@ def test_a_gradient_that_is_autograds_has_a_class_that_says_so() -> None:
     assert (
         "class not known: its gradient is autograd's: no rule gives the derivative of `qr`" in page
     )
+
+
+def written(objective: str, form: str = "matrix(n, m)", rule: str = "gradient(rate = eta)") -> str:
+    text = (
+        f"nl 1\nmemory a(k[n], v[m], q[n], alpha, eta) {{ state M : {form}\n"
+        f"retain alpha\nobjective {objective}\nlearn {rule}\nread M(q) }}\n"
+    )
+    return re.sub(r"\s+", " ", explain(check_text(text)))
+
+
+def test_the_slope_of_a_length_is_of_its_own_power() -> None:
+    assert "e = sign(r) * (abs(r) / length(r, 3))^2" in written("length(M(k) - v, 3)")
+    assert "e = sign(r) gradient" in written("length(M(k) - v, 1)")
+    x, p = torch.randn(5, dtype=torch.float64, requires_grad=True), 3
+    size = torch.linalg.vector_norm(x, p)
+    (slope,) = torch.autograd.grad(size, x)
+    assert torch.allclose(slope, x.sign() * (x.abs() / size) ** (p - 1), rtol=1e-12)
+
+
+def test_a_network_that_is_retained_first_is_asked_as_it_is_then() -> None:
+    text = written("sum((M(k) - v)^2) after retain", "mlp(n, 5, m)")
+    assert "a1 = kept.W1 @ k" in text and "e1 = kept.W2' @ e2 * gelu_slope(a1)" in text
+    assert "dL/dkept.W1 = e1 k'" in text and "W1 = kept.W1 - eta * e1 k'" in text
+    assert "a1 = W1 @ k" in written("sum((M(k) - v)^2)", "mlp(n, 5, m)")
+
+
+def test_why_an_error_on_the_retained_state_runs_tick_by_tick() -> None:
+    text = written("sum((M(k) - v)^2) after retain", rule="dgd(rate = eta)")
+    assert "`after retain` of `M` with `dgd` has no parallel form" in text

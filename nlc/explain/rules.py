@@ -242,7 +242,7 @@ def own_rows(w: Writer, d: Derived, name: str) -> Rows:
     rows: Rows = []
     kept = retained(w, rule.retain, dual_name(w, d, "") if rule.through else name)
     if rule.after_retain and rule.retain is not None:
-        w.base = unused(w, "kept")
+        w.base, w.kept = unused(w, "kept"), True
         links = list((rule.through or {}).values())
         read = link_text(w, links[0], kept) if links else kept
         rows.append(Row("first", f"{w.name(w.base)} = {read}"))
@@ -255,7 +255,7 @@ def own_rows(w: Writer, d: Derived, name: str) -> Rows:
         rows += [*class_rows(w, d), *retention_rows(w, d, name)]
         for array in state.form.arrays:
             rows += array_rows(w, d, array.name, kept)
-    w.base = before
+    w.base, w.kept = before, False
     return [*rows, *clocked(w, d, "objective"), *stability_rows(w, d)]
 
 
@@ -331,7 +331,8 @@ def gradient_rows(w: Writer, d: Derived) -> Rows:
         text = gradient_text(w, d, array.name)
         if text:
             whole = w.base or d.state.name
-            of = w.name(array.name if array.name else whole)
+            named = f"{whole}.{array.name}" if w.kept else array.name
+            of = w.name(named if array.name else whole)
             left = rf"\frac{{\partial L}}{{\partial {of}}}" if w.latex else f"dL/d{of}"
             rows.append(Row("gradient", f"{left} = {text}"))
     if any(len(e.input.shape) > len(d.state.per) + 1 for e in d.examples):
