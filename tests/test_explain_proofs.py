@@ -589,6 +589,24 @@ def test_a_name_is_looked_up_at_its_call() -> None:
     assert "that does not keep it from growing" in page
 
 
+def test_gates_that_change_can_make_momentum_grow_inside_its_bounds() -> None:
+    """Each matrix shrinks, and five of them in turn grow: no range of gates keeps it small."""
+    gates = 4 * [(0.999, 0.001, 0.999)] + [(0.999, 0.999, 0.001)]
+    turn = torch.eye(2, dtype=torch.float64)
+    for alpha, s, mu in gates:
+        one = torch.tensor([[alpha - s, mu], [-s, mu]], dtype=torch.float64)
+        assert -(1 - alpha) * (1 - mu) < s < (1 + alpha) * (1 + mu)
+        assert torch.linalg.eigvals(one).abs().max() < 1
+        turn = one @ turn
+    assert torch.linalg.eigvals(turn).abs().max() > 3.9
+    text = (ROOT / "specs/gated_deltanet.nl").read_text(encoding="utf-8")
+    changed = text.replace("gated_delta(", "momentum_delta(").replace("beta), x", "beta, alpha), x")
+    changed = changed.replace("memory/gated_delta", "memory/momentum_delta")
+    page = re.sub(r"\s+", " ", explain(nlc.load(changed)))
+    assert "with gates that change from token to token it may grow all the same" in page
+    assert "never grows" not in page
+
+
 @pytest.mark.parametrize("seed", range(200))
 def test_intervals_hold_the_results_of_their_arithmetic(seed: int) -> None:
     a, b, c, d = (3 * random(4, seed=seed)).tolist()

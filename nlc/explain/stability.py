@@ -1,6 +1,6 @@
 """For which rates a step contracts: what two states of one memory differ by, before and after it.
 
-Only what is proven is said (tests/test_explain_stability.py tries each bound from both sides).
+Only what is proven is said (tests/test_explain_proofs.py tries each bound from both sides).
 With D the difference and d = D k, a step of a matrix that multiplies is
 
     D <- a D - rate J d k'      so      d <- (a - s J) d,  s = rate |k|^2      (J = de/dy)
@@ -169,7 +169,7 @@ def contraction(d: Derived) -> Contraction:
     if d.period > 1 and not d.state.rule.once:
         several = f"over the {d.period} ticks"
     if several and (step.momentum is not None or step.steps > 1 or step.implicit):
-        raise Unknown("several pairs with momentum, or with several steps")
+        raise Unknown("several pairs with momentum, several steps or an implicit one")
     vector = not d.narrow(strength)
     one = d.number(1.0)
     scale = next((j.scale for j in d.jacobians if not j.constant and j.scale is not None), one)
@@ -544,8 +544,11 @@ def two_by_two(w: Writer, a: str, b: str, c: str, e: str) -> str:
 def momentum_guarantee(w: Writer, d: Derived, keep: Term, mu: Term, s: Term) -> Rows:
     a, m, x = (d.scope.interval(t) for t in (keep, mu, s))
     fine = a.low >= 0 and m.low >= 0 and a.high <= 1 and m.high <= 1 and x.low >= 0
-    whole = Interval(0, 1) if fine and x.high <= (1 + a.low) * (1 + m.low) else Interval()
-    return guarantee(w, d, [s, keep, mu], whole)
+    if not fine or x.high > (1 + a.low) * (1 + m.low):
+        return guarantee(w, d, [s, keep, mu], Interval())
+    # Matrices of different gates do not commute: where each shrinks a product of them may grow.
+    end = "within these bounds; with gates that change from token to token it may grow all the same"
+    return guarantee(w, d, [s, keep, mu], Interval(0, 1), end)
 
 
 # ---- duals, what is put in its place, given writes -----------------------------------------------
@@ -572,7 +575,7 @@ def of_dual(w: Writer, d: Derived, c: Contraction) -> Rows:
         total = f"{magnitude(w, c.keep)} + {bound}"
         rows.append(said(w, LABEL, "what two duals differ by shrinks if {}", less(w, total, "1")))
     a, x = d.scope.interval(c.keep), d.scope.interval(c.strength)
-    top = a.size + x.high * largest * c.slopes.high
+    top = a.size + x.size * largest * c.slopes.high
     return rows + guarantee(w, d, [c.strength, c.keep], Interval(0, top))
 
 
@@ -652,7 +655,9 @@ def within(x: Interval) -> bool:
     return x.low >= -1 and x.high <= 1
 
 
-def guarantee(w: Writer, d: Derived, gates: list[Term], whole: Interval) -> Rows:
+def guarantee(
+    w: Writer, d: Derived, gates: list[Term], whole: Interval, fine: str = "it never grows"
+) -> Rows:
     """The ranges of the gates as they are made in this system, and what follows."""
     if d.system is None:
         return []
@@ -664,8 +669,8 @@ def guarantee(w: Writer, d: Derived, gates: list[Term], whole: Interval) -> Rows
         told.append(f"{{}} is {range_text(found)}")
         values.append(w.text(gate, PRODUCT))
     if not told:
-        return [] if not within(whole) else [said(w, LABEL, "here it never grows")]
-    end = "it never grows" if within(whole) else "that does not keep it from growing"
+        return [] if not within(whole) else [said(w, LABEL, f"here {fine}")]
+    end = fine if within(whole) else "that does not keep it from growing"
     return [said(w, LABEL, f"here {' and '.join(told)}: {end}", *values)]
 
 
