@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Sequence
+from io import TextIOWrapper
 from pathlib import Path
 
 from .calls import Parser
@@ -24,6 +25,9 @@ TOO_LARGE = (
 
 def main(words: Sequence[str] | None = None) -> int:
     """Run one command; every mistake ends as a sentence and a status."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):  # a terminal that has no Greek is told its numbers
+            stream.reconfigure(errors="backslashreplace")
     try:
         status = _dispatch(sys.argv[1:] if words is None else list(words))
         sys.stdout.flush()

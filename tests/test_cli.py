@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -257,3 +258,14 @@ def test_a_closed_pipe_is_quiet(place: Path) -> None:
     with child.stderr as stderr:
         assert stderr.read() == b""
     assert child.wait() == 141
+
+
+def test_what_a_terminal_cannot_write_is_told_by_number(place: Path) -> None:
+    body = "state M : matrix(n, n); objective -dot(M(x), x); learn gradient(rate = 2); read M(x)"
+    (place / "named.nl").write_text(f"nl 1\n# Größe\nmemory a(x[n]) {{ {body} }}\n", "utf-8")
+    told = subprocess.run(
+        [sys.executable, "-X", "utf8=0", "-m", "nlc", "explain", "named.nl"],
+        env={**os.environ, "PYTHONIOENCODING": "ascii"}, capture_output=True, check=False,
+    )  # fmt: skip
+    assert told.returncode == 0, told.stderr
+    assert rb"Gr\xf6\xdfe" in told.stdout
