@@ -229,8 +229,8 @@ def check_clock(box: Box, level: Level) -> None:
     late = clock.period == 1 and clock.first > 1 and box.states and not reads_old(box)
     if late and level.partial == "flush":  # a read sees what it wrote, and not what a flush wrote
         raise NotLowered(f"`partial flush` of `{level.name}` ({clock})", level.span)
-    late = clock.phase is not None and clock.unit == "token"
-    if loss and (late or clock.unit == "sequence"):
+    phased = clock.phase is not None and clock.unit == "token"
+    if loss and (phased or clock.unit == "sequence"):
         raise NotLowered(f"the model's own loss, learned {clock} by `{level.name}`,", level.span)
     if clock.unit == "sequence" and box.exact:
         raise NotLowered(f"`learn exact` in `{level.name}`, {clock},", level.span)

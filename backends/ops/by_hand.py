@@ -101,31 +101,23 @@ def gelu(x: Tensor) -> Tensor:
     """x Phi(x). Of float32 that lies in one piece torch asks oneDNN, whose set-up takes 7 us and on
     the way back 22, as long as 4,000 to 8,000 numbers; a transposed view gets torch's own loop.
     """
-    axis = _turned(x)
-    return (
-        functional.gelu(x)
-        if axis is None
-        else functional.gelu(x.transpose(axis, -1)).transpose(axis, -1)
-    )
+    return _by_its_loop(functional.gelu, x)
 
 
 def gelu_backward(bar: Tensor, x: Tensor) -> Tensor:
     """bar (Phi(x) + x phi(x)), as `gelu` asks for it."""
-    axis, back = _turned(x), torch.ops.aten.gelu_backward
-    made: Tensor = (
-        back(bar, x)
-        if axis is None
-        else back(bar.transpose(axis, -1), x.transpose(axis, -1)).transpose(axis, -1)
-    )
-    return made
+    return _by_its_loop(torch.ops.aten.gelu_backward, bar, x)
 
 
-def _turned(x: Tensor) -> int | None:
-    """Which axis of a small array to turn with the last, so that it is not in one piece."""
+def _by_its_loop(run: Callable[..., Tensor], *arrays: Tensor) -> Tensor:
+    """Of small arrays, element by element: with an axis turned, they are not in one piece."""
+    x = arrays[-1]
     small = x.dtype is torch.float32 and x.numel() < SMALL and x.is_cpu
-    if not small or torch.compiler.is_compiling():
-        return None
-    return next((i for i, n in enumerate(x.shape[:-1]) if n > 1), None)
+    if small and not torch.compiler.is_compiling():
+        axis = next((i for i, n in enumerate(x.shape[:-1]) if n > 1), None)
+        if axis is not None:
+            return run(*(t.transpose(axis, -1) for t in arrays)).transpose(axis, -1)
+    return run(*arrays)
 
 
 class GeluBack(torch.autograd.Function):

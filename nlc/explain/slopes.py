@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from enum import Enum
 from math import inf
 
+from ..array_rules import one_number
 from ..backward import Underivable, add, constant, div, make, mul, neg, power, sub
 from ..derive import affine
 from ..rules import Example
@@ -89,19 +90,6 @@ def of_factor(factor: Term, y: Term) -> Jacobian:
 
 def uses(term: Term, y: Term) -> bool:
     return any(t is y for t in term.walk())
-
-
-def one_number(term: Term) -> Term | None:
-    """A term that is the same in every entry, as that number."""
-    if term.shape == ():
-        return term
-    if term.op in ("expand", "column"):
-        return one_number(term.args[0])
-    if term.op in ("add", "sub", "mul", "div", "neg"):
-        parts = [one_number(a) for a in term.args]
-        if None not in parts:
-            return make(term.op, *(p for p in parts if p is not None))
-    return None
 
 
 LINEAR = {"add", "sub", "neg", "sum", "mean", "expand", "sum_to", "column", "squeeze", "reshape"}
