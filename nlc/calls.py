@@ -26,9 +26,20 @@ class Parser(argparse.ArgumentParser):
         if strange:
             word = strange[0].partition("=")[0]
             what = "option" if word.startswith("-") else "argument"
-            near = did_you_mean(word, self.options) if what == "option" else ""
+            near = self.option_near(word) if what == "option" else ""
             self.error(f"{self.prog} knows no {what} {word}.{near}")
         return arguments
+
+    def option_near(self, word: str) -> str:
+        """The option that may have been meant, or the one that takes this word."""
+        for action in self._actions:
+            if action.choices is not None and word.lstrip("-") in action.choices:
+                return f" Did you mean {action.option_strings[-1]} {word.lstrip('-')}?"
+        return did_you_mean(word, self.options)
+
+    def print_help(self, file: Any = None) -> None:
+        """As anything is printed: argparse hides that it could not be."""
+        print(self.format_help(), end="", file=file)
 
     def add(self, *names: str, **keywords: Any) -> None:
         self.add_argument(*names, **keywords)

@@ -6,18 +6,23 @@ What a command needs is imported when it runs: `check`, `fmt` and `graph` answer
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from io import TextIOWrapper
 from pathlib import Path
+from typing import TextIO
 
 from .calls import Parser
 from .commands import VERBS, print_diagnostics
-from .files import CallError, did_you_mean
+from .files import CallError, did_you_mean, why
 
 FAULT = 70  # exit status of a fault of nlc itself
 CANNOT_GO_ON = 3
+# what a full disk, a quota, a limit on files or a medium answers to what is printed into a file
+UNWRITTEN = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
 TOO_LARGE = (
     "There is not enough memory for these sizes. Choose smaller ones, with --set or in the spec."
 )
@@ -25,26 +30,54 @@ TOO_LARGE = (
 
 def main(words: Sequence[str] | None = None) -> int:
     """Run one command; every mistake ends as a sentence and a status."""
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, TextIOWrapper):  # a terminal that has no Greek is told its numbers
-            stream.reconfigure(errors="backslashreplace")
+    _prepare()
     try:
-        status = _dispatch(sys.argv[1:] if words is None else list(words))
+        status = _status_of(sys.argv[1:] if words is None else list(words))
         sys.stdout.flush()
         return status
     except BrokenPipeError:  # nobody reads on: that is no mistake
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _let_go(sys.stdout)
         return 141
     except KeyboardInterrupt:
-        print("\nnlc: stopped", file=sys.stderr)
-        return 130
-    except SystemExit as end:  # of argparse, after --help
-        return end.code if isinstance(end.code, int) else 0
+        return _say("\nnlc: stopped", 130)
     except CallError as error:
-        print(f"nlc: {error}", file=sys.stderr)
-        return error.status
+        return _say(f"nlc: {error}", error.status)
     except Exception as error:
         return _told(error)
+
+
+def _prepare() -> None:
+    """Streams that can be written to: closed ones lead nowhere, and a terminal that has no Greek is
+    told its numbers.
+    """
+    nowhere = Path(os.devnull)
+    sys.stdout = sys.stdout or nowhere.open("w", encoding="utf-8")
+    sys.stderr = sys.stderr or nowhere.open("w", encoding="utf-8")
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+
+def _status_of(words: list[str]) -> int:
+    try:
+        return _dispatch(words)
+    except SystemExit as end:  # of argparse, after --help
+        return end.code if isinstance(end.code, int) else 0
+
+
+def _say(text: str, status: int) -> int:
+    """A mistake has its status, whether or not anybody can be told of it."""
+    try:
+        print(text, file=sys.stderr, flush=True)
+    except OSError:
+        _let_go(sys.stderr)
+    return status
+
+
+def _let_go(stream: TextIO) -> None:
+    """What it still holds goes nowhere: at the end Python would try again, and complain."""
+    with suppress(OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def _dispatch(words: list[str]) -> int:
@@ -91,26 +124,24 @@ def _told(error: Exception) -> int:
     from .driver import SpecError
 
     if isinstance(error, SpecError):
-        print_diagnostics(error.diagnostics, sys.stderr)
+        with suppress(OSError):
+            print_diagnostics(error.diagnostics, sys.stderr)
         return 1
     if isinstance(error, Unsettled):
-        print(f"nlc: {error}", file=sys.stderr)
-        return 1
+        return _say(f"nlc: {error}", 1)
     if os.environ.get("NLC_TRACEBACK"):
         raise error
     if _out_of_memory(error):
-        print(f"nlc: {TOO_LARGE}", file=sys.stderr)
-        return CANNOT_GO_ON
+        return _say(f"nlc: {TOO_LARGE}", CANNOT_GO_ON)
+    if isinstance(error, OSError) and error.filename is None and error.errno in UNWRITTEN:
+        _let_go(sys.stdout)
+        return _say(f"nlc: What is printed cannot be written: {why(error)}.", CANNOT_GO_ON)
     at = error.__traceback__
     while at is not None and at.tb_next is not None:
         at = at.tb_next
     where = f" ({Path(at.tb_frame.f_code.co_filename).name}:{at.tb_lineno})" if at else ""
-    print(
-        f"nlc: a fault of nlc, not of your call: {type(error).__name__}: {error}{where}\n"
-        "NLC_TRACEBACK=1 shows how it came to it.",
-        file=sys.stderr,
-    )
-    return FAULT
+    said = f"nlc: a fault of nlc, not of your call: {type(error).__name__}: {error}{where}"
+    return _say(f"{said}\nNLC_TRACEBACK=1 shows how it came to it.", FAULT)
 
 
 def _out_of_memory(error: Exception) -> bool:

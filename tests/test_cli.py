@@ -55,6 +55,7 @@ MISTAKES = [
     (("--verison",), "Did you mean --version?"),
     (("check",), "What is missing: FILE"),
     (("check", "good.nl", "--formt", "json"), "Did you mean --format?"),
+    (("explain", "good.nl", "--latex"), "Did you mean --format latex?"),
     (("check", "good.nl", "--format", "xml"), "invalid choice: 'xml'"),
     (("check", "nowhere.nl"), "nowhere.nl"),
     (("check", "god.nl"), "Did you mean good.nl?"),
@@ -269,3 +270,26 @@ def test_what_a_terminal_cannot_write_is_told_by_number(place: Path) -> None:
     )  # fmt: skip
     assert told.returncode == 0, told.stderr
     assert rb"Gr\xf6\xdfe" in told.stdout
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no device that is always full")
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_a_full_disk_is_no_fault_of_nlc(place: Path, unbuffered: str) -> None:
+    """What cannot be printed is said once, and nothing more at the end of Python."""
+    here = {**os.environ, "PYTHONUNBUFFERED": unbuffered}
+    for words, status in (("graph", "hope"), 3), (("check", "--help"), 3), (("check", "no.nl"), 2):
+        call = [sys.executable, "-m", "nlc", *words]
+        with Path("/dev/full").open("w") as full:
+            done = subprocess.run(call, env=here, stdout=full, stderr=subprocess.PIPE, check=False)
+            mute = subprocess.run(call, env=here, stdout=full, stderr=full, check=False)
+        said = done.stderr.decode()
+        assert done.returncode == mute.returncode == status, said
+        assert said.count("\n") == 1 and "a fault of nlc" not in said
+        assert ("cannot be written: the disk is full." in said) == (status == 3)
+
+
+def test_streams_that_are_closed_lead_nowhere(place: Path) -> None:
+    call = f"{sys.executable} -m nlc"
+    for words, status in (f"{call} graph hope >&-", 0), (f"{call} check no.nl 2>&- >&-", 2):
+        done = subprocess.run(words, shell=True, capture_output=True, check=False)
+        assert (done.returncode, done.stdout, done.stderr) == (status, b"", b"")
