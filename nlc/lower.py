@@ -19,7 +19,7 @@ from .diagnostics import Diagnostic
 from .endings import ending, summed
 from .foreign import names_others, reads_old, spans, through_lines
 from .idle import idle
-from .joint import joint
+from .joint import is_joint, joint
 from .lacking import NotLowered
 from .pasts import attention, squares
 from .plan import Lowering, Plan
@@ -66,6 +66,8 @@ def lower(system: System) -> tuple[Plan | None, list[Diagnostic]]:
         check_owner(system)
         training = openness(system, trained_levels(system))
         inner = openness(system, learners)
+        if any(is_joint(t, learners) for t in system.transfers):
+            keep_derivatives(lowerings)
         for box in system.boxes:
             if id(box) in lowerings and apart(lowerings[id(box)], training):
                 lowerings[id(box)] = taken_apart(box, lowerings[id(box)].gradients)
@@ -399,12 +401,38 @@ def in_dual_form(box: Box) -> Lowering:
     if table is not None:
         raise NotLowered(f"a row of `{table.name}`", table.span)
     gradients = {s.name: derived(box, s) for s in changing}
-    if box.linearise is not None and not (box.linearise == 1 and calls_twice(gradients)):
-        arrays = tuple(r for s in changing for r in array_rules(box, s, gradients[s.name], True))
-        why = f"gradients at the start of every {box.linearise} tokens, in dual form (class iv)"
-        if any(s.rule.through for s in changing):
-            why += ", the link on each read (class vi)"
-        return Lowering(box, "frozen", why, arrays=arrays, gradients=gradients)
+    if box.linearise is None:
+        return exactly(box, changing, gradients)
+    if box.linearise == 1:  # the recurrence itself (2.9.7): frozen, it would go tick by tick
+        try:
+            linked = next((s for s in changing if s.rule.through), None)
+            if linked is not None:
+                raise NotLowered(f"`retain .. through` of `{linked.name}`", linked.span)
+            return exactly(box, changing, gradients)
+        except NotLowered:
+            if calls_twice(gradients):
+                raise
+    return frozen(box, gradients)
+
+
+def frozen(box: Box, gradients: Mapping[str, Gradient]) -> Lowering:
+    changing = [s for s in box.states if s.rule.changes]
+    arrays = tuple(r for s in changing for r in array_rules(box, s, gradients[s.name], True))
+    why = f"gradients at the start of every {box.linearise} tokens, in dual form (class iv)"
+    if any(s.rule.through for s in changing):
+        why += ", the link on each read (class vi)"
+    return Lowering(box, "frozen", why, arrays=arrays, gradients=gradients)
+
+
+def keep_derivatives(lowerings: dict[int, Lowering]) -> None:
+    """What is solved has no second derivative; gradients at the start of every token have."""
+    for key, found in lowerings.items():
+        if found.kind == "solved" and found.box.linearise == 1:
+            lowerings[key] = frozen(found.box, found.gradients)
+
+
+def exactly(box: Box, changing: list[State], gradients: Mapping[str, Gradient]) -> Lowering:
+    """Each write from the state that the one before it left."""
     once_a_tick(box, changing)
     rule = one_solve(box, gradients)
     if rule is not None:

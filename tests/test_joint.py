@@ -128,6 +128,10 @@ CASES: dict[str, Spec] = {
         OPEN, BACK, INIT, "transfer backprop titan -> training",
         **titan("mlp(4, 4, 4)", "linearise every 4 tokens"),
     ),
+    "beside a network, each token by itself": spec(
+        OPEN, BACK, INIT, "transfer backprop titan -> training",
+        **titan("mlp(4, 4, 4)", "linearise every 1 tokens"),
+    ),
     "beside a memory that starts anew": spec(
         OPEN, BACK, INIT, "transfer backprop titan -> training",
         **titan("matrix(4, 4)", reset="reset every 3 tokens; "),

@@ -31,6 +31,7 @@ use "memory/sphere"
 use "memory/elastic"
 use "memory/oja"
 use "memory/memora"
+use "memory/titans"
 use "memory/ttt_linear"
 use "memory/momentum_delta"
 use "memory/mesa"
@@ -388,6 +389,8 @@ optimizer fading(weight, grad, rate = 1, shrink = 0.1) {
     "read as a matrix": ("", "oja(q, k, v, a, eta)"),
     "a dual, linearised": ("", "memora(q, k, v, alpha, eta)"),
     "a vector beside a matrix": ("", "ttt_linear(q, k, v, eta)"),
+    "frozen for one token": ("", "titans(q, k, v, alpha, eta / 9, mu, chunk = 1)"),
+    "a vector beside a matrix, frozen for one token": ("", "ttt_linear(q, k, v, eta, chunk = 1)"),
     "momentum with a gain": ("", "momentum_delta(q, k, v, alpha, eta, mu)"),
     "least squares": ("", "mesa(q, k, v, eta, alpha, a + 0.2)"),
     "a window": ("", "omega(q, k, v, alpha, eta / 5, stack(eta, mu, alpha))"),
@@ -415,6 +418,18 @@ optimizer fading(weight, grad, rate = 1, shrink = 0.1) {
   retain alpha
   learn gradient(rate = eta)
   linearise every 4 tokens
+  read M(q)
+}""",
+        "r(q, k, v, alpha, eta)",
+    ),
+    "a dual with two errors, at every token": (
+        HEAD
+        + """, alpha, eta) {
+  state M : matrix(n, n) = normal(0.5)
+  objective sum((M(k) - v)^2) + sum((M(v) - k)^2) / 2
+  retain alpha through softmax
+  learn gradient(rate = eta)
+  linearise every 1 tokens
   read M(q)
 }""",
         "r(q, k, v, alpha, eta)",
@@ -577,6 +592,20 @@ def test_what_is_affine_is_one_system(name: str, tmp_path: Path) -> None:
             answer, state = model(tokens[:, t : t + 1], state)
             by_tick.append(answer)
         assert near(model(tokens)[0], torch.cat(by_tick, 1)) < 1e-10
+
+
+@pytest.mark.parametrize(
+    "name", ["frozen for one token", "a vector beside a matrix, frozen for one token"]
+)
+def test_a_chunk_of_one_token_is_the_recurrence(name: str, tmp_path: Path) -> None:
+    """It is solved as the memory without `linearise` is, where it would go tick by tick."""
+    path, kinds = written(name, tmp_path), []
+    for chunk in (1, 2):
+        path.write_text(path.read_text().replace("chunk = 1", f"chunk = {chunk}"))
+        plan, told = lower(nlc.load(path).system)
+        assert plan is not None and not told
+        kinds += [l.kind for l in plan.lowerings.values() if l.gradients]
+    assert kinds == ["solved", "frozen"]
 
 
 @pytest.mark.parametrize("name", SCANNED)
