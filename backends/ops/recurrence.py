@@ -33,7 +33,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
 
 from . import by_hand, fla, kernels, scanned
 from .retention import (
@@ -153,6 +152,16 @@ class Span:
             return False
         return kernels.ready(self.x.shape[-2], self.x, q, self.wrote, self.w, self.s)
 
+    def states(self, before_write: bool = False) -> Tensor:
+        """[..., T, m, n]: W_t, or W_{t-1}."""
+        if isinstance(self.retention, ScalarRetention):
+            view = View.BEFORE if before_write else View.AFTER
+            with state_arithmetic(self.x):
+                return self.retention.states(view, self.w, self.s, self.x, self.wrote)
+        n = self.w.shape[-1]
+        every = torch.eye(n, dtype=self.x.dtype, device=self.x.device)
+        return self.read(every.expand(*self.x.shape[:-1], n, n), before_write).mT
+
     def end(self) -> tuple[Tensor, Tensor | None]:
         """(W_T, S_T), S_T None without momentum."""
         if self.last is not None:
@@ -220,29 +229,6 @@ def _each_table(retention: Retention, change: Callable[[Tensor, int], Any]) -> R
     own = retention.OWN
     changed = {n: each(getattr(retention, n), k, change) for n, k in own.items()}
     return replace(retention, **changed)  # type: ignore[type-var]
-
-
-@dataclass(frozen=True)
-class Linked:
-    """A span of the dual of a memory: what is read is a function of each state (mirror descent,
-    memory-family.md B6.4). The states are made where they are asked for, and made again for the
-    derivative.
-    """
-
-    span: Span
-    link: Callable[[Tensor], Tensor]
-
-    def read(self, q: Tensor, before_write: bool = False) -> Tensor:
-        """[..., T, m]: f(W_t) q_t, or f(W_{t-1}) q_t, for q [..., T, n]."""
-        if not torch.is_grad_enabled() or torch.compiler.is_compiling():
-            return self._read(q, before_write)
-        return checkpoint(self._read, q, before_write, use_reentrant=False)  # type: ignore[no-any-return]
-
-    def _read(self, q: Tensor, before_write: bool) -> Tensor:
-        n = q.shape[-1]
-        every = torch.eye(n, dtype=q.dtype, device=q.device).expand(*q.shape[:-1], n, n)
-        states = self.span.read(every, before_write).mT
-        return (self.link(states) @ q.unsqueeze(-1)).squeeze(-1)
 
 
 @dataclass(frozen=True)

@@ -259,6 +259,19 @@ class ScalarRetention:
     def tail(self, x: Tensor) -> Tensor:
         return _beside([x * part for part in self.last] or [x])
 
+    def states(self, view: View, w: Tensor, s: Tensor | None, x: Tensor, wrote: Tensor) -> Tensor:
+        """[..., C, m, n]: W at every tick."""
+        written = (wrote.unsqueeze(-1) * x.unsqueeze(-2)).flatten(-2)
+        states = torch.unflatten(times(self._at(self.writes, view), written), -1, w.shape[-2:])
+        if not self.start:
+            return states + w.unsqueeze(-3)
+        for left, start in zip(self.start, (w, s), strict=False):
+            if start is not None:
+                states = torch.addcmul(
+                    states, self._at(left, view).unsqueeze(-1), start.unsqueeze(-3)
+                )
+        return states
+
     def end(
         self, w: Tensor, s: Tensor | None, x: Tensor, wrote: Tensor
     ) -> tuple[Tensor, Tensor | None]:

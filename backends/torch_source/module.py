@@ -28,7 +28,6 @@ from .optimizers import step_levels, write_optimizer
 from .rules import RuleWriter, Written
 
 RECURRENCE = (
-    "Linked",
     "Retention",
     "Span",
     "begin",
@@ -51,6 +50,7 @@ from torch import Tensor
 from nlc.backends.ops import numbers, parts
 from nlc.backends.ops.affine import affine
 from nlc.backends.ops.attention import attend
+from nlc.backends.ops.dual import Linked
 from nlc.backends.ops.least_squares import least_squares
 from nlc.backends.ops.pairs import attend_pairs
 from nlc.backends.ops.recurrence import {recurrence}
