@@ -592,8 +592,10 @@ def derived(box: Box, state: State) -> Gradient:
     if state.form.kind == "vector" and (rule.write is not None or state.per):
         raise NotLowered(f"a vector `{state.name}` that is written", state.span)
     ridge = () if rule.objective is None or state.form.kind != "matrix" else (state.name,)
+    gates = [t for learn in rule.learn.values() for t in learn.settings.values()]
+    gates += [rule.retain] if rule.retain is not None else []
     named = [
-        *(t for root in line_terms(box.lines) for t in arrays_in(root, box)),
+        *(t for root in (*line_terms(box.lines), *gates) for t in arrays_in(root, box)),
         *(arrays_in(box.read, box, turned=True) if box.read is not None else ()),
         *(t for t in arrays_in(what, box) if t.info.name not in ridge),
     ]

@@ -504,6 +504,61 @@ optimizer fading(weight, grad, rate = 1, shrink = 0.1) {
         "every 4 tokens from 2",
     ),
     "rows of one length": ("", "sphere(q, k, v, eta)", "every 4 tokens"),
+    "kept by its own norm": (
+        HEAD
+        + """, eta) {
+  state M : matrix(n, n)
+  objective sum((M(k) - v)^2) / 2
+  retain 1 / (1 + sum(M^2))
+  learn gradient(rate = eta / (1 + frobenius(M)))
+  read M(q)
+}""",
+        "r(q, k, v, eta)",
+    ),
+    "kept, channel by channel, as two other states say": (
+        HEAD
+        + """, eta) {
+  state z : vector(n) { retain 0.9; objective -dot(z, k); learn gradient(rate = 0.1) }
+  state R : matrix(n, n) { retain 0.9; objective -dot(R(k), v); learn gradient(rate = 0.1) }
+  state M : matrix(n, n) {
+    retain sigmoid(R(k) + 2) / (1 + z^2)
+    objective sum((M(k) - v)^2) / 2
+    learn gradient(rate = eta / (1 + sum(z^2)))
+  }
+  read M(q)
+}""",
+        "r(q, k, v, eta)",
+    ),
+    "a vector that gates what is frozen": (
+        HEAD
+        + """, eta) {
+  state z : vector(n) { retain 0.9; objective -dot(z, k); learn gradient(rate = 0.1) }
+  state M : matrix(n, n) {
+    retain 1 / (1 + sum(z^2))
+    objective sum((M(k) - v)^2) / 2
+    learn gradient(rate = eta / (1 + sum(z^2)))
+  }
+  linearise every 4 tokens
+  read M(q)
+}""",
+        "r(q, k, v, eta)",
+    ),
+    "gates and links of what is frozen": (
+        """def shrink(A, c) { return A / (1 + c * sum(A^2)) }
+"""
+        + HEAD
+        + """, eta) {
+  state z : vector(n) { set tanh(0.5 * z + k * length(M(v))) }
+  state M : matrix(n, n) {
+    retain 1 / (1 + sum(M^2)) onto shrink(sum(M(k))^2 + frobenius(M) / (1 + position))
+    objective sum((M(k) - v)^2) / 2
+    learn gradient(rate = eta / (1 + sum(M^2)))
+  }
+  linearise every 4 tokens
+  read M(q) * (1 + sum(z))
+}""",
+        "r(q, k, v, eta)",
+    ),
     "states that are set": (
         """memory r(x[n], a[n]) {
   state h : vector(n) { set tanh(c) * a }

@@ -43,6 +43,7 @@ from .retention import (
     each,
     faded,
     kept,
+    kept_by_channel,
     kept_with_momentum,
     of_table,
     plus,
@@ -233,8 +234,8 @@ def _each_table(retention: Retention, change: Callable[[Tensor, int], Any]) -> R
 
 @dataclass(frozen=True)
 class Start:
-    """A span whose writes are not known yet, nor what is kept if `retention` is None. `like` tells
-    its leading axes and its ticks.
+    """A span whose writes are not known yet, nor what is kept if `retention` is None (`channels`:
+    by input channel). `like` tells its leading axes and its ticks.
     """
 
     retention: Retention | None
@@ -243,6 +244,7 @@ class Start:
     like: Tensor
     momentum: Tensor | None = None  # where `retention` is None
     still: Still | None = None
+    channels: bool = False
 
     def each(self, change: Callable[[Tensor, int], Any]) -> Start:
         """Every array that its spans keep, changed."""
@@ -263,6 +265,8 @@ class Start:
         return Span(retention, self.w, self.s, x, wrote, still=still)
 
     def left(self, keep: Tensor | None, x: Tensor) -> Retention:
+        if self.channels and keep is not None:
+            return kept_by_channel(keep)
         if self.momentum is None:
             return kept(keep, x)
         return kept_with_momentum(keep, self.momentum)
@@ -273,7 +277,8 @@ class Start:
         ticks = self.like.shape[-2]
         new = self.w.new_zeros
         none = new(*lead, ticks, n), new(*lead, ticks, m)
-        return none if self.retention is not None else (*none, new(*lead, ticks) + 1)
+        all_kept = new(*lead, ticks, *([n] if self.channels else [])) + 1
+        return none if self.retention is not None else (*none, all_kept)
 
 
 def begin(
@@ -283,6 +288,7 @@ def begin(
     momentum: Number | None = None,
     S0: Tensor | None = None,
     retention: Retention | None = None,
+    channels: bool = False,
 ) -> Start:
     """The start of a span for which `solved` finds the writes. Arguments as in `span`; `like` is
     any stream [..., T, *] with all the leading axes; keep None: as `solved` will find.
@@ -293,7 +299,7 @@ def begin(
         if keep is not None:
             return Start(retention or ticks.retention(), w, s, ticks.x)
         row = None if ticks.momentum is None else ticks.row(ticks.momentum)
-        return Start(None, w, s, ticks.x, row)
+        return Start(None, w, s, ticks.x, row, channels=channels)
 
 
 def retained(keep: Number, momentum: Number | None = None, channels: bool = False) -> Retention:

@@ -58,7 +58,7 @@ def solved(
     """The spans whose writes are those that `ticks` makes of the spans.
 
     ticks    spans, then `streams` -> for each span what is written, (x [..., T, n], wrote
-             [..., T, m]), with what is kept [..., T] if its start does not know; it may look at
+             [..., T, m]), with what is kept if its start does not know; it may look at
              W_{t-1} only
     rounds   None: until no write changes, for each sample by itself. A number: exactly so many, and
              the derivative is that of these

@@ -83,7 +83,7 @@ class Gates:
         momentum = rule.rule.momentum
         terms = [rule.keep, momentum and substitute(momentum, rule.settings)]
         return any(
-            t.op == "apply"
+            t.op in ("apply", "state")
             and t.info.box is self.box
             or t.op == "local"
             and t.info in self.touching
@@ -153,7 +153,7 @@ class Gates:
             parts = (rule.rule.rate, rule.rule.momentum)
             terms = [substitute(t, rule.settings) for t in parts if t is not None]
             terms += [rule.keep] if rule.keep is not None else []
-            if not any(t.op == "apply" for term in terms for t in term.walk()):
+            if not any(t.op in ("apply", "state") for term in terms for t in term.walk()):
                 self.shared[rule.state, rule.array] = self.gates_of(body, rule)
 
     # ---- states alike ---------------------------------------------------------------------------

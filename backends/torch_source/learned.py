@@ -173,7 +173,11 @@ class Learned(Standing):
     # ---- the new states --------------------------------------------------------------------------
 
     def new(self, body: FiredBody, state: State, keys: dict[str, str]) -> list[tuple[str, str]]:
-        """The arrays after the firing, under the keys where they are kept."""
+        """The arrays after the firing, under the keys where they are kept; retention, settings and
+        links see the states that gradients are taken at (2.9.7).
+        """
+        if body.held != body.anchored:
+            body.see(body.anchored)
         made = [(key, f"torch.zeros_like({value})") for key, value in keys.items()]
         told = self.written(body, state, made)
         for array in state.form.arrays:

@@ -146,7 +146,7 @@ class Solved(Frozen):
     def touches(self, term: Term | None) -> bool:
         """Whether a term depends on the box's own states."""
         return term is not None and any(
-            t.op == "apply"
+            t.op in ("apply", "state")
             and t.info.box is self.box
             or t.op == "local"
             and t.info in self.touching
@@ -195,8 +195,10 @@ class Solved(Frozen):
         box, rule = self.box, self.rules_of(state, array)[0]
         key = body.key(state_path(box, state.name, array))
         arguments = {k: v for k, v in gates.items() if k in ("keep", "momentum")}
-        if self.touches(rule.keep):
+        if rule.keep is not None and self.touches(rule.keep):
             arguments["keep"] = "None"
+            if rule.keep.shape[len(state.per) :] not in ((), (1,)):
+                arguments["channels"] = "True"
         left = self.left.get((state.name, array))
         if left is not None:
             arguments["retention"] = f"left_{left}" if left else "left"

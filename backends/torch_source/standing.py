@@ -155,7 +155,7 @@ class Standing(Frozen):
             return Value(self.last(body, term, state), ATOM, True, len(term.shape))
 
         e = Expressions(self.code, lead, hooks={"argument": argument})
-        e.hooks |= {"input": given_line, "local": given_line}
+        e.hooks |= dict.fromkeys(("input", "local", "state", "apply", "position"), given_line)
         e.count([link.body])
         return e(link.body).code
 
