@@ -29,7 +29,7 @@ from nlc.verify import Options, Verifier, headed, number, told, verify, within
 from nlc.verify import properties as P
 from nlc.verify.properties import LongRun, Measured
 from nlc.verify.rounding import comparable, judged
-from nlc.verify.streams import gradients, random_streams, run_of, truth_of, vocabularies
+from nlc.verify.streams import farthest, gradients, random_streams, run_of, truth_of, vocabularies
 
 SMALL: dict[str, Any] = {"vocab": 19, "width": 8, "depth": 1, "heads": 2}
 FAST = Options(tokens=5, long=0)
@@ -95,6 +95,21 @@ def test_a_gradient_of_one_array_is_seen() -> None:
     off = {**truth.gradients, name: truth.gradients[name] * (1 + 1e-6)}
     found = P.same_gradients(small().model, small().streams, replace(truth, gradients=off))
     assert found.at == name and found.value == pytest.approx(1e-6, rel=1e-3)
+
+
+def test_what_is_no_number_is_not_forgotten_for_the_next_array() -> None:
+    one, nan = torch.ones(2), torch.full((2,), math.nan)
+    off, where = farthest({"a": nan, "b": one}, {"a": one, "b": one})
+    assert math.isnan(off) and where == "a"
+    truth = small().truth
+    first, *rest = truth.gradients
+    off_at = {**truth.gradients, first: truth.gradients[first] * math.nan}
+    assert (
+        rest
+        and not P.same_gradients(
+            small().model, small().streams, replace(truth, gradients=off_at)
+        ).holds
+    )
 
 
 def forgets(streams: tuple[Tensor, ...], state: Any) -> tuple[Tensor, None]:

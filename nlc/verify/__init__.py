@@ -28,7 +28,18 @@ from ..system import System
 from . import properties as P
 from .properties import Measured
 from .rounding import Found, bend, comparable, judged
-from .streams import Run, Streams, Truth, random_streams, run_of, truth_of
+from .single import Single, beside, fitting, held, rounded
+from .streams import (
+    Grads,
+    Run,
+    Streams,
+    Truth,
+    farthest,
+    gradients,
+    random_streams,
+    run_of,
+    truth_of,
+)
 
 FEWEST, MOST = 17, 65  # tokens, if a call does not say how many
 LONG = 4096
@@ -128,6 +139,7 @@ class Verifier:
     def __init__(self, spec: Spec, options: Options = Options()) -> None:
         self.spec, self.system, self.options = spec, spec.system, options
         self.tokens = options.tokens or default_tokens(spec.system)
+        self.losses: dict[int, dict[str, float]] = {}
 
     @cached_property
     def built(self) -> type[Model] | tuple[Diagnostic, ...]:
@@ -189,6 +201,7 @@ class Verifier:
         yield from self.of_the_run(run_of(self.model))
         yield from self.of_gradients()
         yield from self.of_chunks()
+        yield from self.of_float32()
         yield "clocks", lambda: P.off_the_clock(self.model, self.system, self.streams)
         if self.options.long:
             yield "a long stream", lambda: P.answers_keep_their_size(self.long_run)
@@ -262,6 +275,58 @@ class Verifier:
         x = random_streams(self.system, self.options.batch, ticks, self.options.seed)
         found = P.gradients_of_many(self.model, x, P.few_by_few(self.system, ticks))
         return self.judged(found, lambda r: truth_of(r, one_sample(x)).gradients)
+
+    def of_float32(self) -> Iterator[Step]:
+        """What is wrong there alone."""
+        yield "answers in float32", lambda: self.in_single("outputs", outputs)
+        if self.learns:
+            yield "gradients in float32", lambda: self.in_single("gradients", gradients)
+
+    @cached_property
+    def alike(self) -> dict[torch.dtype, Model]:
+        """Modules with the same weights, which float32 can hold."""
+        made = {dtype: self.module(dtype) for dtype in (torch.float32, torch.float64)}
+        made[torch.float64].load_state_dict(made[torch.float32].state_dict())
+        return made
+
+    def in_single(self, what: str, found: Callable[[Model, Streams], Grads]) -> Measured:
+        return Single(
+            f"{what} in float32 == in float64",
+            self.one_stream,
+            lambda x, dtype: found(self.alike[dtype], fitting(x, dtype)),
+            lambda ticks: self.lost(ticks)[what],
+            lambda x: found(self.nearby, x),
+        ).measured(self.tokens)
+
+    def one_stream(self, ticks: int) -> Streams:
+        return random_streams(self.system, 1, ticks, self.options.seed)
+
+    @cached_property
+    def nearby(self) -> Model:
+        """With weights whose last bits in float32 are others."""
+        made = self.module(torch.float64)
+        weights = self.alike[torch.float64].state_dict()
+        made.load_state_dict({n: beside(w) for n, w in weights.items()})
+        return made
+
+    def lost(self, ticks: int) -> dict[str, float]:
+        """What rounding to float32 loses of what the reference finds in so many tokens."""
+        if ticks not in self.losses:
+            x = held(self.one_stream(ticks))
+            wanted = self.found(self.alike[torch.float64], x)
+            other = rounded(
+                lambda: self.found(self.alike[torch.float64], x),
+                lambda: self.found(self.nearby, x),
+            )
+            far = {what: farthest(other[what], wanted[what])[0] for what in wanted}
+            self.losses[ticks] = far
+        return self.losses[ticks]
+
+    def found(self, model: Model, streams: Streams) -> dict[str, Grads]:
+        """By the reference, with the weights of a module."""
+        reference = Reference(self.system, model.state_dict(), self.options.seed, traced=())
+        truth = truth_of(reference, streams)
+        return {"gradients": truth.gradients, "outputs": {"": truth.outputs}}
 
     @property
     def learns(self) -> bool:
@@ -390,6 +455,11 @@ __all__ = [
     "Certificate", "Measured", "Options", "Step", "Verifier", "default_tokens", "each",
     "headed", "not_followed", "too_short", "verify",
 ]  # fmt: skip
+
+
+def outputs(model: Model, streams: Streams) -> Grads:
+    with torch.no_grad():
+        return {"": model(*streams)[0]}
 
 
 def one_sample(streams: Streams) -> Streams:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import pairwise
 from typing import Any
 
@@ -35,15 +35,18 @@ from .along import Along, gradients, joined
 from .drawn import Range, draw, ranges, told
 from .properties import Measured
 from .rounding import DRAWS, comparable, judged, other_bits
+from .single import Single, beside, fitting, held, rounded
 from .streams import Grads, Streams, apart, farthest, in_calls, run_of, ticks
 
 SIZES = (8, 6, 3, 2)  # of the names in brackets, those of last axes first; others are 2
 ALIKE = 8
 SAMPLES = 4  # of the long stream: what a gate leaves of one memory is chance
+Truth = tuple[Tensor, Grads, Grads]  # answers, gradients of every stream, states at the end
 LEAST = (
     1e-2  # as for `farthest`: what scales a step whose length is fixed has no gradient but noise
 )
 DEFAULTS = Options()
+ANSWERS = "answers"  # beside the arrays of states
 
 
 @dataclass(frozen=True)
@@ -164,6 +167,7 @@ class MemoryVerifier:
         self.tokens = options.tokens or default_tokens(self.system)
         self.names = [n for n, _ in self.system.flow.inputs]
         self.memory = Memory(drawing.memory, options.seed)
+        self.losses: dict[int, dict[str, float]] = {}
 
     @cached_property
     def lacking(self) -> tuple[Diagnostic, ...]:
@@ -200,10 +204,12 @@ class MemoryVerifier:
         return Reference(self.system, {}, self.options.seed, traced=())
 
     @cached_property
-    def truth(self) -> tuple[Tensor, dict[str, Tensor], dict[str, Tensor]]:
-        """Answers, gradients of every stream, and the states at the end."""
-        along = Along(self.reference, self.options.batch)
-        x = leaves(self.streams)
+    def truth(self) -> Truth:
+        return self.truth_of(self.streams)
+
+    def truth_of(self, streams: Streams) -> Truth:
+        along = Along(self.reference, streams[0].shape[0])
+        x = leaves(streams)
         y = along(self.named(x))
         found = gradients(self.reference, y, ramp(y), x)
         states = {n: s.detach() for n, s in along.states().items()}
@@ -240,6 +246,8 @@ class MemoryVerifier:
         yield "gradients of many tokens", self.gradients_of_many
         yield "packed sequences", self.packed
         yield "what gets a gradient", self.without_gradient
+        yield "answers in float32", lambda: self.in_single("outputs", self.answers)
+        yield "gradients in float32", lambda: self.in_single("gradients", self.gradients)
         if self.options.long:
             yield "a long stream", lambda: P.answers_keep_their_size(self.long_run)
             if self.own:
@@ -371,6 +379,37 @@ class MemoryVerifier:
         found = farthest(dict(zip(self.names, grads(y, whole), strict=True)), names, LEAST)
         off, where = P.worse(apart(y, wanted), found)
         return Measured("packed == each sequence alone", off, P.EXACT, where)
+
+    def answers(self, streams: Streams) -> Grads:
+        """And the states after them."""
+        with torch.no_grad():
+            y, state = self.run(streams)
+        return {ANSWERS: y, **state.arrays}
+
+    def in_single(self, what: str, found: Callable[[Streams], Grads]) -> Measured:
+        return Single(
+            f"{what} in float32 == in float64",
+            partial(self.drawn, self.options.batch),
+            lambda x, dtype: found(fitting(x, dtype)),
+            lambda ticks: self.lost(ticks)[what],
+            lambda x: found(tuple(map(beside, x))),
+            LEAST,
+        ).measured(self.tokens)
+
+    def lost(self, ticks: int) -> dict[str, float]:
+        """What rounding to float32 loses of what the reference finds in so many tokens."""
+        if ticks not in self.losses:
+            x = held(self.drawn(self.options.batch, ticks))
+            wanted = self.found(x)
+            other = rounded(lambda: self.found(x), lambda: self.found(tuple(map(beside, x))))
+            far = {what: farthest(other[what], wanted[what], LEAST)[0] for what in wanted}
+            self.losses[ticks] = far
+        return self.losses[ticks]
+
+    def found(self, streams: Streams) -> dict[str, Grads]:
+        """By the reference."""
+        y, gradients, states = self.truth_of(streams)
+        return {"gradients": gradients, "outputs": {ANSWERS: y, **states}}
 
     def without_gradient(self) -> Measured:
         found = self.gradients(self.streams)

@@ -33,6 +33,7 @@ from .streams import (
     apart,
     changed,
     distance,
+    exceeds,
     farthest,
     gradients,
     in_calls,
@@ -173,7 +174,7 @@ def random_splits(
     for _ in range(splits if inner else 0):
         cuts = sorted(rng.sample(inner, rng.randint(1, min(6, len(inner)))))
         off = distance(in_calls(run, streams, cuts), whole)
-        if not off <= worst:
+        if exceeds(off, worst):
             worst, where = off, f"calls that end at {cuts}"
     return Measured("random splits == in one call", worst, EXACT, where)
 
@@ -254,7 +255,7 @@ def reach_of(y: Tensor, inputs: Sequence[Tensor], nudges: Sequence[Tensor], seed
         reach = reached(inputs, grads)
         own.append(float(reach[: t + 1].amax()))
         off = float(reach[t + 1 :].amax()) if t + 1 < len(reach) else 0.0
-        if not off <= late:
+        if exceeds(off, late):
             late, where = off, f"token {t + 1}"
     return Measured("Jacobian to later tokens", late, 0.0, where, max(own, default=math.inf))
 
@@ -294,7 +295,7 @@ def before_a_change(
             other, _ = run(other_from(t), None)
             own.append(float((other[:, t:] - whole[:, t:]).detach().abs().max()))
             off = float((other[:, :t] - whole[:, :t]).detach().abs().max())
-            if not off <= late:
+            if exceeds(off, late):
                 late, where = off, f"token {t + 1} was changed"
     return Measured("change by later tokens", late, 0.0, where, max(own, default=math.inf))
 
@@ -461,7 +462,7 @@ def memories_keep_their_size(run: LongRun) -> Measured:
     for path, after in end.items():
         before = start[path] or early[path]
         change = factor(before, after) if before or not math.isfinite(after) else 1.0
-        if not change <= worst:
+        if exceeds(change, worst):
             worst, where = change, path
     name = f"memories after {run.time:,} tokens"
     if run.still:

@@ -200,9 +200,14 @@ def farthest(a: Grads, b: Grads, least: float = 1e-6) -> tuple[float, str]:
     for name, g in a.items():
         size = max(float(b[name].abs().max()), floor, 1e-300)
         off = float((g - b[name]).abs().max()) / size
-        if not off <= worst:
+        if exceeds(off, worst):
             worst, where = off, name
     return worst, where
+
+
+def exceeds(off: float, worst: float) -> bool:
+    """What is no number exceeds every number, and nothing exceeds it."""
+    return not (off <= worst or math.isnan(worst))
 
 
 class Nudged(TorchFunctionMode):
