@@ -111,28 +111,37 @@ class Single:
         return max(both, key=lambda m: (not m.holds, m.value / m.bar))
 
     def of_few(self, ticks: int) -> Measured:
-        _, _, measured = self.compared(ticks)
-        return judged(measured, lambda: OVER_REFERENCE * self.lost(ticks))
+        """Where other last bits explain it, the reference need not run."""
+        by_bits, measured = self.compared(ticks)
+        sooner = judged(measured, lambda: OVER_REFERENCE * by_bits())
+        return sooner if sooner.holds else judged(measured, lambda: self.most(ticks))
 
     def of_many(self, ticks: int, few: int) -> Measured:
-        x, wanted, measured = self.compared(ticks)
+        by_bits, measured = self.compared(ticks)
+        sooner = judged(measured, lambda: OVER_BITS * by_bits())
+        if sooner.holds or not compares(sooner):
+            return sooner
+        return judged(measured, lambda: self.most(few) * ticks / few)
 
-        def by_bits() -> float:
-            if any(map(too_large, wanted.values())):
-                return math.inf
-            return OVER_BITS * farthest(self.bent(x), wanted, self.least)[0]
+    def most(self, ticks: int) -> float:
+        return OVER_REFERENCE * self.lost(ticks)
 
-        sooner = judged(measured, lambda: OVER_REFERENCE * self.lost(few) * ticks / few)
-        return sooner if sooner.holds else judged(measured, by_bits)
-
-    def compared(self, ticks: int) -> tuple[Streams, Grads, Measured]:
-        """Of streams that float32 can hold, what is wanted, and how far float32 is from it."""
+    def compared(self, ticks: int) -> tuple[Callable[[], float], Measured]:
+        """What other last bits do, and how far float32 is from float64, of streams that float32 can
+        hold.
+        """
         x = held(self.drawn(ticks))
         wanted = self.found(x, torch.float64)
         found = {n: a.double() for n, a in self.found(x, torch.float32).items()}
         value, where = farthest(found, wanted, self.least)
         at = ", ".join(filter(None, [where, f"{ticks} tokens"]))
-        return x, wanted, Measured(self.name, value, SURE, at)
+
+        def by_bits() -> float:
+            if any(map(too_large, wanted.values())):
+                return math.inf
+            return farthest(self.bent(x), wanted, self.least)[0]
+
+        return by_bits, Measured(self.name, value, SURE, at)
 
 
 def judged(measured: Measured, most: Callable[[], float]) -> Measured:
