@@ -23,7 +23,7 @@ from nlc.backends.reference import Reference
 from nlc.cli import main
 from nlc.driver import check_text
 from nlc.format import format_source
-from nlc.miras.alone import read
+from nlc.miras.alone import read, shipped
 from nlc.miras.choices import BIASES, MEMORIES, RETENTIONS, RULES, Combination, combinations
 from nlc.miras.known import KNOWN
 from nlc.miras.laws import LAWS, first_broken
@@ -46,7 +46,8 @@ FRACTIONS = ("alpha", "mu", "gamma", "beta", "eta")  # drawn between 0 and 1
 
 # what has a name and is none of the plain
 NAMED = {
-    "matrix_l3_scalar_gradient", "matrix_huber_norm_scalar_gradient",
+    "matrix_l1_scalar_gradient", "matrix_l1_5_scalar_gradient", "matrix_l3_scalar_gradient",
+    "matrix_huber_norm_scalar_gradient", "normed_l3_lq_gradient",
     "normed_matrix_l2_none_gradient", "residual_dot_scalar_gradient",
     "residual_l2_scalar_momentum", "residual_window_scalar_gradient", "residual_window_scalar_muon",
     "normed_l2_none_gradient", "normed_l2_kl_gradient", "normed_l3_lq_printed_gradient",
@@ -114,21 +115,27 @@ def drawn(text: str, sizes: dict[str, int]) -> dict[str, Tensor]:
     return made
 
 
-def system(text: str, sizes: dict[str, int], chunk: int = 16) -> str:
+Settings = tuple[tuple[str, float], ...]
+
+
+def system(text: str, sizes: dict[str, int], chunk: int = 16, given: Settings = ()) -> str:
     """A memory in a level of its own, on inputs of small sizes."""
     name = read(text).node.name.id
     shapes = {n: [str(sizes[d]) for d in dims] for n, dims in streams_of(text).items()}
     inputs = ", ".join(n + (f"[{', '.join(s)}]" if s else "") for n, s in shapes.items())
     names = ", ".join(shapes)
     more = f", chunk = {chunk}" if "chunk" in text else ""
+    more += "".join(f", {setting} = {x}" for setting, x in given)
     return (
         f"{text}\nsystem one() {{\n  level mixer({names}) every token "
         f"{{ read {name}({names}{more}) }}\n  flow({inputs}) {{ return mixer({names}) }}\n}}\n"
     )
 
 
-def interpreter(text: str, sizes: dict[str, int], chunk: int = 16) -> Reference:
-    checked = check_text(system(text, sizes, chunk))
+def interpreter(
+    text: str, sizes: dict[str, int], chunk: int = 16, given: Settings = ()
+) -> Reference:
+    checked = check_text(system(text, sizes, chunk, given))
     assert checked.system is not None and not checked.errors, checked.diagnostics
     return Reference(checked.system)
 
@@ -165,11 +172,11 @@ def value(x: sympy.Expr, now: dict[str, np.ndarray]) -> np.ndarray:
     return np.asarray(f(*(now[n] for n in names)), dtype=float)
 
 
-def check_same(a: str, b: str, how: Substitution, chunk: int = 16) -> None:
+def check_same(a: str, b: str, how: Substitution, chunk: int = 16, given: Settings = ()) -> None:
     """The one memory answers as the other does with its gates substituted."""
     sizes = sizes_of(a, b)
     streams = drawn(a, sizes)
-    truth, other = interpreter(a, sizes, chunk), interpreter(b, sizes, chunk)
+    truth, other = interpreter(a, sizes, chunk), interpreter(b, sizes, chunk, given)
     started_alike(truth, other)
     mine = answers(truth, streams)
     theirs = answers(other, substituted(streams, streams_of(b), how))
@@ -229,19 +236,36 @@ def test_what_has_a_name_is_what_has_that_name() -> None:
     assert {known.name for _, known, _ in named} == {k.name for k in KNOWN}
     for r, known, how in named:
         try:
-            check_same(r.text, known.text, how)
+            check_same(r.text, known.text, how, given=known.given)
         except AssertionError as error:
             raise AssertionError(f"{r.name} is not {known.name}: {error}") from None
 
 
-@pytest.mark.parametrize("chunk", [1, 3])
-def test_names_are_found_in_chunks_of_any_length(chunk: int) -> None:
-    picked = [one("residual", "l2", "scalar", "momentum", chunk),
-              one("normed", "switch", "scalar", "gradient", chunk)]  # fmt: skip
-    for r, name in zip(survey(picked, 16), ("Titans", "Yaad"), strict=True):
-        ((known, how),) = r.known
-        assert known.name == name and ("linearise" in r.text) == (chunk > 1)
-        check_same(r.text, known.text, how, chunk)
+NO_COMBINATION = {
+    "attend": "a softmax", "window": "a softmax", "continuum": "the model's own loss",
+    "comba": "a key to ask by", "rwkv7": "a key to erase by", "hgrn2": "its gate is its key",
+    "delta_product": "several pairs a token", "gated_delta_2": "a gate to erase, one to write",
+    "omega": "pairs count by their age", "sphere": "one step a chunk",
+    "surprise_gate": "writes where it is wrong", "ttt_linear": "a bias", "ttt_mlp": "see TTT-MLP",
+    "titans_exact": "Titans in chunks of 1", "mamba2": "see Mamba2", "retention": "RetNet and GLA",
+}  # fmt: skip
+
+
+def test_a_shipped_memory_has_its_name_or_is_no_combination() -> None:
+    files = {p.stem for p in (Path(__file__).parent.parent / "specs/memory").glob("*.nl")}
+    assert files == {k.file for k in KNOWN if k.file} | set(NO_COMBINATION)
+
+
+def test_rwkv7_with_one_key_is_what_is_called_so() -> None:
+    n = SIZES["n"]
+    q, k, v = stream("q", (n,)), stream("k", (n,)), stream("v", (SIZES["m"],))
+    alpha, eta = stream("alpha", (n,)), stream("eta", ())
+    wide = eta[..., None]
+    given = {"r": q, "w": alpha, "k": wide * k, "v": v, "kappa": k, "a": wide.expand_as(k)}
+    wanted = answers(interpreter(shipped("rwkv7"), SIZES), given)
+    mine = interpreter(spec(one("matrix", "l2", "channel", "gradient")), SIZES)
+    found = answers(mine, {"q": q, "k": k, "v": v, "alpha": alpha, "eta": eta})
+    assert float((found - wanted).abs().max()) < EXACT
 
 
 def test_what_is_called_different_is_different() -> None:

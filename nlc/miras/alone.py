@@ -31,7 +31,7 @@ class Memory:
     file: S.File
     node: S.Memory
 
-    def box(self, sizes: Mapping[str, int], settings: Mapping[str, int] | None = None) -> Box:
+    def box(self, sizes: Mapping[str, int], settings: Mapping[str, float] | None = None) -> Box:
         """`sizes`: what the names in brackets stand for. Settings it has not are left aside."""
         resolver = Resolver(None)
         resolver.source = self.file.span.source

@@ -158,7 +158,7 @@ BIASES = (
 SOFT = "def soft_threshold(A, gamma) { return sign(A) * max(abs(A) - gamma, 0) }"
 # the exact mirror map of l_q, q = r / (r - 1): of degree 1, so what is large stays large
 MIRROR = """def lq(A, r) {
-  return A * abs(A)^(r - 2) / (r - 1) / (sum(abs(A)^r) + 1e-12)^((r - 2) / r)
+  return A * abs(A)^(r - 2) / ((r - 1) * (sum(abs(A)^r)^(1 / r) + 1e-6)^(r - 2))
 }"""
 PRINTED = "def lq(A, r) { return A / (sum(abs(A)^r)^(1 / r) + 1e-6)^(r - 2) }"
 ROWS = "def same_rows(A, start) { return A * column(length(start) / length(A)) }"
@@ -200,7 +200,7 @@ RETENTIONS = (
     ),
     Retention(
         "elastic_ftrl", "a sum of all writes is read through a soft threshold",
-        "alpha through soft_threshold(gamma)", ("alpha",), ("gamma = 1e-3",), SOFT, link=True,
+        "1 through soft_threshold(gamma)", (), ("gamma = 1e-3",), SOFT, link=True,
     ),
     Retention(
         "elastic", "after each write a soft threshold",

@@ -12,12 +12,15 @@ from .alone import shipped
 
 @dataclass(frozen=True, slots=True)
 class Known:
-    """A published memory. `file`: under specs/memory; `own`: its text, if no file has it."""
+    """A published memory. `file`: under specs/memory; `own`: its text, if no file has it; `given`:
+    settings that are not those of the file.
+    """
 
     name: str
     cite: str
     file: str = ""
     own: str = ""
+    given: tuple[tuple[str, float], ...] = ()
 
     @property
     def text(self) -> str:
@@ -27,7 +30,7 @@ class Known:
 def one(state: str, objective: str, learn: str, retain: str = "", frozen: bool = True) -> str:
     """A memory as its paper has it, with a rate `eta` and, if it forgets, a fraction `alpha`."""
     lines = [f"state M : {state}", f"objective {objective}"]
-    lines += [f"retain {retain}"] if retain else []
+    lines += [f"retain {retain.partition('[')[0]}"] if retain else []
     lines += [f"learn {learn}", *(["linearise every chunk tokens"] if frozen else []), "read M(q)"]
     streams = ["q[n]", "k[n]", "v[n]", *([retain] if retain else []), "eta"]
     head = f"nl 1\nmemory known({', '.join(streams)}{', chunk = 16' if frozen else ''}) {{\n"
@@ -51,15 +54,23 @@ KNOWN = (
     Known("Titans, linear", "arXiv:2501.00663", "titans_linear"),
     Known("Momentum DeltaNet", "arXiv:2605.05838", "momentum_delta"),
     Known("gated Oja", "doi:10.1007/BF00275687", "oja"),
-    Known("MIRAS l_p, linear", "arXiv:2504.13173 (10), (11)", "lp"),
+    Known(  # what is written is the error of the state before it forgets, found and put by one key
+        "RWKV-7, one key and one rate", "arXiv:2503.14456",
+        own=one("matrix(n, n)", HALF, STEP, "alpha[n]", frozen=False),
+    ),
+    Known("MIRAS l_p, linear, p = 1", "arXiv:2504.13173 (10), (11)", "lp", given=(("p", 1),)),
+    Known("MIRAS l_p, linear, p = 1.5", "arXiv:2504.13173 (10)", "lp", given=(("p", 1.5),)),
+    Known("MIRAS l_p, linear, p = 3", "arXiv:2504.13173 (10)", "lp"),
     Known("MIRAS Huber, linear", "arXiv:2504.13173 (13), (14)", "huber"),
     Known("MIRAS Huber of the length, linear", "arXiv:2504.13173 (15)", "huber_norm"),
     Known("MIRAS elastic net, linear", "arXiv:2504.13173 (22)", "elastic"),
+    Known("MIRAS elastic net of all writes, linear", "arXiv:2504.13173 (23)", "elastic_ftrl"),
     Known("Titans", "arXiv:2501.00663", "titans"),
     Known(
         "TTT-MLP", "arXiv:2407.04620", own=one("residual(layernorm(mlp(n, 4*n)))", HALF, STEP)
     ),
     Known("Moneta", "arXiv:2504.13173 (24), (25)", "moneta"),
+    Known("Moneta, by the mirror map", "arXiv:2504.13173 (24)", "moneta_ftrl"),
     Known("Yaad", "arXiv:2504.13173 (26)", "yaad"),
     Known("Memora", "arXiv:2504.13173 (27)", "memora"),
     Known(

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
-from .alone import Memory, read
+from .alone import read
 from .choices import RULES, Combination
 from .cost import Cost, cost
 from .equations import equations
@@ -95,12 +95,13 @@ def looked_at(combination: Combination, size: int) -> Row:
 
 def named(chunk: int) -> Named:
     """The published memories in normal form, in chunks as long as ours."""
-    return [(known, published(read(known.text), chunk)) for known in KNOWN]
+    return [(known, published(known, chunk)) for known in KNOWN]
 
 
-def published(memory: Memory, chunk: int) -> Normal:
+def published(known: Known, chunk: int) -> Normal:
+    memory = read(known.text)
     square = all(d.span.text != "m" for p in memory.node.params for d in p.dims)
-    return normal(memory.box(SQUARE if square else SMALL, {"chunk": chunk}))
+    return normal(memory.box(SQUARE if square else SMALL, {"chunk": chunk, **dict(known.given)}))
 
 
 def classes(rows: list[Row], known: Named) -> list[Row]:

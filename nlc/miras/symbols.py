@@ -131,7 +131,7 @@ ENTRIES = BOTH | {
 }  # fmt: skip
 FLOATS = BOTH | {
     "number": float, "sign": lambda x: float((x > 0) - (x < 0)), "sqrt": math.sqrt,
-    "exp": math.exp, "log": math.log, "max": max, "min": min,
+    "exp": math.exp, "log": math.log, "max": max, "min": min, "eq": lambda a, b: a == b,
     "where": lambda c, a, b: a if c else b,
     "smooth_abs": lambda x: math.sqrt(x * x + 1e-6),
     "smooth_sign": lambda x: x / math.sqrt(x * x + 1e-6),
