@@ -472,6 +472,9 @@ def test_costs_tell_memories_apart() -> None:
     n = 16  # read and write are 2 n^2 each, and so is what the delta rule asks
     assert abs(plain.operations - 4 * n * n) < 10 * n < delta.operations - plain.operations
     assert plain.state == delta.state == 4 * n * n
+    closed, solved = (row(f"matrix_{b}_none_implicit").cost for b in ("l2", "huber"))
+    assert closed is not None and closed.operations < 1.1 * delta.operations
+    assert solved is not None and "Newton" in solved.run_as and solved.operations > 4 * 4 * n**3
     titans = row("residual_l2_scalar_momentum").cost
     assert titans is not None and titans.state == 3 * 4 * 8 * n * n
 

@@ -3,7 +3,8 @@
 Counted from the derived rule, one token at a time and one head: reading, the gradient, the
 optimizer, retention, and what is done to the weights after. A multiplication with an addition is
 two operations. `nlc explain` counts the products of the chosen algorithm, in which most of these
-differ in nothing; here they are to be told apart.
+differ in nothing; here they are to be told apart. An implicit step that has no closed form is
+counted as `ROUNDS` of Newton's method.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from ..lower import lower_box
 from ..plan import Lowering
 from ..system import Box, Lambda, Learn, Line, Loop, State, Term
 
+ROUNDS = 4  # 2 to 4 are taken where the error is smooth, some 16 beside the kinks of `l1`
 ALONE = "by the reference interpreter alone"
 FREE = {
     "const", "input", "local", "argument", "state", "weight", "past", "expand", "column", "squeeze",
@@ -43,7 +45,8 @@ def cost(box: Box) -> Cost:
     except NotLowered as error:
         lowering, run_as, missing = None, ALONE, error.diagnostic.message
     held = sum(numbers for _, numbers in state_parts(box, lowering))
-    return Cost(operations(box, state), held * BYTES, run_as, missing)
+    stepped = lowering is None or lowering.kind == "fired"  # else a step has a closed form
+    return Cost(operations(box, state, stepped), held * BYTES, run_as, missing)
 
 
 def weights(state: State) -> int:
@@ -53,13 +56,23 @@ def weights(state: State) -> int:
 # ---- operations ----------------------------------------------------------------------------------
 
 
-def operations(box: Box, state: State) -> int:
+def operations(box: Box, state: State, stepped: bool = False) -> int:
+    """`stepped`: an implicit step is found by Newton's method."""
     if box.exact:
         return solving(state)
     learn = next(iter(state.rule.learn.values()))
     read = 2 * weights(state)
     once = learned(box, state) + optimized(state, learn)
-    return read + learn.steps * once + kept(state) + links(state)
+    found = newton(box, state) if stepped and learn.rule == "implicit" else 0
+    return read + learn.steps * once + kept(state) + links(state) + found
+
+
+def newton(box: Box, state: State) -> int:
+    """The errors as unknowns: how each changes with each goes through what they write, and what is
+    said of it; then one system of linear equations (backends/ops/nearest.py).
+    """
+    unknown = sum(prod(abs(n) for n in e.surprise.shape) for e in gradient(box, state).examples)
+    return ROUNDS * (4 * unknown * weights(state) + 2 * unknown**3 // 3)
 
 
 def solving(state: State) -> int:

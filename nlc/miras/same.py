@@ -36,7 +36,25 @@ class Substitution:
         parts = [f"{n} = {text(x, self.key)}" for n, x in self.gates.items() if str(x) != n]
         if self.scale != 1:
             parts.append(f"{self.target} = {text(self.scale * symbol(self.target), self.key)}")
-        return ", ".join(parts)
+        where = [text(below, self.key) + " < " + text(above, self.key) for below, above in self.met]
+        return ", ".join(parts) + (f", where {' and '.join(where)}" if where else "")
+
+    @property
+    def met(self) -> list[tuple[Expr, Expr]]:
+        """What must lie below what: a gate that is divided by a difference is no gate beyond it."""
+        made = [*self.gates.values(), self.scale]
+        found = dict.fromkeys(pair for x in made for pair in differences(x))
+        return list(found)
+
+
+def differences(x: Expr) -> Iterator[tuple[Expr, Expr]]:
+    """The factors below the line that are a difference: what is taken, and from what."""
+    _, factors = upright(sympy.fraction(sympy.factor(x))[1])[1].as_coeff_mul()
+    for factor in factors:
+        terms = sympy.Add.make_args(upright(factor.as_base_exp()[0])[1])
+        taken = [t for t in terms if t.as_coeff_Mul()[0] < 0]
+        if taken:
+            yield -sympy.Add(*taken), sympy.Add(*(t for t in terms if t not in taken))
 
 
 def text(x: Expr, key: str) -> str:
