@@ -64,6 +64,16 @@ def openness(system: System, learners: tuple[Level, ...]) -> Openness:
     return Openness(entered, cut, frozenset(first))
 
 
+def trained_levels(system: System) -> tuple[Level, ...]:
+    """Levels on steps or tasks that learn; one that only follows others asks for no gradient."""
+    return tuple(
+        l
+        for l in system.levels
+        if l.clock.unit in ("step", "task")
+        and (l.learn or any(s.rule.objective is not None for b in l.boxes for s in b.states))
+    )
+
+
 def check_edges(
     system: System,
     learners: tuple[Level, ...],
@@ -73,12 +83,15 @@ def check_edges(
 ) -> None:
     check_inner(system, learners, training)
     check_cut_starts(system, lowerings)
+    asked = bool(learners or trained_levels(system))
     for lowering in lowerings.values():
         level = lowering.box.level
         if lowering.kind == "slept":
             continue  # its pasts are for the end of a sequence, where no gradient is kept
-        closed = level is not None and (
-            level.name not in training.levels or (learners and level.name not in inner.levels)
+        closed = (
+            asked
+            and level is not None
+            and (level.name not in training.levels or (learners and level.name not in inner.levels))
         )
         if closed and (lowering.kind in PASTS or keeps_windows(lowering.box)):
             raise NotLowered(

@@ -13,7 +13,7 @@ from dataclasses import replace
 from .affine import affine_writes, touched, values_of
 from .array_rules import array_rules, one_solve
 from .backward import Underivable
-from .crossing import apart, check_edges, openness
+from .crossing import apart, check_edges, openness, trained_levels
 from .derive import given_write, gradient, shrinkage, turned_read
 from .diagnostics import Diagnostic
 from .endings import ending, summed
@@ -84,16 +84,6 @@ def lower(system: System) -> tuple[Plan | None, list[Diagnostic]]:
 def boxes_of(system: System, level: Level) -> Iterator[Box]:
     """The boxes of a level, and those of the memories it calls."""
     return (b for b in system.boxes if b.level is level)
-
-
-def trained_levels(system: System) -> tuple[Level, ...]:
-    """Levels on steps or tasks that learn; one that only follows others asks for no gradient."""
-    return tuple(
-        l
-        for l in system.levels
-        if l.clock.unit in ("step", "task")
-        and (l.learn or any(s.rule.objective is not None for b in l.boxes for s in b.states))
-    )
 
 
 def check_owner(system: System) -> None:

@@ -355,6 +355,52 @@ def test_memories_that_vanish_or_explode_are_seen(end: float) -> None:
 # ---- what a system is run on ---------------------------------------------------------------------
 
 
+SCALED = """nl 1
+system scaled(n = 4) {
+  level mem(k[n], v[n], keep) every token {
+    state M : matrix(n, n)
+    objective sum((M(k) - v)^2) / 2
+    retain keep
+    learn gradient(rate = 0.3)
+    read M(k)
+  }
+  flow(k[n], v[n], keep) { return mem(k, v, keep) }
+}
+"""
+ALONE = """nl 1
+system alone(n = 4) {
+  level mem(x[n]) every 2 tokens {
+    state M : matrix(n, n)
+    objective loss
+    learn gradient(rate = 0.1)
+    read M(x)
+  }
+  flow(x[n], y[n]) {
+    z = x + mem(x)
+    loss = sum((z - y)^2)
+    return z
+  }
+}
+"""
+WINDOWED = """nl 1
+system windowed(n = 4) {
+  level mem(q[n], k[n], v[n]) every 2 tokens {
+    state M : matrix(n, n)
+    objective sum((M(past(k, 2)) - past(v, 2))^2) once
+    learn gradient(rate = 0.1)
+    read M(q)
+  }
+  flow(q[n], k[n], v[n]) { return mem(q, k, v) }
+}
+"""
+
+
+@pytest.mark.parametrize("text", [SCALED, ALONE, WINDOWED])
+def test_a_system_that_nothing_trains_is_verified(text: str) -> None:
+    """Streams of one number a tick; answers that no gradient leaves; a window no one learns by."""
+    assert all(m.holds for m in verify(nlc.load(text), FAST).measured)
+
+
 def test_ids_are_told_from_numbers() -> None:
     spec = nlc.load("hope", **SMALL)
     assert vocabularies(spec.system) == {"tokens": 19}

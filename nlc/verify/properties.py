@@ -247,7 +247,7 @@ def reach_of(y: Tensor, inputs: Sequence[Tensor], nudges: Sequence[Tensor], seed
     sides = [x for x in inputs if x.is_floating_point()] + list(nudges)
     pick = torch.Generator().manual_seed(seed)
     late, own, where = 0.0, [], ""
-    for t in range(y.shape[1] if sides else 0):
+    for t in range(y.shape[1] if sides and y.requires_grad else 0):
         weight = torch.randn(y[:, t].shape, generator=pick, dtype=torch.float64).to(y)
         grads = torch.autograd.grad(
             (weight * y[:, t]).sum(), sides, retain_graph=True, allow_unused=True
@@ -272,7 +272,8 @@ def reached(inputs: Sequence[Tensor], grads: Iterable[Tensor | None]) -> Tensor:
             continue
         at = [g[0]] if i < len(numbers) else [g[rows] for rows in ids]
         for value in at:
-            reach = torch.maximum(reach, value.abs().flatten(1).amax(1).to(reach))
+            far = value.abs().reshape(len(value), -1).amax(1)
+            reach = torch.maximum(reach, far.to(reach))
     return reach
 
 
