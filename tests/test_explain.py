@@ -292,3 +292,25 @@ def test_a_network_that_is_retained_first_is_asked_as_it_is_then() -> None:
 def test_why_an_error_on_the_retained_state_runs_tick_by_tick() -> None:
     text = written("sum((M(k) - v)^2) after retain", rule="dgd(rate = eta)")
     assert "`after retain` of `M` with `dgd` has no parallel form" in text
+
+
+def of_objective(objective: str, retain: str = "") -> str:
+    body = f"state M : matrix(n, n); objective {objective}; {retain} learn gradient(rate = beta)"
+    text = f"nl 1\nmemory t(q[n], k[n], v[n], beta) {{ {body}; read M(q) }}\n"
+    return explain(check_text(text, "t.nl", ROOT, {}))
+
+
+def test_each_call_of_a_memory_has_its_jacobian() -> None:
+    page_ = of_objective("sum((M(k) - v)^2) / 2 + sum((M(q) - v)^4)")
+    assert "Jacobian   de1/da1 = I\n               de2/da2 = diag(12 * (a2 - v)^2)" in page_
+    nested = of_objective("sum((M(tanh(M(k))) - v)^2) / 2")
+    assert nested.count("Jacobian") == 1 and "de2/da2 = I" in nested and "de1/da1" not in nested
+
+
+def test_what_counts_for_nothing_is_not_written() -> None:
+    page_ = of_objective("-dot(M(k), v)", "retain 1 through softmax;")
+    assert "a step minimises KL(X, old) beside rate" in page_
+    assert "what two duals differ by stays as it is" in page_ and "* 0" not in page_
+    page_ = of_objective("-dot(M(k), v)", "retain 0.9 through softmax;")
+    assert "0.9 * KL(X, old) + 0.1 * sum(X * log(X))" in page_
+    assert "what two duals differ by is multiplied by 0.9" in page_ and "* 0" not in page_

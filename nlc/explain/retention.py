@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from math import inf
 
-from ..backward import Underivable, constant, make, mul, sub
+from ..backward import Underivable, constant, is_number, make, mul, sub
 from ..derive import shrinkage
 from ..show import PRODUCT, Writer
 from ..system import Lambda, Term
@@ -127,9 +127,9 @@ def known_rows(w: Writer, d: Derived, label: str, link: Lambda, one: str) -> Row
         price = total(w, f"{x}{times(w)}{log}")
         rows = [said(w, label, least + "a row adds up to 1 (KL)", x, f"{dual} + {price}")]
         if keep is not None and d.narrow(keep):
-            rest = w.text(d.tidy.of(sub(constant(1.0, keep), keep)), PRODUCT)
+            rest = d.tidy.of(sub(constant(1.0, keep), keep))
             near = rf"\operatorname{{KL}}({x}, \mathrm{{old}})" if w.latex else f"KL({x}, old)"
-            cost = f"{w.text(keep, PRODUCT)}{times(w)}{near} + {rest}{times(w)}{price}"
+            cost = " + ".join(filter(None, [weighed(w, keep, near), weighed(w, rest, price)]))
             rows.append(said(w, label, "a step minimises {} beside rate times its gradient", cost))
         return rows
     if kind == "sigmoid":
@@ -141,6 +141,13 @@ def known_rows(w: Writer, d: Derived, label: str, link: Lambda, one: str) -> Row
         half = f"{squared(w, x)} / 2"
         return [said(w, label, least + "an elastic net", x, f"{dual} + {half} + {price}")]
     return []
+
+
+def weighed(w: Writer, number: Term, text: str) -> str:
+    """`0.1 * text`; nothing of what counts for nothing."""
+    if is_number(number, 0):
+        return ""
+    return text if is_number(number, 1) else f"{w.text(number, PRODUCT)}{times(w)}{text}"
 
 
 def times(w: Writer) -> str:

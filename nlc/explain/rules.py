@@ -18,7 +18,7 @@ from .classes import class_rows, solved
 from .derived import Derived, Step
 from .lines import Row, Rows, said
 from .retention import link_text, retention_rows
-from .slopes import Kind, error_of
+from .slopes import Jacobian, Kind, error_of, uses
 from .stability import stability_rows
 
 
@@ -363,25 +363,32 @@ def outer(w: Writer, e: Example) -> tuple[str, str]:
 
 
 def jacobian_rows(w: Writer, d: Derived) -> Rows:
-    """Of the last product, which is what the objective sees of a network."""
-    if not d.examples:
-        return []
-    e, j = d.examples[-1], d.jacobians[-1]
+    """Of each call its last product, which is what the objective sees of a network."""
+    pairs = list(zip(d.examples, d.jacobians, strict=True))
+    last = [
+        (e, j)
+        for e, j in pairs
+        if e.array == d.examples[-1].array and not any(uses(x.input, e.output) for x, _ in pairs)
+    ]
+    return list(dict.fromkeys(jacobian_row(w, e, j) for e, j in last))
+
+
+def jacobian_row(w: Writer, e: Example, j: Jacobian) -> Row:
     ends = w.text(e.surprise), w.text(e.output)
     top, below = (t if NAME.fullmatch(t) else f"({t})" for t in ends)
     left = rf"\frac{{\partial {top}}}{{\partial {below}}}" if w.latex else f"d{top}/d{below}"
     if j.kind is Kind.NONE:
-        return [Row("Jacobian", f"{left} = 0")]
+        return Row("Jacobian", f"{left} = 0")
     if j.term is None:
-        return [said(w, "Jacobian", f"{{}}: {j.kind.value}", left)]
+        return said(w, "Jacobian", f"{{}}: {j.kind.value}", left)
     if j.kind in (Kind.NUMBER, Kind.ROWS):
         number = j.term.args[0] if j.term.op == "column" else j.term
         sign = "" if is_number(j.term, 1) else f"{w.text(number, PRODUCT)}{times(w)}"
         rows = " for each row" if j.kind is Kind.ROWS else ""
         text = f"{left} = {sign}I"
-        return [said(w, "Jacobian", f"{{}}{rows}", text) if rows else Row("Jacobian", text)]
+        return said(w, "Jacobian", f"{{}}{rows}", text) if rows else Row("Jacobian", text)
     diagonal = r"\operatorname{diag}" if w.latex else "diag"
-    return [Row("Jacobian", f"{left} = {diagonal}({w.text(j.term)})")]
+    return Row("Jacobian", f"{left} = {diagonal}({w.text(j.term)})")
 
 
 # ---- rules ---------------------------------------------------------------------------------------

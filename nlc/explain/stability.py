@@ -288,12 +288,12 @@ def is_one(t: Term) -> bool:
     return t.op == "const" and t.info == 1
 
 
-def across(w: Writer, d: Derived, keep: Term) -> Rows:
+def across(w: Writer, d: Derived, keep: Term, what: str = "states") -> Rows:
     """Where the write does not read the state."""
     if is_one(keep):
-        return [said(w, LABEL, "what two states differ by stays as it is")]
+        return [said(w, LABEL, f"what two {what} differ by stays as it is")]
     each = channels(d, keep)
-    first = said(w, LABEL, f"what two states differ by is multiplied by {{}}{each}", w.text(keep))
+    first = said(w, LABEL, f"what two {what} differ by is multiplied by {{}}{each}", w.text(keep))
     if keep.op == "const":
         return [first]
     rows = [first, said(w, LABEL, "it shrinks if and only if {}", less(w, magnitude(w, keep), "1"))]
@@ -565,9 +565,11 @@ def of_dual(w: Writer, d: Derived, c: Contraction) -> Rows:
         raise Unknown(f"the link multiplies the slope of the error by at most {largest:g}")
     if c.slopes.low < 0:
         raise Unknown("the slope of the error may be below 0")
-    bound = scaled(w, c, largest * c.slopes.high)
     text = "two states are at most {} times as far apart as their duals (the link's slope)"
     rows = [said(w, LABEL, text, w.number(largest)[0])]
+    if is_zero(c.strength):
+        return rows + across(w, d, c.keep, "duals")
+    bound = scaled(w, c, largest * c.slopes.high)
     least = f"{w.text(c.keep)} - {bound}"
     text = "the derivative of a step in the dual has all its eigenvalues between {} and {}"
     rows.append(said(w, LABEL, text, least, w.text(c.keep)))
