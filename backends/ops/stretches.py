@@ -20,16 +20,16 @@ from .retention import Retention
 
 @dataclass(frozen=True)
 class Stretches:
-    """Where the stretches of a span lie: start, end, whether a period begins there, and whether a
-    gradient is cut there. `enter` tells the stream which of its ticks are looked at.
+    """Where the stretches of a span lie: start, end, and what else is known of each. `enter` tells
+    the stream which of its ticks are looked at.
     """
 
-    parts: tuple[tuple[int, int, bool, bool], ...]
+    parts: tuple[tuple[int, ...], ...]
     enter: Callable[[int, int], None]
 
-    def __iter__(self) -> Iterator[tuple[int, int, bool, bool]]:
+    def __iter__(self) -> Iterator[tuple[int, ...]]:
         for part in self.parts:
-            self.enter(*part[:2])
+            self.enter(part[0], part[1])
             yield part
         self.enter(0, self.parts[-1][1] if self.parts else 0)
 

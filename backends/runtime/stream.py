@@ -165,18 +165,22 @@ class Stream(dict[str, Tensor]):
         return here.expand(*lead, time, window)
 
     def cuts(self, period: int, cut: int = 0) -> Stretches:
-        """The same, all at once."""
+        """`stretches`, all at once; while one is looked at, this stream is that part alone."""
+        return self.parts(self.stretches(period, cut))
+
+    def parts(self, parts: Iterator[tuple[int, ...]]) -> Stretches:
         position = self.position
 
         def enter(a: int, b: int) -> None:
             self.position, self.time = position + a, b - a
 
-        return Stretches(tuple(self.stretches(period, cut)), enter)
+        return Stretches(tuple(parts), enter)
 
     def stretches(self, period: int, cut: int = 0) -> Iterator[tuple[int, int, bool, bool]]:
         """Parts of this span that end at multiples of `period` (and `cut`) ticks: start, end,
-        whether a period
-        begins there, and whether a gradient is cut there. Nothing for a span of no ticks."""
+        whether a period begins there, and whether a gradient is cut there. Nothing for a span of no
+        ticks.
+        """
         a = 0
         while a < self.time:
             tick = self.age + a
@@ -193,28 +197,29 @@ class Stream(dict[str, Tensor]):
         tick = self.age + self.time
         return tick if tick <= first else (tick - first - 1) % period + 1
 
-    def periods(
-        self, period: int, first: int, flush: int = 0, alone: bool = False
-    ) -> Iterator[tuple[int, int, int]]:
+    def periods(self, period: int, first: int, flush: int = 0, alone: bool = False) -> Stretches:
         """Parts of this span that end where a clock fires, at `first` and every `period` ticks from
-        it: start, end, and which firing it is (0: none, the span ends before). Until the next is
-        asked for, this stream is that part alone. `flush`: what waits fires before a reset, which
-        comes every so many ticks. `alone`: a tick that fires is a part of its own.
+        it: start, end, and which firing it is (0: none, the span ends before). While one is looked
+        at, this stream is that part alone. `flush`: what waits fires before a reset, which comes
+        every so many ticks. `alone`: a tick that fires is a part of its own.
         """
-        position, time, a = self.position, self.time, 0
-        while a < time:
-            tick = position - self.born + a
+        return self.parts(self._periods(period, first, flush, alone))
+
+    def _periods(
+        self, period: int, first: int, flush: int, alone: bool
+    ) -> Iterator[tuple[int, int, int]]:
+        age, a = self.position - self.born, 0
+        while a < self.time:
+            tick = age + a
             wait = first - tick if tick < first else period - (tick - first) % period
-            b = min(time, a + (wait - 1 if alone and wait > 1 else wait))
-            done = position - self.born + b - first
+            b = min(self.time, a + (wait - 1 if alone and wait > 1 else wait))
+            done = age + b - first
             fires = done >= 0 and done % period == 0
-            self.position, self.time = position + a, b - a
             count = done // period + 1 if done >= 0 else 0
             if flush and not fires and (done + first) % flush == 0:
                 fires, count = True, count + 1
             yield a, b, count if fires else 0
             a = b
-        self.position, self.time = position, time
 
 
 def from_outside(who: Learner) -> bool:

@@ -52,12 +52,15 @@ class Fired(Learned):
         period, first = self.clock
         cut = self.module.plan.training.truncate.get(box.level.name if box.level else "")
         axis = body.lead - 1
-        colon = ", ".join([":"] * axis)
-        a, b, count, reads = code.names(["a", "b", "count", "reads"])
-        given = ""
-        for name in self.given([*self.write_roots, *self.read_roots]):
-            v = body.e.names[name]
-            given += f", {v.code}[{colon}, {a}:{b}]" if v.lead else f", {v.code}"
+        periods, part, count, reads = code.names(["periods", "part", "count", "reads"])
+        each = code.name("each")
+        values = [body.e.names[n] for n in self.given([*self.write_roots, *self.read_roots])]
+        streams = [v.code for v in values if v.lead]
+        numbers = iter(range(len(streams)))
+        listed = [f"{part}[{next(numbers)}]" if v.lead else v.code for v in values]
+        if len(streams) == len(values) > 0:
+            listed = [f"*{part}"]
+        given = "".join(f", {one}" for one in listed)
         w = ", w" if box.path in self.module.has_weights else ""
         for state in box.states:
             for array in state.form.arrays:
@@ -68,7 +71,13 @@ class Fired(Learned):
         told = f"{period}, {first}" + (f", flush={flush}" if flush else "")
         if self.waits and not self.reads_old:
             told += ", alone=True"
-        with code.block(f"for {a}, {b}, {count} in s.periods({told}):"):
+        loop = f"for _, _, {count} in s.periods({told}):"
+        if streams:  # split once: a slice a period has a derivative as long as the whole stream
+            code.add(f"{periods} = s.periods({told})")
+            split = f"{periods}.split({axis}, {', '.join(streams)})"
+            code.add(f"{each} = zip({periods}, {split}, strict=True)")
+            loop = f"for (_, _, {count}), {part} in {each}:"
+        with code.block(loop):
             if cut is not None:
                 if cut % period or first != period:
                     help = f"a multiple of the period ({period} tokens) is compiled"
