@@ -46,11 +46,12 @@ def least_squares(
             diagonal = ridge.to(wide).expand_as(x)
         else:
             diagonal = row(ridge).unsqueeze(-1).expand_as(x)
-        keeps, asked, H = row(keep), [], H0
-        for a in range(0, time, CHUNK):
-            part = slice(a, min(time, a + CHUNK))
-            moments = _moments(H, x[..., part, :], amount[..., part, :], keeps[..., part])
-            asked.append(_met(moments, diagonal[..., part, :], u[..., part, :]))
+        asked, H = [], H0
+        chunks = [torch.split(t, CHUNK, -2) for t in (x, amount, diagonal, u)]
+        each = zip(*chunks, torch.split(row(keep), CHUNK, -1), strict=True)
+        for keys, amounts, ridges, queries, keeps in each if time else ():
+            moments = _moments(H, keys, amounts, keeps)
+            asked.append(_met(moments, ridges, queries))
             H = moments[..., -1, :, :]
         met = torch.cat(asked, -2) if asked else u
         y, G, _ = scan(G0, met, k, -v, weight, keep)
