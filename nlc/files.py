@@ -60,8 +60,15 @@ def near_file(path: Path) -> str:
 def write_atomically(path: Path, data: bytes | str) -> None:
     """Put `data` at `path`: whoever looks, and whenever power fails, finds the old file or the new.
 
-    The bytes go to a file beside it, are forced to disk, and only then take the name.
+    The bytes go to a file beside it, are forced to disk, and only then take the name: of what a
+    link leads to, not of the link. A device or a pipe is no file, and is written into.
     """
+    if path.is_dir():
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+    if path.exists() and not path.is_file():
+        path.write_bytes(data.encode("utf-8") if isinstance(data, str) else data)
+        return
+    path = path.resolve()
     handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
     try:
         with os.fdopen(handle, "wb") as file:

@@ -21,6 +21,7 @@ from standin import SPEC, stand_in
 
 from nlc import checkpoint, cli
 from nlc.backends.runtime.optimizer import GradientError
+from nlc.backends.runtime.state import write_tensors
 from nlc.files import write_atomically
 from nlc.learner import Learner
 from nlc.loading import load_spec
@@ -296,6 +297,28 @@ def test_a_full_disk_leaves_no_half_file(tmp_path: Path, monkeypatch: pytest.Mon
     with pytest.raises(OSError, match="No space"):
         write_atomically(target, "new")
     assert target.read_text() == "old" and list(tmp_path.iterdir()) == [target]
+
+
+def test_only_a_file_is_replaced(tmp_path: Path) -> None:
+    """Not a link, a pipe or a folder, nor a device, which root could."""
+    real, link, pipe = (tmp_path / n for n in ("real", "link", "pipe"))
+    real.write_text("old")
+    link.symlink_to(real)
+    write_atomically(link, "new")
+    assert link.is_symlink() and real.read_text() == "new"
+    os.mkfifo(pipe)
+    reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+    write_atomically(pipe, "through")
+    assert os.read(reader, 99) == b"through" and pipe.is_fifo()
+    os.close(reader)
+    with pytest.raises(IsADirectoryError):
+        write_atomically(tmp_path, "new")
+    assert sorted(tmp_path.iterdir()) == [link, pipe, real]
+    for place in (pipe, tmp_path):
+        with pytest.raises(FileExistsError, match="is no file"):
+            write_tensors(place, {}, {})
+    write_tensors(link, {}, {})
+    assert link.is_symlink() and real.read_bytes() != b"new" and pipe.is_fifo()
 
 
 def test_a_loss_that_is_no_number_is_explained(

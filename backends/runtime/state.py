@@ -147,9 +147,14 @@ def detached(arrays: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], header: Mapping[str, Any]) -> None:
-    """Atomically: a temporary file in the same folder takes the place of the old one."""
+    """Atomically: a temporary file in the same folder takes the place of the old one, or of what a
+    link leads to.
+    """
     if not path.parent.is_dir():
         raise FileNotFoundError(f"{path} cannot be written: there is no folder {path.parent}")
+    if path.exists() and not path.is_file():
+        raise FileExistsError(f"{path} cannot be written: it is there, and is no file")
+    path = path.resolve()
     plain = {k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()}
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     os.close(handle)
