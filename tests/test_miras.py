@@ -32,7 +32,7 @@ from nlc.miras.page import page
 from nlc.miras.plot import plot
 from nlc.miras.ranking import known_as, ranked, summary, table_csv, verdicts, with_gates
 from nlc.miras.recall import Score, recall, system_text
-from nlc.miras.run import told_line
+from nlc.miras.run import told_line, whole_names
 from nlc.miras.same import Substitution
 from nlc.miras.survey import Row, survey
 from nlc.miras.tasks import TASKS, Task
@@ -348,6 +348,9 @@ def test_agreement_of_a_network_that_keeps_all_explodes() -> None:
     assert first_broken(c) is not None
     grown = answer_of(c, 40 * TICKS, 1)
     assert not float(grown.abs().max()) < 1e6  # or no number at all
+    summed = one("mlp", "dot", "elastic_ftrl", "gradient", 1)
+    assert first_broken(summed) is not None
+    assert not float(answer_of(summed, 40 * TICKS, 1).abs().max()) < 1e6
     well = one("normed", "dot", "none", "gradient", 1)
     assert first_broken(well) is None and float(answer_of(well, 40 * TICKS, 1).abs().max()) < 1e2
 
@@ -564,6 +567,8 @@ def test_trainings_are_kept_and_not_done_twice(
     log.write_text(before + '{"name": "torn')
     assert call(*words, "--recall", "linear attention") == 0
     assert log.read_text() == before + '{"name": "torn'
+    assert call(*words, "--recall", "1", "--seeds", "2") == 0  # and the next line is whole
+    assert [json.loads(s)["seed"] for s in log.read_text().splitlines() if s[-1] == "}"] == [0, 1]
     assert "rebind" in capsys.readouterr().out and "<svg" in Path("out/index.html").read_text()
 
 
@@ -585,7 +590,36 @@ def test_a_run_that_is_stopped_keeps_what_is_done(
     assert "50.0" in Path("out/index.html").read_text()
 
 
+def test_a_table_compares_like_with_like(
+    place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Other steps, and the text of a memory as it was, count for no seed of this one."""
+
+    def fake(c: Combination, task: Task, seed: int, steps: int, told: Any) -> Score:
+        return Score(steps / 10, ((1, 0.5),), 10)
+
+    monkeypatch.setattr("nlc.miras.recall.recall", fake)
+    words = (*FEW, "--out", "out", "--task", "mqar")
+    assert call(*words, "--recall", "1", "--steps", "3") == 0
+    assert call(*words, "--recall", "1", "--steps", "5") == 0
+    assert "1 of 1 in recall.jsonl are not compared" in capsys.readouterr().out
+    log = Path("out/recall.jsonl")
+    old = json.loads(log.read_text().splitlines()[0]) | {"text": "old", "share": 0.9, "steps": 5}
+    log.write_text(json.dumps(old) + "\n" + log.read_text())
+    for more in (("--recall", "1", "--steps", "5"), ()):
+        assert call(*words, *more) == 0
+        first = next(csv.DictReader(io.StringIO(Path("out/table.csv").read_text())))
+        assert (first["mqar_median"], first["mqar_seeds"]) == ("0.5000", "1")
+
+
+def test_a_name_with_a_comma_is_one_name() -> None:
+    parts = ("deltanet", "Titans", "linear", "MIRAS l_p", "linear", "p = 1", "Titans")
+    wanted = ("deltanet", "Titans, linear", "MIRAS l_p, linear, p = 1", "Titans")
+    assert whole_names(parts) == wanted
+
+
 MISTAKES = [
+    (("--memory", "drawn", "--bias", "l2", "--retention", "none"), "by law: a draw where zeros do"),
     (("--memory", "matrx"), "There is no memory matrx. Did you mean matrix?"),
     (("--bias", "l2,,l1"), "is not a list of names"),
     (("--rule", "sgd"), "There is no rule sgd."),

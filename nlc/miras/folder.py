@@ -83,8 +83,9 @@ class Folder:
     def add(self, training: Training) -> None:
         """On disk before the next one begins."""
         try:
+            torn = self.log.exists() and not self.log.read_bytes().endswith(b"\n")
             with self.log.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(asdict(training)) + "\n")
+                file.write("\n" * torn + json.dumps(asdict(training)) + "\n")
                 file.flush()
                 os.fsync(file.fileno())
         except OSError as error:

@@ -149,7 +149,8 @@ def sphere_of_zeros(c: Combination) -> bool:
 )
 def agreement_without_end(c: Combination) -> bool:
     bounded = c.memory.name.startswith("normed")
-    return c.bias.dot and c.memory.network and c.retention.name == "none" and not bounded
+    keeps = c.retention.name in ("none", "elastic_ftrl")
+    return c.bias.dot and c.memory.network and keeps and not bounded
 
 
 @law(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
@@ -29,6 +29,7 @@ from .survey import Row, survey
 from .tasks import TASKS, Task
 
 SHOWN = 20  # rows that a terminal is shown
+SET_ASIDE = "in recall.jsonl are not compared: of other steps, or of memories that are not these"
 
 
 class HasName(Protocol):
@@ -74,6 +75,8 @@ def miras(options: Options) -> int:
     )
     tasks = picked("task", TASKS, options.tasks, True)
     folder = Folder(options.out)
+    options = replace(options, names=whole_names(options.names))
+    check_some(chosen)
     check_names(chosen, options.names)
     folder.make()
     with console.status("") as status:
@@ -85,11 +88,15 @@ def miras(options: Options) -> int:
         rows = survey(chosen, options.size, told)
     wanted = to_train(rows, options)
     done = folder.trainings()
-    folder.write_tables(rows, done, options.size)
+    fitting = standing(rows, done, options)
+    folder.write_tables(rows, fitting, options.size)
     for line in summary(rows):
         console.print(line, markup=False)
+    if len(fitting) < len(done):
+        console.print(f"  {len(done) - len(fitting):,} of {len(done):,} {SET_ASIDE}", markup=False)
     stopped = train(wanted, tasks, options, folder, done) if wanted else 0
-    order = folder.write_tables(rows, folder.trainings(), options.size)
+    fitting = standing(rows, folder.trainings(), options)
+    order = folder.write_tables(rows, fitting, options.size)
     tell(rows, order, tasks, console)
     console.print(f"{folder.path / 'index.html'}", markup=False)
     return stopped
@@ -123,6 +130,44 @@ def to_train(rows: Sequence[Row], options: Options) -> list[Row]:
     if missing:
         raise CallError(f"None of the memories that were chosen is {missing[0]}.")
     return [by_name.get(name) or published[name.lower()] for name in options.names]
+
+
+def standing(rows: Sequence[Row], done: Sequence[Training], options: Options) -> list[Training]:
+    """The trainings of these memories as they are written now, of as many steps as this call asks
+    for, or if it asks for none as the last one had: a table compares like with like.
+    """
+    if not done:
+        return []
+    from .recall import system_text
+
+    steps = options.steps if options.recall or options.names else done[-1].steps
+    made = {row.name: row.combination for row in rows if row.law is None}
+    texts = {
+        (name, task.name): digest(system_text(made[name], task, steps))
+        for name in {one.name for one in done} & made.keys()
+        for task in TASKS
+    }
+    return [t for t in done if t.steps == steps and texts.get((t.name, t.task)) == t.text]
+
+
+def whole_names(parts: Sequence[str]) -> tuple[str, ...]:
+    """A name with a comma in it, `Titans, linear`, comes in parts: the longest that is a name."""
+    published = {known.name.lower() for known in KNOWN}
+    made, rest = [], list(parts)
+    while rest:
+        ends = (n for n in range(len(rest), 1, -1) if ", ".join(rest[:n]).lower() in published)
+        end = next(ends, 1)
+        made.append(", ".join(rest[:end]))
+        rest = rest[end:]
+    return tuple(made)
+
+
+def check_some(chosen: Sequence[Combination]) -> None:
+    """Something is left when the laws have been asked."""
+    broken = [first_broken(c) for c in chosen]
+    if all(broken):
+        why = "; ".join(dict.fromkeys(law.sentence for law in broken if law is not None))
+        raise CallError(f"All of what was chosen is left out, by law: {why}.")
 
 
 def check_names(chosen: Sequence[Combination], names: Sequence[str]) -> None:
