@@ -1,6 +1,6 @@
 """How long a check takes: of HOPE beside `import torch`, and of systems with many levels.
 
-    python bench/check_speed.py
+python bench/check_speed.py
 """
 
 from __future__ import annotations

@@ -316,6 +316,22 @@ def test_mesa_without_a_least_is_no_number() -> None:
     assert all(bool(x.isfinite().all()) for x in state.arrays.values())
 
 
+@pytest.mark.parametrize("ridge", [1e-7, 1e-12])
+def test_mesa_finds_a_ridge_again_that_rounding_has_lost(ridge: float) -> None:
+    """In float32, where one key comes at every token."""
+    op, memory = OPS["mesa"], nlc.memory("mesa")
+    data = {n: x.float() for n, x in op.data(64).items()}
+    data["k"] = data["k"][:, :1].expand_as(data["k"])
+    data["ridge"] = torch.full_like(data["ridge"], ridge)
+    x = leaves(data)
+    y, _ = memory(**x)
+    assert all(bool(g.isfinite().all()) for g in (y, *grads(y, x)))
+    fine = {**data, "ridge": torch.ones_like(data["ridge"])}
+    mixed = {**data, "ridge": data["ridge"].clone()}
+    mixed["ridge"][1] = 1
+    assert torch.equal(memory(**mixed)[0][1], memory(**fine)[0][1]), "others are as they were"
+
+
 @pytest.mark.parametrize("p", [1, 1.5, 2.5, 3])
 def test_lp_without_smoothing_is_the_papers_where_nothing_is_wrong(p: float) -> None:
     """p sign(r) |r|^(p - 1) is 0 of an error of 0, and so is its derivative."""

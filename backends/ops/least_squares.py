@@ -68,8 +68,18 @@ def _moments(H: Tensor, k: Tensor, amount: Tensor, keep: Tensor) -> Tensor:
 
 def _met(moments: Tensor, ridge: Tensor, q: Tensor) -> Tensor:
     """(H + diag ridge)^-1 q. A sample that is not a number stays one, and says so alone; so does
-    one without a least (a ridge below 0, or one that is lost in the rounding of H).
+    one without a least (a ridge that is not above 0, where the keys alone give none).
     """
     factor, failed = torch.linalg.cholesky_ex(moments + torch.diag_embed(ridge))
+    if bool((failed > 0).any()):
+        ridge = torch.where((failed > 0).unsqueeze(-1), _found_again(moments, ridge), ridge)
+        factor, failed = torch.linalg.cholesky_ex(moments + torch.diag_embed(ridge))
     met = torch.cholesky_solve(q.unsqueeze(-1), factor).squeeze(-1)
     return met.masked_fill((failed > 0).unsqueeze(-1), torch.nan)
+
+
+def _found_again(moments: Tensor, ridge: Tensor) -> Tensor:
+    """A ridge above 0 that was lost in the rounding of H, as large as that may be."""
+    largest = moments.detach().diagonal(dim1=-2, dim2=-1).amax(-1, keepdim=True)
+    rounding = 4 * moments.shape[-1] * torch.finfo(moments.dtype).eps * largest
+    return torch.where(ridge > 0, torch.maximum(ridge, rounding), ridge)
