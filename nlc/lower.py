@@ -140,7 +140,8 @@ def on_steps(box: Box) -> bool:
 def check_windows(box: Box, *parts: Term) -> None:
     """Windows that a body can run as rows (windows.py)."""
     roots = [*body_roots(box), *parts]
-    bad = mixed(roots)
+    lines = values_of(box)
+    bad = mixed(roots, lambda t: touched(t, lines))
     if bad is not None:
         raise NotLowered("a window whose ticks are mixed before they are added up", bad.span)
     if any(t.op == "past" for root in roots for t in root.walk()):

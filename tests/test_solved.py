@@ -559,6 +559,75 @@ optimizer fading(weight, grad, rate = 1, shrink = 0.1) {
 }""",
         "r(q, k, v, eta)",
     ),
+    "a window that a softmax weighs, in a line": (
+        HEAD
+        + """, alpha, eta) {
+  state M : matrix(n, n)
+  w = softmax(past(k, 3) @ q)
+  objective sum(w * sum(smooth_abs(M(past(k, 3)) - past(v, 3))^3, 1)) / 20
+  retain alpha
+  learn gradient(rate = eta)
+  read M(q)
+}""",
+        "r(q, k, v, alpha, eta)",
+    ),
+    "windows that are met at once": (
+        HEAD
+        + """, alpha, eta) {
+  state M : matrix(n, n)
+  K = past(k, 3)
+  V = past(v, 3)
+  s = softmax(K @ q)
+  z = transpose(K) @ s + past(q, 2)[0] * min(position, 1)
+  objective sum((M(z) - s @ V)^2) / 2
+  retain alpha
+  learn gradient(rate = eta)
+  read M(q) + q @ (transpose(K) @ V) * (mean(s) + dot(s, K @ z) + length(K @ k))
+}""",
+        "r(q, k, v, alpha, eta)",
+    ),
+    "windows that are met at once, tick by tick": (
+        HEAD
+        + """, eta) {
+  state M : matrix(n, n)
+  K = past(k, 3)
+  s = softmax(K @ q)
+  objective sum((M(transpose(K) @ s) - s @ past(v, 3))^2) / 2
+  learn adam(rate = eta)
+  read M(q)
+}""",
+        "r(q, k, v, eta)",
+    ),
+    "by the place, solved": (
+        HEAD
+        + """, eta) {
+  state M : matrix(n, n)
+  g = position / (1 + position)
+  retain position / (1 + position)
+  write eta * outer(v - g * tanh(M(k)), k) / (1 + position)
+  read M(q)
+}""",
+        "r(q, k, v, eta)",
+    ),
+    "by the place, several states frozen": (
+        HEAD
+        + """, eta) {
+  state M[a, b] : matrix(n, n)
+  retain position / (1 + position)
+  write eta * outer(v - tanh(M(k)), k) / (1 + position)
+  linearise every 4 tokens
+  read M.a(q) + M.b(k)
+}""",
+        "r(q, k, v, eta)",
+    ),
+    "by the place, one system": (
+        HEAD
+        + """, eta) {
+  state M : matrix(n, n) { write eta * outer(v - M(k), k) * min(position, 1) }
+  read M(q)
+}""",
+        "r(q, k, v, eta)",
+    ),
     "states that are set": (
         """memory r(x[n], a[n]) {
   state h : vector(n) { set tanh(c) * a }

@@ -128,6 +128,7 @@ class Body:
             "conv": self.conv,
             "past": self.past,
             "dropout": self.dropout,
+            "position": self.position,
             "apply": self.apply,
             "state": self.state,
             "array": self.state,
@@ -314,6 +315,12 @@ class Body:
             self.code.add(f"{seen} = s.seen({slot.window}, {lead}, s.time)")
             self.e.names[f"seen {slot.window}"] = Value(seen, ATOM, True, 1)
         return value
+
+    def position(self, term: Term) -> Value:
+        """The same for each head."""
+        heads = "".join(f"{n}, " for n in self.mapped)
+        each = f".expand(-1, {heads}-1)" if heads else ""
+        return Value(f"s.positions({self.lead}){each}", ATOM, True, 0)
 
     def dropout(self, term: Term) -> Value:
         """What falls while a level on steps learns."""

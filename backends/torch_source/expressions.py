@@ -319,7 +319,11 @@ class Expressions:
         )
 
     def op_mean(self, term: Term) -> Value:
-        v = self(term.args[0])
+        v, rows = self(term.args[0]), rows_of(term.args[0])
+        if rows and v.own == 1 and v.lead:
+            many = f"{self.names[f'seen {rows}'].code}.sum(-1)"
+            v = self.only_seen(v, term.args[0])
+            return Value(f"{v.atom}.sum(-1) / {many}", TIMES, True, 0)
         if term.info == 1:
             return Value(f"{v.atom}.mean(-1)", ATOM, v.lead, v.own - 1)
         return (
@@ -328,6 +332,8 @@ class Expressions:
 
     def op_dot(self, term: Term) -> Value:
         (a, b), lead, own = self.together(term)
+        if own == 1:
+            a = self.only_seen(a, term.args[0])
         return Value(f"({self.fit(a, own)} * {self.fit(b, own)}).sum(-1)", ATOM, lead, own - 1)
 
     def op_outer(self, term: Term) -> Value:
@@ -341,6 +347,8 @@ class Expressions:
 
     def op_length(self, term: Term) -> Value:
         v = self(term.args[0])
+        if v.own == 1:
+            v = self.only_seen(v, term.args[0])
         return Value(f"parts.length({v.code}, {term.info!r})", ATOM, v.lead, v.own - 1)
 
     def op_length_slope(self, term: Term) -> Value:
@@ -355,6 +363,8 @@ class Expressions:
 
     def op_softmax(self, term: Term) -> Value:
         v = self(term.args[0])
+        if v.own == 1:
+            v = self.least_unseen(v, term)
         return Value(f"torch.softmax({v.code}, -1)", ATOM, v.lead, v.own)
 
     def op_qr(self, term: Term) -> Value:
@@ -363,14 +373,21 @@ class Expressions:
 
     def op_top(self, term: Term) -> Value:
         v = self(term.args[0])
-        if rows_of(term) and v.own == 1 and v.lead:  # what is not there is not among the largest
-            seen = self.names[f"seen {rows_of(term)}"].code
-            least = f"{v.atom}.masked_fill({seen} == 0, float('-inf'))"
-            return Value(f"parts.top({least}, {term.info})", ATOM, True, 1)
+        if v.own == 1:
+            v = self.least_unseen(v, term)
         return Value(f"parts.top({v.code}, {term.info})", ATOM, v.lead, v.own)
+
+    def least_unseen(self, value: Value, term: Term) -> Value:
+        """A window of numbers, below all others where there is no tick."""
+        if not rows_of(term) or not value.lead:
+            return value
+        seen = self.names[f"seen {rows_of(term)}"].code
+        return Value(f"{value.atom}.masked_fill({seen} == 0, float('-inf'))", ATOM, True, 1)
 
     def op_matmul(self, term: Term) -> Value:
         a, b = (self(x) for x in term.args)
+        if rows_of(term.args[1]):
+            b = self.only_seen(b, term.args[1])
         ranks = len(term.args[0].shape), len(term.args[1].shape)
         lead = a.lead or b.lead
         if ranks == (1, 1):

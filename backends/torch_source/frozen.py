@@ -348,7 +348,7 @@ class Frozen(Lines, Gates):
 
     def enter_batch(self, body: StretchBody) -> None:
         """Every stream that is given, with its heads in the batch."""
-        body.fold_lead()
+        body.fold_lead(self.heads)
         for name, value in body.e.names.items():
             if value.lead:
                 self.code.add(f"{value.code} = {self.heads.join(value.code)}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from nlc.foreign import NAMING, named_elsewhere
 from nlc.plan import ArrayRule
 from nlc.system import Box, Term
+from nlc.windows import rows_of
 
 from .bodies import Body, Module, state_path
 
@@ -86,6 +87,7 @@ class Lines:
                     found[f"input {t.info}"] = None
                 elif t.op == "local" and t.info not in self.touching:
                     found[f"local {t.info}"] = None
+                    found |= {f"seen {n}": None for n in (rows_of(t),) if n}
                 elif t.op in NAMING and named_elsewhere(t) is not None:
                     for array in t.info.state.form.arrays:
                         path = state_path(t.info.box, t.info.name, array.name)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from math import prod
 
 from nlc.derive import application, turned_read
 from nlc.diagnostics import InternalError
@@ -37,11 +38,19 @@ class StretchBody(Body):
             tuple[str, str], list[tuple[str, str, bool]]
         ] = {}  # by earlier steps, a tick's
 
-    def fold_lead(self) -> None:
+    def fold_lead(self, heads: Heads) -> None:
         """From here on the heads are part of the batch."""
         self.folded = True
         self.mapped, self.lead, self.e.lead = (), 2, 2
         self.batch = "batch * heads"
+        each = prod(heads.sizes)
+
+        def position(term: Term) -> Value:
+            """The same for each head, and for states that are written as one."""
+            code = f"s.positions(2).repeat_interleave({each}, 0)"
+            return Value(f"{code}.repeat({self.many}, 1)" if self.many > 1 else code, ATOM, True, 0)
+
+        self.e.hooks["position"] = position
 
     @contextmanager
     def together(self, members: int, names: list[str]) -> Iterator[None]:
