@@ -206,6 +206,13 @@ def test_the_comment_says_where_a_gradient_is_taken() -> None:
     assert "g = d objective / d m at the state that the step ends in" in told["implicit"]
 
 
+def test_the_comment_says_that_a_dual_is_cleared() -> None:
+    for bias, key in (("dot", "k"), ("window_dot", "k_i")):
+        (r,) = survey([one("matrix", bias, "kl", "dgd")], 16)
+        v = key.replace("k", "v")
+        assert f"A = alpha * A - eta * (A {key}) {key}' + eta * {v} {key}', M = softmax" in r.text
+
+
 def words(text: str) -> str:
     """The comment as one line."""
     return " ".join(re.findall(r"^# (.*)$", text, re.M)).lower()
@@ -353,6 +360,20 @@ def test_agreement_of_a_network_that_keeps_all_explodes() -> None:
     assert not float(answer_of(summed, 40 * TICKS, 1).abs().max()) < 1e6
     well = one("normed", "dot", "none", "gradient", 1)
     assert first_broken(well) is None and float(answer_of(well, 40 * TICKS, 1).abs().max()) < 1e2
+
+
+def test_a_direction_lets_weights_grow_behind_the_printed_map() -> None:
+    c = one("drawn", "cosine", "lq_printed", "gradient")
+    assert first_broken(c) is not None and float(answer_of(c, 40 * TICKS).abs().max()) > 1e4
+    for well in (one("drawn", "l2", "lq_printed", "gradient"),
+                 one("normed_matrix", "cosine", "lq_printed", "gradient")):  # fmt: skip
+        assert first_broken(well) is None and float(answer_of(well, 40 * TICKS).abs().max()) < 1e3
+
+
+def test_one_matrix_behind_a_norm_has_channels() -> None:
+    c = one("normed_matrix", "l2", "channel", "gradient")
+    assert first_broken(c) is None and first_broken(one("mlp", "l2", "channel", "gradient"))
+    assert bool(torch.isfinite(answer_of(c)).all())
 
 
 @pytest.mark.parametrize(

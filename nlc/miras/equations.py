@@ -40,7 +40,8 @@ def linear_amount(form: Normal) -> str:
     x, v = form.key, form.target
     if any(k.startswith("the last") for k in form.kind):
         asked, x, v = f"{asked}_i", f"{x}_i", f"{v}_i"
-    erase, write = form.numbers.get("erase"), form.numbers["write"]
+    erase = form.numbers.get("erase", form.numbers.get("clear"))  # a dual is cleared, blind or not
+    write = form.numbers["write"]
     parts = [] if erase is None else [f"- {times(erase, form.key)}({asked}) {x}'"]
     parts.append(f"+ {times(write, form.key)}{v} {x}'")
     return " ".join(parts)
@@ -56,7 +57,7 @@ def times(factor: Expr, key: str) -> str:
 def momentum_lines(combination: Combination, form: Normal, amount: str) -> list[str]:
     c = combination
     name = "A" if c.retention.link else "M"
-    kept = name if c.retention.name in ("none", "sphere") else f"alpha * {name}"
+    kept = f"alpha * {name}" if "alpha" in c.retention.streams else name
     if c.retention.channel:
         on_left = (c.retention.name.startswith("value")) != c.bias.exchanged
         kept = f"diag(alpha) {name}" if on_left else f"{name} diag(alpha)"

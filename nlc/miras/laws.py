@@ -47,10 +47,10 @@ def first_broken(combination: Combination) -> Law | None:
 @law(
     "apart",
     "channels are those of a matrix",
-    "Only the first layer of a network has the channels of the key: the others would not forget.",
+    "Only the first layer of several has the channels of the key: the others would not forget.",
 )
 def channels_of_a_network(c: Combination) -> bool:
-    return c.retention.channel and c.memory.network
+    return c.retention.channel and "mlp" in c.memory.form
 
 
 @law(
@@ -65,7 +65,8 @@ def network_backwards(c: Combination) -> bool:
 @law(
     "apart",
     "an exact solution is that of squared error and a matrix",
-    "Only there the best state for all that was seen solves linear equations.",
+    "Elsewhere no linear equations are met, or the same again: k and v exchanged, pairs that count "
+    "several times. Strengths a channel make a system for each, which `exact` does not solve.",
 )
 def solved_in_closed_form(c: Combination) -> bool:
     return (
@@ -151,6 +152,16 @@ def agreement_without_end(c: Combination) -> bool:
     bounded = c.memory.name.startswith("normed")
     keeps = c.retention.name in ("none", "elastic_ftrl")
     return c.bias.dot and c.memory.network and keeps and not bounded
+
+
+@law(
+    "ill-posed",
+    "a direction does not keep the printed map of l_q in bounds",
+    "Forgetting shrinks A, so the weights A / |A|^2 grow: a direction has no length to hold on to.",
+)
+def direction_through_the_printed_map(c: Combination) -> bool:
+    bounded = c.memory.name.startswith("normed")
+    return c.bias.name == "cosine" and c.retention.name == "lq_printed" and not bounded
 
 
 @law(
