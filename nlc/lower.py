@@ -14,7 +14,7 @@ from .affine import affine_writes, touched, values_of
 from .array_rules import array_rules, one_solve
 from .backward import Underivable
 from .crossing import apart, check_edges, openness, trained_levels
-from .derive import given_write, gradient, shrinkage, turned_read
+from .derive import given_write, gradient, shrinkage, substitute, turned_read
 from .diagnostics import Diagnostic
 from .endings import ending, summed
 from .foreign import names_others, reads_old, spans, through_lines
@@ -439,6 +439,11 @@ def by_rounds(box: Box, gradients: Mapping[str, Gradient], one_by_one: bool = Fa
     """`one_by_one`: gradients pass through writes in other ways than through what they read."""
     changing = [s for s in box.states if s.rule.changes]
     arrays = tuple(r for s in changing for r in array_rules(box, s, gradients[s.name], False))
+    lines = values_of(box)
+    for r in arrays:
+        if r.rule.momentum is not None and touched(substitute(r.rule.momentum, r.settings), lines):
+            span = box.state(r.state).span
+            raise NotLowered(f"a momentum of `{r.state}` that states make", span)
     why = "each write from those before it, by Picard iteration in dual form (class iv, exact)"
     writes = () if one_by_one else affine_writes(box, arrays)
     if writes:

@@ -628,6 +628,19 @@ optimizer fading(weight, grad, rate = 1, shrink = 0.1) {
 }""",
         "r(q, k, v, eta)",
     ),
+    "a momentum that a state makes": (
+        HEAD
+        + """, alpha, eta) {
+  state z : vector(n) { retain 0.9; objective -dot(z, k); learn gradient(rate = 0.1) }
+  state M : matrix(n, n) {
+    retain alpha
+    objective sum((M(k) - v)^2) / 2
+    learn momentum(rate = eta, keep = sigmoid(sum(z)))
+  }
+  read M(q)
+}""",
+        "r(q, k, v, alpha, eta)",
+    ),
     "states that are set": (
         """memory r(x[n], a[n]) {
   state h : vector(n) { set tanh(c) * a }
