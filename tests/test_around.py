@@ -140,6 +140,18 @@ def test_what_no_size_mends_is_told_with_the_sizes_taken() -> None:
     assert told.code == "NL602" and "were taken as n = 8" in told.help
 
 
+def test_a_gate_without_brackets_hides_no_mistake_beside_it() -> None:
+    """A memory with one was fine to `nlc check`, whatever its other shapes."""
+    text = (
+        "nl 1\nmemory whiten(q[n], v[n], a) {\n  state  C : matrix(n, n) = eye(C)\n  retain a\n"
+        "  write  outer(v, v)\n  read   solve(C, q)\n}\n"
+    )
+    (told,) = check_text(text).diagnostics
+    assert told.code == "NL602" and "x @ b = a" in told.message
+    assert not check_text(text.replace("solve(C, q)", "solve(q, C)")).diagnostics
+    assert not check_text(text.replace("solve(C, q)", "concat(q, a)[0]")).diagnostics
+
+
 def test_of_what_fits_no_example_nothing_is_said(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

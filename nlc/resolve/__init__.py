@@ -111,16 +111,24 @@ def best_example(
     open_shapes = bool(streams & sizes.keys()) or any(d.code == "NL601" for d in told)
     found = [{(d.code, d.span) for d in each} for _, each, _ in tries]
     own = {p.name.id for p in node.params if p.default is not None}
+    named = {n: size for n, size in sizes.items() if n not in streams}
+    alike = [each for _, each, at in tries if named.items() <= at.items()]
+    same = [{(d.code, d.span, d.message) for d in each} for each in alike]
+
+    def whatever_is_open(d: Diagnostic) -> bool:
+        """The same, to the word, whatever the shapes of the inputs without brackets."""
+        return len(same) > 1 and all((d.code, d.span, d.message) in f for f in same)
 
     def always(d: Diagnostic) -> bool:
         if d.code in ("NL601", "NL606"):  # a setting is what it is, whatever the sizes
             return d.code == "NL606" or d.span.text in own
         everywhere = all((d.code, d.span) in f for f in found)
-        return everywhere and (not open_shapes or d.code == "NL603" and len(tries) > 1)
+        told_of_one = d.code == "NL603" and len(tries) > 1
+        return everywhere and (not open_shapes or told_of_one or whatever_is_open(d))
 
     kept = [d for d in told if not d.code.startswith("NL6") or always(d)]
-    taken = ", ".join(f"{name} = {n}" for name, n in sizes.items())
-    if taken and not open_shapes:
+    taken = ", ".join(f"{name} = {n}" for name, n in (named if open_shapes else sizes).items())
+    if taken and (streams or not open_shapes):
         help = f"(`{node.name.id}` is not called; its sizes were taken as {taken})"
         kept = [replace(d, help=f"{d.help} {help}") if d.code == "NL602" else d for d in kept]
     return boxes if len(kept) == len(told) else [], kept
