@@ -242,6 +242,12 @@ class Builder(Transformer[Any, s.File]):
         names = [p for p in parts if isinstance(p, Token) and p.type in ("NAME", "UNIT")]
         return s.Among(tuple(map(_name, names)), _expr(parts[-1]), span=_span(parts))
 
+    def bounded(self, parts: Parts) -> s.Bounded:
+        words = [p for p in parts if isinstance(p, Token)]
+        names = tuple(_name(w) for w in words if w.type in ("NAME", "UNIT"))
+        sign = next(w.text for w in words if w.type == "COMPARE")
+        return s.Bounded(names, sign, _expr(parts[-1]), span=_span(parts))
+
     def transfer(self, parts: Parts) -> s.Transfer:
         stages = tuple(p.value for p in parts if isinstance(p, Clause) and p.rule == "paths")
         through, unit = _clause(parts, "truncate") or (None, None)

@@ -14,11 +14,11 @@ _PLAIN: tuple[type[s.Node], ...] = (s.Cite, s.Bind, s.Add, s.Repeat)
 _CHANGES: tuple[type[s.Node], ...] = (s.Objective, s.Retain, s.Learn, s.Write, s.Set)
 _BOX = (*_PLAIN, *_CHANGES, s.State)
 _MAY_STAND: dict[str, tuple[type[s.Node], ...]] = {
-    "system": (*_PLAIN, s.Level, s.Flow, s.Assume, s.Among, s.Transfer),
+    "system": (*_PLAIN, s.Level, s.Flow, s.Assume, s.Among, s.Bounded, s.Transfer),
     "flow": (*_PLAIN, s.Return),
     "level": (*_BOX, s.Read, s.Linearise, s.Reset, s.Partial),
-    "memory": (*_BOX, s.Read, s.Linearise, s.Among),
-    "optimizer": (*_BOX, s.Level, s.Among),
+    "memory": (*_BOX, s.Read, s.Linearise, s.Among, s.Bounded),
+    "optimizer": (*_BOX, s.Level, s.Among, s.Bounded),
     "state": (s.Cite, *_CHANGES),
     "def": (*_PLAIN, s.Return),
     "repeat": (s.Bind, s.Add, s.Repeat),
@@ -45,6 +45,7 @@ _WORDS: dict[type[s.Node], str] = {
     s.Flow: "flow",
     s.Assume: "assume",
     s.Among: "assume",
+    s.Bounded: "assume",
     s.Transfer: "transfer",
     s.State: "state",
     s.Objective: "objective",

@@ -102,6 +102,8 @@ def _line(node: s.Node) -> str:
             return f"assume {unit} = {_expr(amount)} {of}s"
         case s.Among(names=names, values=values):
             return f"assume {', '.join(name.id for name in names)} in {_expr(values)}"
+        case s.Bounded(names=names, sign=sign, bound=bound):
+            return f"assume {', '.join(name.id for name in names)} {sign} {_expr(bound)}"
         case s.Linearise(every=clock) | s.Reset(when=clock):
             return f"{type(node).__name__.lower()} {_clock(clock)}"
         case s.Partial(word=word):

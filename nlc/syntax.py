@@ -199,6 +199,15 @@ class Among(Node):
 
 
 @dataclass(frozen=True, slots=True)
+class Bounded(Node):
+    """`assume p >= 1`: settings, and where each of them lies. `sign`: >=, >, <= or <."""
+
+    names: tuple[Name, ...]
+    sign: str
+    bound: Expr
+
+
+@dataclass(frozen=True, slots=True)
 class Transfer(Node):
     """`transfer kind a, b -> c -> d through n tokens first order`; `stages` are the lists between
     the arrows.
@@ -279,6 +288,7 @@ Statement = (
     | Flow
     | Assume
     | Among
+    | Bounded
     | Transfer
     | State
     | Objective

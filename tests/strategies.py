@@ -93,6 +93,7 @@ def lines() -> st.SearchStrategy[s.Statement]:
         st.builds(s.Bind, names(), E), st.builds(s.Add, names(), E), st.builds(s.Return, E),
         st.builds(s.Cite, TEXT), st.builds(s.Assume, UNITS, E, UNITS), transfers(),
         st.builds(s.Among, _tuples(names(), 1), E),
+        st.builds(s.Bounded, _tuples(names(), 1), st.sampled_from([">=", ">", "<=", "<"]), E),
         st.builds(s.Objective, E, yes, yes), st.builds(s.Retain, E, st.none() | E, st.none() | E),
         st.builds(s.Learn, E, _tuples(paths())), st.builds(s.Write, E, yes), st.builds(s.Set, E),
         st.builds(s.Read, E, yes), st.builds(s.Linearise, every()), st.builds(s.Partial, names()),

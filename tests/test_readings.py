@@ -123,6 +123,41 @@ def test_what_is_said_of_settings_is_said_of_settings() -> None:
             nlc.load(text.format(name, values))
 
 
+def test_a_setting_lies_where_it_is_said_to() -> None:
+    """A number, each number of a list; a stream is what it is."""
+    text = "nl 1\nsystem one(a = 2, b = [1, 3]) {{ assume {}; flow(x) {{ return a * x }} }}"
+    for fine in ("a >= 2", "a > 1", "a <= 2", "a, b < 4", "b >= a - 1"):
+        nlc.load(text.format(fine))
+    for wrong, said_of_it in {
+        "a > 2": "`a` is 2, and may be above 2",
+        "b < 3": "`b` is [1, 3], and may be below 3",
+        "a == 2": "`== 2` is no bound of a setting",
+        "a >= b": "`>= b` is no bound of a setting",
+        "c >= 1": "`c` is no setting; they are a, b",
+    }.items():
+        with pytest.raises(nlc.SpecError) as error:
+            nlc.load(text.format(wrong))
+        assert [d.message for d in error.value.diagnostics] == [said_of_it]
+
+
+@pytest.mark.parametrize(
+    ("name", "streams", "setting"),
+    [
+        ("elastic", 2, {"gamma": -1e-3}), ("elastic_ftrl", 1, {"gamma": -1}),
+        ("lp", 2, {"p": 0.5}), ("lp", 2, {"smooth": -1e-6}),
+        ("moneta", 2, {"p": 0.5}), ("moneta_ftrl", 2, {"p": 0}),
+    ],
+)  # fmt: skip
+def test_a_memory_is_not_given_a_setting_that_means_nothing(
+    name: str, streams: int, setting: dict[str, float]
+) -> None:
+    x, gate = torch.randn(1, 2, 1, 4), torch.rand(1, 2, 1)
+    (named,) = setting
+    with pytest.raises(ValueError, match=f"`{named}` is .*, and may be no less than [01]"):
+        nlc.memory(name)(x, x, x, *[gate] * streams, **setting)
+    nlc.memory(name)(x, x, x, *[gate] * streams, **{named: 1})
+
+
 CHOOSING = """nl 1
 memory m(q[n], k[n], which = 1) {
   assume which in [0, 1]

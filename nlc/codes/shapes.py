@@ -95,7 +95,8 @@ CODES: dict[str, Code] = {
         """The system, the memory or the optimizer says of this setting what it may be: `assume
         printed in [0, 1]`. It was given something else, by `--set`, by the caller or as its
         default, or a stream, which is another number at every tick. Such a setting chooses between
-        readings, and there is nothing between them or beyond.""",
+        readings, and there is nothing between them or beyond. `assume p >= 1` says where one lies,
+        if it is a number.""",
         system("assume causal in [0, 1]", settings="vocab = 256, width = 64, causal = 2"),
         system("assume causal in [0, 1]", settings="vocab = 256, width = 64, causal = 1"),
     ),

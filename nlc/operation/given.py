@@ -127,6 +127,8 @@ def accept(made: Given, p: S.Param, value: Any) -> None:
     if isinstance(value, Tensor):
         if not value.is_floating_point():
             raise TypeError(f"`{name}` holds {value.dtype}, and numbers with a point are wanted")
+        if value.layout is not torch.strided:
+            raise TypeError(f"`{name}` is sparse, and a dense tensor is wanted: `to_dense()`")
         made.tensors[name] = value
     elif p.default is not None:
         made.numbers[name] = setting(name, value)

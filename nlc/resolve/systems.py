@@ -27,7 +27,7 @@ from .boxes import Boxes
 from .functions import Stop
 from .moving import lined_up
 from .resolver import Resolver
-from .settings import among, is_setting, listed
+from .settings import among, bounded, is_setting, listed
 from .shapes import told
 from .values import POISON, BoxValue, Declared, LevelValue, Names, Poison, StateValue, is_known
 from .work import Placed, cites
@@ -106,6 +106,8 @@ class SystemStage:
         for node in self.node.body.statements:
             if isinstance(node, S.Among):
                 among(self.body, spans, node, self.settings)
+            elif isinstance(node, S.Bounded):
+                bounded(self.body, spans, node, self.settings)
 
     def read_setting(self, p: S.Param, overrides: Mapping[str, Any]) -> None:
         name = p.name.id
