@@ -23,6 +23,7 @@ from .text import NOWHERE, Span
 
 Shape = tuple[int, ...]
 ALL = -(10**9)
+EXAMPLES = ALL + 1  # the size of the first axis of an optimizer's `input` and `surprise`
 
 
 # ---- forms: what a state is made of ----------------------------------------------------------

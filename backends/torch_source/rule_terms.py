@@ -11,7 +11,7 @@ from nlc.backward import Underivable
 from nlc.derive import gradient
 from nlc.lacking import NotLowered
 from nlc.rules import Gradient
-from nlc.system import Box, State, Term, line_terms
+from nlc.system import EXAMPLES, Box, State, Term, line_terms
 
 from .expressions import (
     ATOM,
@@ -60,6 +60,10 @@ class RuleExpressions(Expressions):
             if code is not None:
                 return code
         return super().write(term)
+
+    def only_seen(self, value: Value, term: Term) -> Value:
+        """Of examples none is missing."""
+        return value if term.shape[:1] == (EXAMPLES,) else super().only_seen(value, term)
 
     def of_numbers(self, term: Term, codes: list[str], values: list[Value]) -> Value | None:
         """The operation on Python's numbers, or None where it is the same as on tensors."""

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from .. import syntax as S
 from ..system import (
-    ALL,
+    EXAMPLES,
     Box,
     Form,
     Shape,
@@ -24,7 +24,6 @@ from .values import POISON, Names, Value
 if TYPE_CHECKING:
     from .resolver import Resolver
 
-EXAMPLES = ALL + 1  # the size of the first axis of an optimizer's `input` and `surprise`
 FORMS = ("vector", "matrix", "table", "mlp", "gated_mlp", "residual", "layernorm", "like")
 RULE_NODES = (S.Objective, S.Retain, S.Learn, S.Write, S.Set)
 BUILT_IN_RULES = ("exact", "implicit")
