@@ -470,12 +470,10 @@ def calls_twice(gradients: Mapping[str, Gradient]) -> bool:
 def once_a_tick(box: Box, changing: list[State]) -> None:
     """A memory that is called by a line moves on: the line cannot be made again in every round."""
     lines = values_of(box)
-    for term in (t for state in changing for root in rule_terms(state) for t in root.walk()):
-        called = term if term.op == "call" else None
-        if term.op == "local":
-            called = next((t for t in lines[str(term.info)].walk() if t.op == "call"), None)
-        if called is not None and touched(called, lines):
-            raise NotLowered("a memory called with what another says", called.span)
+    for root in (root for state in changing for root in rule_terms(state)):
+        for term in through_lines(box, root):
+            if term.op == "call" and touched(term, lines):
+                raise NotLowered("a memory called with what another says", term.span)
 
 
 def at_firings(box: Box, why: str) -> Lowering:

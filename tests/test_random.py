@@ -464,6 +464,10 @@ FOUND = {
         GATED.format(keep="a", rule="momentum(rate = 0.2 * b, keep = 0.5)"),
         "init training -> mixer",
     ),
+    "a momentum that states make": with_mixer(
+        GATED.format(keep="a", rule="momentum(rate = 0.2 * b, keep = 0.5 * b)"),
+        "init training -> mixer",
+    ),
     "a level may have a name that modules use": with_mixer(
         matrix().replace("mixer", "forward"), "backprop forward -> training",
         call="x += forward(x)",
@@ -830,10 +834,6 @@ REFUSED = {
         matrix(), f"{OPEN} through 3 tokens", "init training -> mixer"
     ),
     "into a past": with_mixer(WINDOWED, f"{OPEN} through 3 tokens"),
-    "a momentum of `M.main` that states make": with_mixer(
-        GATED.format(keep="a", rule="momentum(rate = 0.2 * b, keep = 0.5 * b)"),
-        "init training -> mixer",
-    ),
     "`reset every 9 steps` of `training`": ON_STEPS.replace("step {", "step { reset every 9 steps"),
     "`backprop` between two levels on steps": ON_STEPS.replace("step", "2 steps", 1),
     "`init` between two levels on steps": with_mixer(

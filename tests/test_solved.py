@@ -641,6 +641,23 @@ optimizer fading(weight, grad, rate = 1, shrink = 0.1) {
 }""",
         "r(q, k, v, alpha, eta)",
     ),
+    "a rate of a memory that is told what another says": (
+        """memory rates(z[n], v[n]) {
+  state E : matrix(n, n) { objective sum((E(z) - v)^2); learn gradient(rate = 0.2) }
+  read E(z) before write
+}
+"""
+        + HEAD
+        + """) {
+  state M : matrix(n, n) = normal(0.2)
+  made = rates(k, M(v))
+  eta = 0.2 * sigmoid(sum(made))
+  objective sum((M(k) - v)^2) / 2
+  learn gradient(rate = eta)
+  read M(q)
+}""",
+        "r(q, k, v)",
+    ),
     "states that are set": (
         """memory r(x[n], a[n]) {
   state h : vector(n) { set tanh(c) * a }

@@ -71,7 +71,7 @@ def _met(moments: Tensor, ridge: Tensor, q: Tensor) -> Tensor:
     one without a least (a ridge that is not above 0, where the keys alone give none).
     """
     factor, failed = torch.linalg.cholesky_ex(moments + torch.diag_embed(ridge))
-    if bool((failed > 0).any()):
+    if not failed.is_meta and bool((failed > 0).any()):
         ridge = torch.where((failed > 0).unsqueeze(-1), _found_again(moments, ridge), ridge)
         factor, failed = torch.linalg.cholesky_ex(moments + torch.diag_embed(ridge))
     met = torch.cholesky_solve(q.unsqueeze(-1), factor).squeeze(-1)

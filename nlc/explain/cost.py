@@ -236,12 +236,18 @@ def is_behind(array: Array) -> bool:
 def frozen(box: Box, lowering: Lowering, c: int) -> Cost | None:
     """Gradients at the first state, forward and back; N ticks of writes that each read meets, and
     the state at the end, of [m, 2n] with momentum. With a link each read makes the state first,
-    column by column.
+    of N ticks of writes; where a number is kept for each channel, column by column.
     """
     s, r = sizes(box), reads(box)
     if s is None:
         return None
     if any(state.rule.through for state in box.states):
+        if not any(by_channel(rule, len(box.state(rule.state).per)) for rule in lowering.arrays):
+            flops = (4 + 2 * r + 2 * r * c) * s.p + 2 * s.b
+            formula = added([(4 + 2 * r, "P"), (2 if s.b else 0, "B"), (2 * r, "CP")])
+            return Cost(
+                formula, (*s.named("P", "B"), ("C", c)), flops, memories(box), s.note(False)
+            )
         q, f = columns(box)
         formula = added([(4 + 2 * r, "P"), (2 if s.b else 0, "B"), (2 * r, "(Q + CF)")])
         flops = (4 + 2 * r) * s.p + 2 * s.b + 2 * r * (q + c * f)
