@@ -658,6 +658,24 @@ optimizer fading(weight, grad, rate = 1, shrink = 0.1) {
 }""",
         "r(q, k, v)",
     ),
+    "a line of a line that a memory made of a frozen state": (
+        """memory kept(z[n], v[n]) {
+  state E : matrix(n, n) { retain 0.9; write outer(v, z) }
+  read E(z)
+}
+"""
+        + HEAD
+        + """) {
+  state M : mlp(n, n)
+  a = kept(k, M(v))
+  b = tanh(a + k)
+  objective sum((M(b) - v)^2)
+  learn gradient(rate = 0.1)
+  linearise every 3 tokens
+  read M(q) + b
+}""",
+        "r(q, k, v)",
+    ),
     "states that are set": (
         """memory r(x[n], a[n]) {
   state h : vector(n) { set tanh(c) * a }

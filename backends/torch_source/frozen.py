@@ -613,14 +613,6 @@ class Frozen(Lines, Gates):
         ):
             when = "before" if reads_old(box) else "after"
             code.docstring([f"What the stretch answers, each tick {when} its own write."])
-            frozen_lines = self.reach(self.read_roots) & self.touching & self.used
-            if frozen_lines and self.anchored:
-                self.anchors(body, fresh=False)
-                for name, value in self.values.items():
-                    if name in frozen_lines:
-                        body.assign(Assign(name, value))
-            if not self.anchored:
-                self.unchanging(body)
             names = [
                 code.name(f"{r.state}_{r.array}" if r.array else r.state) for r in self.runs_read()
             ]
@@ -631,6 +623,14 @@ class Frozen(Lines, Gates):
             for name, given in zip(self.handed, over, strict=True):
                 own = len(self.values[name].shape)
                 body.e.names[f"local {name}"] = Value(given, ATOM, True, own)
+            frozen_lines = self.reach(self.read_roots) & self.touching & self.used
+            if frozen_lines and self.anchored:
+                self.anchors(body, fresh=False)
+                for name, value in self.values.items():
+                    if name in frozen_lines:
+                        body.assign(Assign(name, value))
+            if not self.anchored:
+                self.unchanging(body)
             body.runs = {
                 (r.state, r.array): n for r, n in zip(self.runs_read(), names, strict=True)
             }
