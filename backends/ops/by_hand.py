@@ -22,9 +22,12 @@ def allowed() -> bool:
     """Not while tracing, as the tracer warns about every autograd.Function, nor under torch.func,
     whose gradients see the inputs and outputs of such a function alone.
     """
-    if torch.compiler.is_compiling() or PLAINLY.get():
-        return False
-    return not torch._C._are_functorch_transforms_active()
+    return not (torch.compiler.is_compiling() or PLAINLY.get() or transformed())
+
+
+def transformed() -> bool:
+    """Whether a transform of torch.func (grad, vmap, jvp) looks on."""
+    return torch._C._are_functorch_transforms_active()
 
 
 PLAINLY: ContextVar[bool] = ContextVar("PLAINLY", default=False)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from . import by_hand
 from .recurrence import Span
 
 
@@ -25,7 +26,7 @@ class Linked:
 
     def read(self, q: Tensor, before_write: bool = False) -> Tensor:
         """[..., T, m]: f(W_t) q_t, or f(W_{t-1}) q_t, for q [..., T, n]."""
-        if not torch.is_grad_enabled() or torch.compiler.is_compiling():
+        if not torch.is_grad_enabled() or not by_hand.allowed():  # checkpoint is no transform's
             return self._read(q, before_write)
         return checkpoint(self._read, q, before_write, use_reentrant=False)  # type: ignore[no-any-return]
 

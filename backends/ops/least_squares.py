@@ -13,6 +13,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from . import by_hand
 from .recurrence import Number, scan
 from .retention import products
 
@@ -71,8 +72,9 @@ def _met(moments: Tensor, ridge: Tensor, q: Tensor) -> Tensor:
     one without a least (a ridge that is not above 0, where the keys alone give none).
     """
     factor, failed = torch.linalg.cholesky_ex(moments + torch.diag_embed(ridge))
-    if not failed.is_meta and bool((failed > 0).any()):
-        ridge = torch.where((failed > 0).unsqueeze(-1), _found_again(moments, ridge), ridge)
+    lost = failed > 0
+    if by_hand.transformed() or not lost.is_meta and bool(lost.any()):
+        ridge = torch.where(lost.unsqueeze(-1), _found_again(moments, ridge), ridge)
         factor, failed = torch.linalg.cholesky_ex(moments + torch.diag_embed(ridge))
     met = torch.cholesky_solve(q.unsqueeze(-1), factor).squeeze(-1)
     return met.masked_fill((failed > 0).unsqueeze(-1), torch.nan)

@@ -673,11 +673,12 @@ def widened(W0: Tensor, S0: Tensor | None, ticks: Ticks) -> tuple[Tensor, Tensor
     return w, S0.to(wide), ticks
 
 
-def state_arithmetic(x: Tensor) -> AbstractContextManager[Any]:
+def state_arithmetic(at: Tensor | torch.device) -> AbstractContextManager[Any]:
     """States keep their precision under autocast."""
-    if not under_autocast(x.device):
+    device = at.device if isinstance(at, Tensor) else at
+    if not under_autocast(device):
         return nullcontext()
-    return torch.autocast(x.device.type, enabled=False)
+    return torch.autocast(device.type, enabled=False)
 
 
 def under_autocast(device: torch.device) -> bool:

@@ -70,6 +70,8 @@ def solved(
         for _ in range(rounds):
             guess = problem.once(guess)
         return problem.spans(guess)
+    if by_hand.transformed():
+        return problem.spans(_every_round(problem))
     if streams is None or not by_hand.allowed():
         return problem.spans(_by_closure(problem))
     known: dict[int, int] = {}
@@ -140,6 +142,16 @@ class Problem:
     def once(self, flat: Sequence[Tensor]) -> list[Tensor]:
         made = [t for writes in self.ticks(*self.spans(flat), *self.streams) for t in writes]
         return [t.to(g.dtype) for t, g in zip(made, flat, strict=True)]
+
+
+def _every_round(problem: Problem) -> Sequence[Tensor]:
+    """As many rounds as there are ticks, which asks nothing of the numbers (`vmap`), each of them
+    kept for the derivative (`torch.func.grad`).
+    """
+    guess = problem.nothing()
+    for _ in range(problem.length):
+        guess = problem.once([_borne(t) for t in guess])
+    return guess
 
 
 def _by_closure(problem: Problem) -> Sequence[Tensor]:
@@ -300,9 +312,13 @@ def _kept(
     rows = _rows(settled, new, time, backwards)
     if tame:  # as `where`, which takes four times as long
         return torch.lerp(new, old, rows.to(new.dtype))
-    most = BOUND[new.dtype == torch.float64]
-    borne = new.nan_to_num(0.0, most, -most).clamp(-most, most)
-    return torch.where(rows, old, torch.where(_rows(same, new, time, backwards), new, borne))
+    follows = torch.where(_rows(same, new, time, backwards), new, _borne(new))
+    return torch.where(rows, old, follows)
+
+
+def _borne(x: Tensor) -> Tensor:
+    most = BOUND[x.dtype == torch.float64]
+    return x.nan_to_num(0.0, most, -most).clamp(-most, most)
 
 
 def _next(settled: Tensor) -> Tensor:

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from .. import syntax as S
 from ..backends.ops import fla
+from ..backends.ops.recurrence import state_arithmetic
 from ..backends.parameters import draw, parameters, start_draw
 from ..backends.runtime import Model, StateError
 from ..driver import Spec
@@ -45,7 +46,8 @@ class Memory:
     and a stream's own are mapped over, and may be left out. A stream without sizes of its own may
     be a number. Settings are given by name: numbers, which are compiled in, or tensors.
 
-    y is [batch, time, heads, ..] in the type of the first stream, computed in float32 or wider.
+    y is [batch, time, heads, ..] in the type of the first stream, computed in float32 or wider,
+    under autocast too.
     """
 
     def __init__(self, declared: Declaration, seed: int = 0, rounds: int | None = None) -> None:
@@ -92,7 +94,8 @@ class Memory:
         # kernels that take few digits as they are (backends/ops/fla.py) are not to be given more
         scans = fla.could_take(given_.time, given_.device) and is_scan(call)
         x = given_.streams(as_given=scans)
-        with torch.set_grad_enabled(torch.is_grad_enabled() and watched(x, groups)):
+        wanted = torch.is_grad_enabled() and watched(x, groups)
+        with state_arithmetic(given_.device), torch.set_grad_enabled(wanted):
             y, groups = (
                 batched(model, call.prefix, x, groups)
                 if bounds is None

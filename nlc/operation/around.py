@@ -230,6 +230,9 @@ def model_of(call: Call, dtype: torch.dtype, device: torch.device, seed: int) ->
 
     base = module_of(call)
     made = type(base.__name__, (base,), {"dtype": dtype, "device": device})
-    with torch.inference_mode(False):
+    # of the first call, whatever looks on: inference_mode, or a transform of torch.func
+    with torch.inference_mode(False), torch._C._DisableFuncTorch():
         model: Model = made(seed=seed, device=device, dtype=dtype)
-    return model.requires_grad_(False)
+    for weight in model.parameters():
+        weight.requires_grad = False  # the method is not allowed under such a transform
+    return model

@@ -119,6 +119,9 @@ class MemoryState:
         write_tensors(Path(path), tensors, header)
 
 
+torch.serialization.add_safe_globals([Group, MemoryState])  # `torch.load` of a checkpoint with one
+
+
 def read_state(path: str | os.PathLike[str], device: str | torch.device = "cpu") -> MemoryState:
     """A saved state. Raises StateError with a plain sentence for what is none."""
     try:
