@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import warnings
 
 import pytest
@@ -9,6 +10,7 @@ import torch
 from shipped import SYSTEMS, compiled, distance, tokens
 from torch import Tensor
 
+import nlc
 from nlc.backends.runtime import Model
 
 every_system = pytest.mark.parametrize("name", SYSTEMS)
@@ -56,6 +58,40 @@ def test_torch_compile_is_eager(name: str, backend: str) -> None:
         assert float((found[n] - g).abs().max()) <= 1e-10 * largest, n
     with torch.no_grad():
         assert distance(later, model(x, state.detach())[0]) <= 1e-12
+
+
+@every_system
+def test_inference_mode_is_no_grad(name: str) -> None:
+    """Levels that learn while they answer learn there too; training may go on from there."""
+    model, x = compiled(name, torch.float32), tokens(2, 13)
+    with torch.no_grad():
+        wanted, state = model(x)
+        later, _ = model(x, state)
+    with torch.inference_mode():
+        inner = tokens(2, 13)  # as a loader makes them there
+        y, state = model(inner, model.reset(2))
+        assert torch.equal(y, wanted)
+        assert torch.equal(model(inner, state=copy.deepcopy(state))[0], later)
+        model.losses(inner, state=state)
+    losses, labelled, _ = model.losses(x, state=state)
+    assert gradients(model, losses[labelled].mean())
+
+
+@pytest.mark.parametrize("name", [*SYSTEMS, "memora", "samba"])
+def test_a_batch_of_no_samples(name: str) -> None:
+    model, x = compiled(name, torch.float32), tokens(2, 13)
+    wanted, state = model(x[:0])
+    assert wanted.shape == (0, *model(x)[0].shape[1:]) and state.position == 13
+    assert model(x[:0], state)[1].position == 26
+    losses, labelled, state = model.losses(x[:0])
+    assert losses.shape == labelled.shape == (0, 13) and state.position == 13
+
+
+def test_numbers_of_another_type_are_told() -> None:
+    model = nlc.compile("fomaml", dtype=torch.float32)
+    x = torch.zeros(1, 2, *model.INPUTS[0][1], dtype=torch.float64)
+    with pytest.raises(TypeError, match=r"`x` is torch.float64, and the model torch.float32"):
+        model(x, x)
 
 
 @every_system

@@ -37,6 +37,7 @@ from .state import Played, State, StateError, Waiting, detached
 from .stream import Stream
 from .sums import Met, Sum
 from .tree import Part, Still
+from .unusual import as_usual, nobody
 from .words import Words
 
 Row = tuple[Any, ...]
@@ -231,6 +232,7 @@ class Model(Words, nn.Module):
             for rounds in product(*(range(n) for n in loops))
         }
 
+    @as_usual
     def reset(self, batch: int = 1) -> State:
         """The state before the first tick of a sequence."""
         return self.state_from(self.starts(batch), 0, batch, {})
@@ -258,6 +260,10 @@ class Model(Words, nn.Module):
         self.rebase(state)
         return state
 
+    def passed(self, state: State, time: int) -> State:
+        """So many ticks later, of no samples or after no ticks."""
+        return self.state_from(state.arrays, state.position + time, 0, {}) if time else state
+
     def rebase(self, state: State) -> None:
         """From here all that follows can be made again."""
         state.base, state.base_sums = dict(state.arrays), dict(state.sums)
@@ -265,6 +271,7 @@ class Model(Words, nn.Module):
 
     # ---- calls -----------------------------------------------------------------------------------
 
+    @as_usual
     def forward(
         self, *inputs: Any, state: State | None = None, own: bool = False, **named: Tensor
     ) -> tuple[Tensor, State]:
@@ -275,6 +282,9 @@ class Model(Words, nn.Module):
         call, state = self.begin(inputs, state, named, own, want_losses=False)
         if call.time == 0:
             return self.nothing(call, state), state
+        if not state.batch:
+            made, _ = self.answered(*nobody(self, call))
+            return made[:0], self.passed(state, call.time)
         before = state.fork()
         made, state = self.answered(call, state)
 
@@ -290,6 +300,7 @@ class Model(Words, nn.Module):
         made = torch.cat(call.outputs, 1) if len(call.outputs) > 1 else call.outputs[0]
         return made.to(self.dtype) if self.dtype in HALF else made, state
 
+    @as_usual
     def losses(
         self, *inputs: Any, state: State | None = None, **named: Tensor
     ) -> tuple[Tensor, Tensor, State]:
@@ -300,8 +311,8 @@ class Model(Words, nn.Module):
             raise ValueError("this system's flow binds no loss")
         call, state = self.begin(inputs, state, named, False, want_losses=True)
         mask = torch.ones(state.batch, call.time, dtype=torch.bool, device=self.device)
-        if call.time == 0:
-            return mask.to(self.dtype), mask, state
+        if call.time == 0 or not state.batch:
+            return mask.to(self.dtype), mask, self.passed(state, call.time)
         with self.arithmetic(), self.watching(call):
             state = self.advance(call, state)
         if self.NEEDS_NEXT:
@@ -351,9 +362,17 @@ class Model(Words, nn.Module):
                 )
             if name in (rows := dict(self.IDS)):
                 check_ids(name, x, rows[name])
+            else:
+                self.check_type(name, x)
         batch = tensors[0].shape[0]
         state = self.reset(batch) if state is None else self.checked(state, batch)
         return Pass(tensors, own, [], [], want_losses, state.position), state
+
+    def check_type(self, name: str, x: Tensor) -> None:
+        if not x.is_floating_point() or x.dtype == self.dtype or self.dtype in HALF:
+            return
+        if not torch.is_autocast_enabled(self.device.type):
+            raise TypeError(f"`{name}` is {x.dtype}, and the model {self.dtype}")
 
     def checked(self, state: State, batch: int) -> State:
         if not isinstance(state, State):
@@ -373,6 +392,7 @@ class Model(Words, nn.Module):
             raise StateError(f"this state is in {wrong}, and the model in {self.dtype}")
         return state.fork()
 
+    @as_usual
     def finish(self, state: State) -> State:
         """The state after the end of the sequence, where the next one begins: the levels on
         sequences fire, and all that is not theirs starts anew (2.6.1). What they write is a

@@ -109,6 +109,10 @@ class State:
         copy.sequence, copy.elapsed, copy.given = self.sequence, self.elapsed, self.given
         return copy
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> State:
+        """`copy.deepcopy` of what no call changes, graphs of levels on tokens included."""
+        return self.fork()
+
     def detach(self) -> State:
         """The same state, a constant to gradients of what comes. What levels on tokens still owe
         for its ticks is owed for the weights those ran with, whatever a step of training does to
