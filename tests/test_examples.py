@@ -236,3 +236,40 @@ def same(a: object, b: object) -> bool:
     if isinstance(a, list | tuple):
         return isinstance(b, list | tuple) and all(map(same, a, b))
     return a == b
+
+
+WEIGHED = """nl 1
+optimizer weighed(weight, grad, input, surprise, rate = 0.1) {{
+  size = sum(surprise^2, 1)
+  loud = {loud}
+  write -rate * (grad + outer(loud @ surprise, loud @ input))
+}}
+use "optim/gradient"
+system one(width = 4) {{
+  level training every step {{ objective loss; learn gradient(rate = 0.1) }}
+  level kept(x[n]) every 3 tokens {{
+    state M : matrix(n, n)
+    k = linear(x, n)
+    v = linear(x, n)
+    objective sum((M(k) - v)^2)
+    learn weighed(rate = 0.1)
+    read M(k) + v
+  }}
+  transfer backprop kept -> training
+  flow(x[width]) {{
+    y = kept(x)
+    loss = sum(y^2)
+    return y
+  }}
+}}
+"""
+
+
+@pytest.mark.parametrize("loud", ["softmax(size)", "size / mean(size)", "top(size, 2)"])
+def test_examples_are_weighed_by_all_of_them(loud: str) -> None:
+    """None of them is missing, as ticks of a window may be."""
+    spec = nlc.load(WEIGHED.format(loud=loud))
+    model = nlc.compile(spec, dtype=torch.float64)
+    x = torch.randn(2, 7, 4, generator=torch.Generator().manual_seed(0)).double()
+    truth, _ = nlc.reference(spec, model.state_dict())(x)
+    assert distance(model(x)[0], truth) < 1e-9

@@ -129,9 +129,13 @@ class Expressions:
         self.done = done
         return value
 
+    def window(self, term: Term) -> int:
+        """How many ticks its rows are of, of which some may be missing."""
+        return rows_of(term)
+
     def only_seen(self, value: Value, term: Term) -> Value:
         """The value for a sum over its rows: nought where the window is not yet full (2.9.2)."""
-        rows = rows_of(term)
+        rows = self.window(term)
         if not rows or not value.lead:
             return value
         seen = self.names[f"seen {rows}"].code + ".unsqueeze(-1)" * (value.own - 1)
@@ -319,7 +323,7 @@ class Expressions:
         )
 
     def op_mean(self, term: Term) -> Value:
-        v, rows = self(term.args[0]), rows_of(term.args[0])
+        v, rows = self(term.args[0]), self.window(term.args[0])
         if rows and v.own == 1 and v.lead:
             many = f"{self.names[f'seen {rows}'].code}.sum(-1)"
             v = self.only_seen(v, term.args[0])
@@ -379,15 +383,15 @@ class Expressions:
 
     def least_unseen(self, value: Value, term: Term) -> Value:
         """A window of numbers, below all others where there is no tick."""
-        if not rows_of(term) or not value.lead:
+        rows = self.window(term)
+        if not rows or not value.lead:
             return value
-        seen = self.names[f"seen {rows_of(term)}"].code
+        seen = self.names[f"seen {rows}"].code
         return Value(f"{value.atom}.masked_fill({seen} == 0, float('-inf'))", ATOM, True, 1)
 
     def op_matmul(self, term: Term) -> Value:
         a, b = (self(x) for x in term.args)
-        if rows_of(term.args[1]):
-            b = self.only_seen(b, term.args[1])
+        b = self.only_seen(b, term.args[1])
         ranks = len(term.args[0].shape), len(term.args[1].shape)
         lead = a.lead or b.lead
         if ranks == (1, 1):

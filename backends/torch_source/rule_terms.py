@@ -61,9 +61,9 @@ class RuleExpressions(Expressions):
                 return code
         return super().write(term)
 
-    def only_seen(self, value: Value, term: Term) -> Value:
+    def window(self, term: Term) -> int:
         """Of examples none is missing."""
-        return value if term.shape[:1] == (EXAMPLES,) else super().only_seen(value, term)
+        return 0 if term.shape[:1] == (EXAMPLES,) else super().window(term)
 
     def of_numbers(self, term: Term, codes: list[str], values: list[Value]) -> Value | None:
         """The operation on Python's numbers, or None where it is the same as on tensors."""
