@@ -315,6 +315,13 @@ def test_a_memory_on_its_own(objective: str, dual: str, start: str, codes: list[
     assert [d.code for d in told(text)] == codes
 
 
+@pytest.mark.parametrize(("link", "normal"), [("log", False), ("sqrt", False), ("lq(4)", True)])
+def test_a_start_is_advised_only_where_the_link_is_a_number_there(link: str, normal: bool) -> None:
+    text = ALONE.format(objective="sum((M(k) - v)^2)", dual=f" through {link}", start="")
+    (found,) = told(text)
+    assert ("normal" in str(found.help)) == normal
+
+
 GROWS = """nl 1
 system lm(vocab = 256, width = 64) {{
   level training every step {{ objective loss; learn adamw(rate = 4e-4) }}

@@ -227,8 +227,12 @@ def infinite(facts: Facts, box: Box, state: State, link: Lambda) -> Diagnostic:
     at = link.body.span
     text = next((t.span.text for t in link.body.walk() if t.op == "argument"), at.text)
     span = facts.place(header(state.span), header(box.level.span) if box.level else at)
-    return Diagnostic("NL502", f"`{text}` is infinite at the start `zeros` of `{state.name}`", span,
-                      "start from `= normal(0.02)`")  # fmt: skip
+    help = "start from `= normal(0.02)`"
+    if broken(link, -0.02):  # a logarithm or a root: half of what normal draws is below 0
+        help = "take a link that is a number on both sides of 0, as `softmax` or `exp`"
+    return Diagnostic(
+        "NL502", f"`{text}` is infinite at the start `zeros` of `{state.name}`", span, help
+    )
 
 
 def uniform_start(state: State) -> float | None:
