@@ -189,6 +189,10 @@ def check_in_place(box: Box) -> None:
 def solved_anew(box: Box) -> Lowering:
     """`learn exact`: a closed form of what its pasts hold."""
     state = box.states[0]
+    for asked in (t for root in line_terms(box.lines) for t in root.walk()):
+        if asked.op in ("state", "apply") and asked.info.box is box:
+            what = f"a line of `{box.name}` that asks what `learn exact` finds"
+            raise NotLowered(what, asked.span)
     softmax = attention(box, state) if len(box.states) == 1 else None
     if softmax is not None:
         beside = (softmax.beside.key, softmax.beside.value) if softmax.beside is not None else ()

@@ -503,3 +503,29 @@ def test_what_is_drawn_anew_is_reset() -> None:
     ).replace("-0.1 * m", "-0.1 * slow.m")
     (told,) = check_text(served.replace(rule, deeper)).diagnostics
     assert told.code == "NL209" and "`m` is drawn anew at each reset" in told.message
+
+
+SOLVED = """nl 1
+memory two(x[n]) {{
+  state y : vector(n) {{ objective sum((y - {first})^2); learn exact }}
+  state z : vector(n) {{ objective sum((z - {second})^2); learn exact }}
+  a = {line}
+  read z + a
+}}
+"""
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "line", "told"),
+    [
+        ("x", "y", "tanh(z)", []), ("x", "tanh(y)", "x", []), ("a", "y", "x", []),
+        ("z", "y", "x", ["y", "z"]), ("a", "y", "tanh(z)", ["y", "z"]), ("a", "x", "y", ["y"]),
+    ],
+)  # fmt: skip
+def test_a_solution_waits_for_none_that_waits_for_it(
+    first: str, second: str, line: str, told: list[str]
+) -> None:
+    """Of two that wait for each other the places are told."""
+    found = check_text(SOLVED.format(first=first, second=second, line=line)).diagnostics
+    assert {d.code for d in found} <= {"NL210"}
+    assert sorted(d.message[1] for d in found) == told

@@ -973,3 +973,21 @@ def test_large_writes_are_exact_all_the_same(name: str, eta: float) -> None:
     )
     for n, a, b in zip(leaves, found, wanted, strict=True):
         assert distance(a, b) < 1e-9, n
+
+
+def test_a_line_that_asks_what_is_solved_at_its_tick() -> None:
+    """Not compiled; the reference runs it."""
+    memory = nlc.memory(
+        "nl 1\nmemory m(q[n], k[n], v[n]) { state M : matrix(n, n)\nasked = q + M(q)\n"
+        "objective sum(length(M(past(k)) - past(v))^2) / 2 + sum(M^2) / 2\nlearn exact\n"
+        "read M(asked)\n}\n"
+    )
+    x = {n: torch.randn(1, 5, 1, 3).double() for n in "qkv"}
+    with pytest.raises(nlc.SpecError, match=r"NL701.* a line of `m` that asks what `learn exact`"):
+        memory(**x)
+    y, _ = nlc.reference(memory.spec(**x))(x)
+    k, v, q = (x[n][0, :, 0] for n in "kvq")
+    for t in range(5):
+        keys, values = k[: t + 1], v[: t + 1]
+        M = torch.linalg.solve(keys.T @ keys + torch.eye(3), keys.T @ values).T
+        assert near(y[0, t, 0], M @ (q[t] + M @ q[t])) < 1e-9

@@ -19,6 +19,7 @@ CHECKS: tuple[Check, ...] = (
     clocks.nl205,
     clocks.nl206,
     clocks.nl209,
+    clocks.nl210,
     transfers.nl301,
     transfers.nl302,
     transfers.nl305,
@@ -35,6 +36,7 @@ CHECKS: tuple[Check, ...] = (
 
 
 ALONE: tuple[Check, ...] = (
+    clocks.nl210,
     gradients.nl207,
     gradients.nl208,
     gradients.nl404,

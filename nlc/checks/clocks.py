@@ -1,5 +1,6 @@
 """Clocks: what can never fire (NL203), what has no tick to be solved at (NL205), what a reset cuts
-short (NL206), what is to be drawn anew and is never reset (NL209).
+short (NL206), what is to be drawn anew and is never reset (NL209), what is solved from its own
+solution (NL210).
 """
 
 from __future__ import annotations
@@ -7,10 +8,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 
 from ..diagnostics import Diagnostic, Fix
-from ..system import Box, Clock, Level, State
+from ..system import Box, Clock, Level, State, Term
 from ..text import Span
 from .facts import Facts, header, inside
-from .terms import exact, optimizers_of, served_by
+from .terms import distinct, exact, optimizers_of, served_by
 
 
 def nl203(facts: Facts) -> Iterator[Diagnostic]:
@@ -124,6 +125,35 @@ def nl205(facts: Facts) -> Iterator[Diagnostic]:
                     yield Diagnostic(
                         "NL205", message, span, "give the level a clock: `every token`"
                     )
+
+
+def nl210(facts: Facts) -> Iterator[Diagnostic]:
+    """What is solved when it is read is made of lines that do not wait for it (2.9.4)."""
+    for box in facts.system.boxes:
+        for state in filter(exact, box.states):
+            seen, waiting = {state.name}, [state]
+            while waiting:
+                for term in asked_first(facts, box, waiting.pop()):
+                    other = term.info.state
+                    if other is state:
+                        message = f"`{state.name}` is solved from a line that asks for its solution"
+                        yield Diagnostic("NL210", message, term.span)
+                    elif other.name not in seen:
+                        seen.add(other.name)
+                        waiting.append(other)
+
+
+def asked_first(facts: Facts, box: Box, state: State) -> Iterator[Term]:
+    """Where the objective of a solved state asks for solved states of the box: what it names of
+    others, and what its lines name.
+    """
+    if state.rule.objective is None:
+        return
+    own = set(map(id, distinct([state.rule.objective])))
+    for term in facts.through_lines(box, [state.rule.objective]):
+        named = term.op in ("state", "apply") and term.info.box is box and exact(term.info.state)
+        if named and not (id(term) in own and term.info.state is state):
+            yield term
 
 
 def nl206(facts: Facts) -> Iterator[Diagnostic]:

@@ -27,13 +27,14 @@ def _clocked(
     return system("\n".join(row for row in rows if row), call or "x += slow(norm(x))")
 
 
-def _solved(clock: str) -> str:
+def _solved(clock: str, near: str = "x") -> str:
     """A state that is the nearest vector to what came in."""
+    made = "" if near == "x" else f"\n              y = {near}"
     return system(
         f"""
             level nearest(x) {clock} {{
-              state     z : vector(width)
-              objective sum((z - x)^2)
+              state     z : vector(width){made}
+              objective sum((z - {"y" if made else "x"})^2)
               learn     exact
               read      z
             }}
@@ -153,5 +154,15 @@ CODES: dict[str, Code] = {
         anew, as in `reset every 8 sequences`.""",
         _clocked("every 16 tokens", reset="reset     never", start=" = fresh(normal(0.1))"),
         _clocked("every 16 tokens", start=" = fresh(normal(0.1))"),
+    ),
+    "NL210": code(
+        "a solution that waits for itself",
+        """`learn exact` solves the objective with the token that is there, so what the objective is
+        made of must be known before the solution is. A line that asks the state is not; nor are two
+        states that are each solved from the other. Ask for what another memory knows, or let the
+        state change a little at each token, by `gradient`: a line then sees it as the token before
+        has left it.""",
+        _solved("always", near="x + z"),
+        _solved("always", near="norm(x)"),
     ),
 }
