@@ -174,12 +174,9 @@ def nl502(facts: Facts) -> Iterator[Diagnostic]:
     for box in facts.system.boxes:
         for state in box.states:
             start = uniform_start(state)
-            links = state.rule.through
-            if start is None or not links:
-                continue
-            for link in links.values():
-                if broken(link, start):
-                    yield infinite(facts, box, state, link)
+            for link in (state.rule.through or {}).values():
+                if broken(link, BELOW if start is None else start):
+                    yield infinite(facts, box, state, link, drawn=start is None)
                     break
 
     yield from steep_factors(facts)
@@ -223,16 +220,20 @@ def of_state(term: Term, box: Box, state: State) -> bool:
 SCALED = ("mul", "div", "neg", "transpose", "reshape", "stop")
 
 
-def infinite(facts: Facts, box: Box, state: State, link: Lambda) -> Diagnostic:
+def infinite(facts: Facts, box: Box, state: State, link: Lambda, drawn: bool) -> Diagnostic:
     at = link.body.span
     text = next((t.span.text for t in link.body.walk() if t.op == "argument"), at.text)
     span = facts.place(header(state.span), header(box.level.span) if box.level else at)
     help = "start from `= normal(0.02)`"
-    if broken(link, -0.02):  # a logarithm or a root: half of what normal draws is below 0
+    if broken(link, BELOW):  # a logarithm or a root
         help = "take a link that is a number on both sides of 0, as `softmax` or `exp`"
-    return Diagnostic(
-        "NL502", f"`{text}` is infinite at the start `zeros` of `{state.name}`", span, help
-    )
+    what = f"`{text}` is infinite at the start `zeros` of `{state.name}`"
+    if drawn:
+        what = f"`{text}` is no number where `{state.name}` starts below 0, as half of a draw does"
+    return Diagnostic("NL502", what, span, help)
+
+
+BELOW = -0.02  # half of what normal draws
 
 
 def uniform_start(state: State) -> float | None:

@@ -54,7 +54,8 @@ CODES: dict[str, Code] = {
         takes the logarithm or a negative power of zero, so it is infinite or no number at all;
         everything made from it is lost. With `retain .. through f` the function f is taken at the
         start of the state, and zeros are the usual start of a matrix. Give the state another start
-        (`= normal(0.02)`), or add a small number where the division is. The orthogonal factor
+        (`= normal(0.02)`, if f is a number on both sides of 0, as a logarithm is not), or add a
+        small number where the division is. The orthogonal factor
         `qr(M)` of a matrix without rank is a number, but its derivative is none: an objective must
         not ask for it there, and where only a read does, it is a warning.""",
         _dual(""),
