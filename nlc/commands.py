@@ -280,10 +280,19 @@ def _explain(arguments: Arguments) -> int:
     from .driver import SpecError, check_file
     from .explain import explain
 
-    checked = check_file(_find(arguments.file), dict(arguments.settings))
+    checked = check_file(_find(_memory_file(arguments.file)), dict(arguments.settings))
     if checked.errors:
         raise SpecError(checked.diagnostics)
     return _emit(explain(checked, arguments.format), arguments.output)
+
+
+def _memory_file(name: str) -> str:
+    """A shipped memory by its name alone, as `nlc.memory` takes it, where no system has it."""
+    from .driver import locate
+    from .operation.declared import ALIASES
+
+    own = f"memory/{ALIASES.get(name, name)}"
+    return own if not locate(name).exists() and locate(own).exists() else name
 
 
 def _build_words(parser: Parser) -> None:

@@ -248,6 +248,21 @@ def test_explain_knows_codes_and_specs(place: Path, capsys: pytest.CaptureFixtur
     assert "training" in capsys.readouterr().out
 
 
+def test_explain_takes_a_memory_by_its_name_at_given_sizes(
+    place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert nlc("explain", "kda", "--set", "n=16", "--set", "m=32") == 0
+    page = capsys.readouterr().out
+    assert page.startswith("memory kda(q[16], k[16], v[32], alpha[16], beta)")
+    assert "512 numbers, 2 KiB a sample" in page
+    assert nlc("explain", "softmax") == 0
+    assert capsys.readouterr().out.startswith("memory attend(")
+    assert nlc("explain", "kda", "--set", "n=0") == 1
+    assert "`n` is a size, a whole number above 0, and was given 0" in capsys.readouterr().err
+    assert nlc("explain", "kda", "--set", "z=1") == 1
+    assert "has no setting `z`; it has n, m" in capsys.readouterr().err
+
+
 def test_a_closed_pipe_is_quiet(place: Path) -> None:
     child = subprocess.Popen(
         [sys.executable, "-m", "nlc", "graph", "hope"],

@@ -61,12 +61,19 @@ def resolve(
 
 
 def tell_unknown(r: Resolver, file: S.File, given: Mapping[str, Any]) -> None:
-    """Settings that nothing in a file without a system has."""
+    """Settings that nothing in a file without a system has, and sizes that are none."""
     items = [i for i in file.items if isinstance(i, S.Memory | S.Optimizer)]
     known = [p.name.id for i in items for p in i.params if p.default is not None]
+    sized = [n for i in items for n in named_sizes(i)]
     for name in (n for n in given if n not in known):
-        near = get_close_matches(name, known, n=1)
-        own = ", ".join(dict.fromkeys(known)) or "none"
+        if name in sized:
+            n = given[name]
+            if isinstance(n, bool) or not isinstance(n, int) or n < 1:
+                told = f"`{name}` is a size, a whole number above 0, and was given {n!r}"
+                r.report("NL601", told, items[0].name.span)
+            continue
+        near = get_close_matches(name, known + sized, n=1)
+        own = ", ".join(dict.fromkeys(known + sized)) or "none"
         hint = f"; did you mean `{near[0]}`?" if near else f"; it has {own}"
         what, span = "this file", file.span
         if len(items) == 1:
@@ -87,13 +94,20 @@ def declared_alone(
         if isinstance(declared, Declared) and declared.node is item:
             own = {p.name.id for p in item.params if p.default is not None}
             settings = {n: value for n, value in given.items() if n in own}
-            found, told = best_example(r, declared, settings)
+            sizes = {n: given[n] for n in named_sizes(item) if n in given and n not in own}
+            found, told = best_example(r, declared, settings, sizes)
             r.retell(told)
             yield from found
 
 
+def named_sizes(item: S.Node) -> list[str]:
+    """The sizes in the brackets of a memory's inputs."""
+    streams = [p for p in item.params if p.default is None] if isinstance(item, S.Memory) else []
+    return list(dict.fromkeys(d.id for p in streams for d in p.dims if isinstance(d, S.Name)))
+
+
 def best_example(
-    r: Resolver, declared: Declared, settings: Mapping[str, Any]
+    r: Resolver, declared: Declared, settings: Mapping[str, Any], given: Mapping[str, int]
 ) -> tuple[list[Box], list[Diagnostic]]:
     """The first example sizes that fit. What fits none may be meant for others, if a size is open:
     then only what does not depend on sizes is told, and what none of them mends, and a size that is
@@ -101,7 +115,7 @@ def best_example(
     """
     node = declared.node
     tries: list[tuple[list[Box], list[Diagnostic], dict[str, int]]] = []
-    for sizes in example_sizes(node):
+    for sizes in (each | dict(given) for each in example_sizes(node)):
         boxes, told = example(r, declared, sizes, settings)
         if not told:
             return boxes, told
@@ -143,7 +157,7 @@ def example_sizes(node: S.Node) -> Iterator[dict[str, int]]:
         yield from ({"": 0}, {"": 8})
         return
     streams = [p for p in node.params if p.default is None]
-    named = dict.fromkeys(d.id for p in streams for d in p.dims if isinstance(d, S.Name))
+    named = named_sizes(node)
     bare = [p.name.id for p in streams if not p.dims]
     numbers = (n.value for n in S.walk(node) if isinstance(n, S.Number))
     written = (int(n) for n in numbers if n == int(n) and 1 < n <= 1024)
